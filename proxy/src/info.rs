@@ -1,0 +1,230 @@
+//! What is known of one connection and of one stream, collected while it passes and read by filters,
+//! access logs, metrics and the Mixer report. Envoy calls it `StreamInfo`.
+
+use std::{
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::head::Protocol;
+
+/// Facts of a downstream connection, fixed once it is accepted and its handshake is done.
+#[derive(Debug)]
+pub struct ConnectionInfo {
+    /// Unique in this process.
+    pub id: u64,
+    /// The peer (after PROXY protocol).
+    pub remote: SocketAddr,
+    /// The address the peer meant (the original destination).
+    pub local: SocketAddr,
+    /// Present when the connection is TLS.
+    pub tls: Option<TlsInfo>,
+    /// Server name of the ClientHello, whether or not TLS ended here.
+    pub requested_server_name: Option<Arc<str>>,
+    /// Accept time.
+    pub started: Instant,
+}
+
+/// Facts of a TLS session as one side sees them.
+#[derive(Clone, Debug, Default)]
+pub struct TlsInfo {
+    /// `TLSv1.2` or `TLSv1.3`.
+    pub version: &'static str,
+    /// IANA/OpenSSL name of the cipher suite.
+    pub cipher: String,
+    /// Negotiated ALPN protocol.
+    pub alpn: Option<Bytes>,
+    /// URI SAN of the peer's verified certificate (a SPIFFE ID in the mesh).
+    pub peer_uri_san: Option<Arc<str>>,
+    /// Subject of the peer's verified certificate, RFC 2253.
+    pub peer_subject: Option<Arc<str>>,
+    /// SHA-256 of the peer's certificate, hex.
+    pub peer_fingerprint: Option<Arc<str>>,
+    /// DNS SANs of the peer's certificate.
+    pub peer_dns_sans: Vec<Arc<str>>,
+    /// PEM of the peer's certificate, made when somebody needs it (XFCC `Cert`).
+    pub peer_certificate_der: Option<Bytes>,
+    /// URI SAN of our own certificate.
+    pub local_uri_san: Option<Arc<str>>,
+    /// Subject of our own certificate.
+    pub local_subject: Option<Arc<str>>,
+}
+
+impl TlsInfo {
+    /// Whether the peer presented a certificate that was verified.
+    pub fn is_mutual(&self) -> bool {
+        self.peer_certificate_der.is_some()
+    }
+}
+
+macro_rules! flags {
+    ($($name:ident = $bit:literal, $short:literal, $doc:literal;)+) => {
+        impl ResponseFlags {
+            $(#[doc = $doc] pub const $name: ResponseFlags = ResponseFlags(1 << $bit);)+
+            const ALL: &[(ResponseFlags, &'static str)] = &[$((ResponseFlags::$name, $short)),+];
+        }
+    };
+}
+
+/// Why a response is not what the upstream sent; printed by `%RESPONSE_FLAGS%`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ResponseFlags(u32);
+
+flags! {
+    FAILED_LOCAL_HEALTH_CHECK = 0, "LH", "Local health check failed.";
+    NO_HEALTHY_UPSTREAM = 1, "UH", "No host of the cluster may be used.";
+    UPSTREAM_REQUEST_TIMEOUT = 2, "UT", "The route's timeout ran out.";
+    LOCAL_RESET = 3, "LR", "We reset the stream.";
+    UPSTREAM_REMOTE_RESET = 4, "UR", "The upstream reset the stream.";
+    UPSTREAM_CONNECTION_FAILURE = 5, "UF", "Connecting to the upstream failed.";
+    UPSTREAM_CONNECTION_TERMINATION = 6, "UC", "The upstream closed the connection.";
+    UPSTREAM_OVERFLOW = 7, "UO", "A circuit breaker refused the request.";
+    NO_ROUTE_FOUND = 8, "NR", "No route or filter chain matched.";
+    DELAY_INJECTED = 9, "DI", "The fault filter delayed the request.";
+    FAULT_INJECTED = 10, "FI", "The fault filter aborted the request.";
+    RATE_LIMITED = 11, "RL", "A rate limit refused the request.";
+    UNAUTHORIZED_EXTERNAL_SERVICE = 12, "UAEX", "An external authorizer refused the request.";
+    DOWNSTREAM_CONNECTION_TERMINATION = 13, "DC", "The downstream left.";
+    UPSTREAM_RETRY_LIMIT_EXCEEDED = 14, "URX", "No retries (or connect attempts) were left.";
+    STREAM_IDLE_TIMEOUT = 15, "SI", "The stream was idle too long.";
+    INVALID_ENVOY_REQUEST_HEADERS = 16, "IH", "An `x-envoy-*` header was not valid.";
+    DOWNSTREAM_PROTOCOL_ERROR = 17, "DPE", "The downstream broke the protocol.";
+    UPSTREAM_MAX_STREAM_DURATION = 18, "UMSDR", "The stream's longest duration ran out.";
+    NO_CLUSTER_FOUND = 19, "NC", "The route's cluster does not exist.";
+    DURATION_TIMEOUT = 20, "DT", "The connection's longest duration ran out.";
+    UPSTREAM_PROTOCOL_ERROR = 21, "UPE", "The upstream broke the protocol.";
+}
+
+impl ResponseFlags {
+    /// Adds flags.
+    pub fn set(&mut self, other: ResponseFlags) {
+        self.0 |= other.0;
+    }
+
+    /// Whether all of `other` are set.
+    pub fn contains(self, other: ResponseFlags) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Whether none is set.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Envoy's short form: `UF,URX`, or `-`.
+    pub fn short(self) -> String {
+        if self.is_empty() {
+            return "-".to_owned();
+        }
+        let names: Vec<_> = ResponseFlags::ALL
+            .iter()
+            .filter(|(flag, _)| self.contains(*flag))
+            .map(|(_, short)| *short)
+            .collect();
+        names.join(",")
+    }
+}
+
+/// Facts of one stream: an HTTP request, or a TCP connection seen by `tcp_proxy`.
+#[derive(Debug)]
+pub struct StreamInfo {
+    /// The connection it came on.
+    pub connection: Rc<ConnectionInfo>,
+    /// Wall clock at the first byte of the head; the one time the clock is read.
+    pub start_time: SystemTime,
+    /// Monotonic clock at the same moment.
+    pub start: Instant,
+    /// HTTP protocol of the downstream; `None` for TCP.
+    pub protocol: Option<Protocol>,
+    /// Address of the original client (x-forwarded-for rules applied).
+    pub downstream_remote: SocketAddr,
+    /// Name of the matched route.
+    pub route_name: Option<Arc<str>>,
+    /// Name of the virtual host.
+    pub virtual_host: Option<Arc<str>>,
+    /// Name of the cluster the stream went to (or was to go to).
+    pub upstream_cluster: Option<Arc<str>>,
+    /// The host of the last attempt.
+    pub upstream_host: Option<SocketAddr>,
+    /// Our address on the upstream connection.
+    pub upstream_local: Option<SocketAddr>,
+    /// Why connecting failed.
+    pub upstream_transport_failure: Option<String>,
+    /// Upstream TLS session.
+    pub upstream_tls: Option<Arc<TlsInfo>>,
+    /// Requests sent upstream, retries included.
+    pub upstream_attempts: u32,
+    /// Status sent downstream; 0 while none was sent.
+    pub response_code: u16,
+    /// Envoy's `%RESPONSE_CODE_DETAILS%`, e.g. `via_upstream`.
+    pub response_code_details: &'static str,
+    /// Why the response is not the upstream's.
+    pub flags: ResponseFlags,
+    /// Body bytes received from the downstream.
+    pub bytes_received: u64,
+    /// Body bytes sent to the downstream.
+    pub bytes_sent: u64,
+    /// Request body received entirely, since `start`.
+    pub request_end: Option<Duration>,
+    /// First response byte from the upstream, since `start`.
+    pub upstream_first_byte: Option<Duration>,
+    /// Last response byte sent, since `start`; set when the stream ends.
+    pub response_end: Option<Duration>,
+    /// gRPC status from trailers or headers.
+    pub grpc_status: Option<i32>,
+    /// What Mixer said, for the report: status code and message, and whether the cache answered.
+    pub mixer: Option<MixerVerdict>,
+}
+
+/// The outcome of the Mixer filter for the report's `check.*` and `quota.*` attributes.
+#[derive(Clone, Debug, Default)]
+pub struct MixerVerdict {
+    /// google.rpc.Code of the refusal, 0 if the check passed.
+    pub code: i32,
+    /// Message of the refusal.
+    pub message: String,
+    /// The check was answered from the cache.
+    pub check_cache_hit: bool,
+    /// The quota was answered from the cache.
+    pub quota_cache_hit: bool,
+}
+
+impl StreamInfo {
+    /// A stream that begins now.
+    pub fn new(connection: Rc<ConnectionInfo>, protocol: Option<Protocol>) -> StreamInfo {
+        StreamInfo {
+            downstream_remote: connection.remote,
+            connection,
+            start_time: now(),
+            start: Instant::now(),
+            protocol,
+            route_name: None,
+            virtual_host: None,
+            upstream_cluster: None,
+            upstream_host: None,
+            upstream_local: None,
+            upstream_transport_failure: None,
+            upstream_tls: None,
+            upstream_attempts: 0,
+            response_code: 0,
+            response_code_details: "",
+            flags: ResponseFlags::default(),
+            bytes_received: 0,
+            bytes_sent: 0,
+            request_end: None,
+            upstream_first_byte: None,
+            response_end: None,
+            grpc_status: None,
+            mixer: None,
+        }
+    }
+}
+
+fn now() -> SystemTime {
+    SystemTime::now()
+}
