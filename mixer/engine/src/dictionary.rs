@@ -1,0 +1,172 @@
+//! Words as numbers: the global dictionary both ends know, and the words a message brings along.
+//!
+//! An index of 0 and above is a word of the global dictionary, an index below 0 is the message's word
+//! at position `-index-1`.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::{Arc, LazyLock};
+
+pub use lateen_protocols::dictionary::{BASE_WORDS, GLOBAL_WORDS};
+
+use crate::text::Text;
+
+/// The hash of the static table. Nobody can add words to that table, so it need not resist floods.
+#[derive(Clone, Copy, Debug)]
+struct WordHasher(u64);
+
+impl Default for WordHasher {
+    fn default() -> WordHasher {
+        WordHasher(0xcbf2_9ce4_8422_2325) // FNV-1a offset basis
+    }
+}
+
+impl Hasher for WordHasher {
+    fn finish(&self) -> u64 {
+        self.0 ^ (self.0 >> 32)
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word.iter_mut()
+                .zip(chunk)
+                .for_each(|(to, from)| *to = *from);
+            self.0 = (self.0 ^ u64::from_le_bytes(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            self.0 ^= self.0 >> 29;
+        }
+    }
+}
+
+type StaticTable = HashMap<&'static str, i32, BuildHasherDefault<WordHasher>>;
+
+static BY_WORD: LazyLock<StaticTable> = LazyLock::new(|| {
+    let mut table = StaticTable::default();
+    for (index, word) in (0..).zip(GLOBAL_WORDS) {
+        table.entry(*word).or_insert(index);
+    }
+    table
+});
+
+/// The index of a word in the global dictionary.
+pub fn global_index(word: &str) -> Option<i32> {
+    BY_WORD.get(word).copied()
+}
+
+/// The word at an index of the global dictionary.
+pub fn global_word(index: i32) -> Option<&'static str> {
+    GLOBAL_WORDS.get(usize::try_from(index).ok()?).copied()
+}
+
+/// Gives words numbers while a message is written.
+#[derive(Debug, Default)]
+pub struct WordList {
+    global_words: i32,
+    words: Vec<String>,
+    index: HashMap<String, i32>,
+}
+
+impl WordList {
+    /// For a reader that knows the first `global_words` words of the global dictionary.
+    pub fn new(global_words: usize) -> WordList {
+        let global_words = i32::try_from(global_words.min(GLOBAL_WORDS.len())).unwrap_or(0);
+        WordList {
+            global_words,
+            ..WordList::default()
+        }
+    }
+
+    /// The index of a word; adds it to the message when it is not global.
+    pub fn index(&mut self, word: &str) -> i32 {
+        if let Some(index) = global_index(word).filter(|index| *index < self.global_words) {
+            return index;
+        }
+        if let Some(index) = self.index.get(word) {
+            return *index;
+        }
+        self.words.push(word.to_owned());
+        // A message of 2^31 words does not fit in memory, so this never saturates.
+        let index = i32::try_from(self.words.len()).map_or(i32::MIN, |n| -n);
+        self.index.insert(word.to_owned(), index);
+        index
+    }
+
+    /// The message's words.
+    pub fn into_words(self) -> Vec<String> {
+        self.words
+    }
+}
+
+/// The words of a message that is read, all in one buffer.
+#[derive(Clone, Debug)]
+pub(crate) struct MessageWords {
+    buffer: Arc<str>,
+    ends: Vec<usize>,
+}
+
+impl MessageWords {
+    pub(crate) fn new(words: &[String]) -> MessageWords {
+        let mut buffer = String::with_capacity(words.iter().map(String::len).sum());
+        let ends = words
+            .iter()
+            .map(|word| {
+                buffer.push_str(word);
+                buffer.len()
+            })
+            .collect();
+        MessageWords {
+            buffer: buffer.into(),
+            ends,
+        }
+    }
+
+    /// The word at an index; `None` when neither dictionary has it.
+    pub(crate) fn get(&self, index: i32) -> Option<Text> {
+        if index >= 0 {
+            return global_word(index).map(Text::from_static);
+        }
+        let position = usize::try_from(-(i64::from(index) + 1)).ok()?;
+        let end = *self.ends.get(position)?;
+        let start = match position.checked_sub(1) {
+            Some(before) => *self.ends.get(before)?,
+            None => 0,
+        };
+        Text::part(&self.buffer, start, end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_global_word_is_found() {
+        for (index, word) in (0..).zip(GLOBAL_WORDS) {
+            assert_eq!(global_index(word), Some(index), "{word}");
+            assert_eq!(global_word(index), Some(*word));
+        }
+        assert_eq!(global_index("no such word"), None);
+        assert_eq!(global_word(-1), None);
+    }
+
+    #[test]
+    fn words_past_the_agreed_count_travel_with_the_message() {
+        let mut list = WordList::new(1);
+        assert_eq!(list.index("source.ip"), 0);
+        assert_eq!(list.index("source.name"), -1);
+        assert_eq!(list.index("ours"), -2);
+        assert_eq!(list.index("source.name"), -1);
+        assert_eq!(list.into_words(), ["source.name", "ours"]);
+    }
+
+    #[test]
+    fn message_words_are_counted_from_minus_one() {
+        let words = MessageWords::new(&["a".into(), String::new(), "bc".into()]);
+        let all: Vec<_> = (-4..=0).map(|i| words.get(i)).collect();
+        let text = |t: &str| Some(Text::from(t));
+        assert_eq!(
+            all,
+            [None, text("bc"), text(""), text("a"), text("source.ip")]
+        );
+        assert_eq!(words.get(i32::MIN), None);
+    }
+}
