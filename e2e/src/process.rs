@@ -1,0 +1,204 @@
+//! One program of the mesh as a child process, its output in a log file.
+
+use std::{
+    fs::File,
+    io,
+    os::unix::process::ExitStatusExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+/// How long a program gets after SIGTERM before SIGKILL.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Where the programs are: `LATEEN_BIN_DIR`, else beside the running program (or its parent folder,
+/// where cargo puts them when the running program is a test).
+///
+/// # Errors
+/// `name` is in none of them.
+pub fn program(name: &str) -> anyhow::Result<PathBuf> {
+    let mut folders = Vec::new();
+    if let Some(folder) = std::env::var_os("LATEEN_BIN_DIR") {
+        folders.push(PathBuf::from(folder));
+    }
+    let own = std::env::current_exe()?;
+    folders.extend(own.ancestors().skip(1).take(2).map(Path::to_owned));
+    folders
+        .iter()
+        .map(|folder| folder.join(name))
+        .find(|path| path.is_file())
+        .with_context(|| {
+            format!(
+                "no program {name:?} in {folders:?}; build it first: cargo build --workspace --bins"
+            )
+        })
+}
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// Name in logs and file names.
+    pub name: String,
+    /// The program.
+    pub path: PathBuf,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// Environment variables beside the inherited ones.
+    pub env: Vec<(String, String)>,
+    /// Puts the program in a process group of its own, so that a Ctrl-C meant for us does not reach it.
+    pub own_group: bool,
+}
+
+/// A running program; ended when dropped.
+#[derive(Debug)]
+pub struct Process {
+    spec: Spec,
+    log: PathBuf,
+    child: Child,
+}
+
+impl Process {
+    /// Starts it; output is appended to `LOGS/NAME.log`.
+    ///
+    /// # Errors
+    /// The log cannot be written or the program cannot be started.
+    pub fn start(spec: Spec, logs: &Path) -> anyhow::Result<Process> {
+        let log = logs.join(format!("{}.log", spec.name));
+        let child = spawn(&spec, &log)?;
+        Ok(Process { spec, log, child })
+    }
+
+    /// Name it was started under.
+    pub fn name(&self) -> &str {
+        &self.spec.name
+    }
+
+    /// The log file.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// Process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Everything it has printed so far.
+    pub fn output(&self) -> String {
+        std::fs::read(&self.log)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    }
+
+    /// Its exit status if it has ended.
+    ///
+    /// # Errors
+    /// The operating system does not say.
+    pub fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.child.try_wait()
+    }
+
+    /// An error with the last lines of the log if it has ended.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn check(&mut self) -> anyhow::Result<()> {
+        let Some(status) = self.child.try_wait()? else {
+            return Ok(());
+        };
+        let output = self.output();
+        let lines: Vec<_> = output.lines().collect();
+        let tail = lines[lines.len().saturating_sub(15)..].join("\n");
+        let how = match status.signal() {
+            Some(signal) => format!("was ended by signal {signal}"),
+            None => format!("exited with {}", status.code().unwrap_or(-1)),
+        };
+        anyhow::bail!("{} {how}; its last lines:\n{tail}", self.spec.name)
+    }
+
+    /// Ends it at once, as a crash would.
+    ///
+    /// # Errors
+    /// The operating system refuses.
+    pub fn crash(&mut self) -> io::Result<()> {
+        self.child.kill()?;
+        self.child.wait().map(drop)
+    }
+
+    /// Starts it again with the same arguments; it must have ended.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn restart(&mut self) -> anyhow::Result<()> {
+        self.child = spawn(&self.spec, &self.log)?;
+        Ok(())
+    }
+
+    /// Sends SIGTERM; `stopped` or the drop waits for the end.
+    pub fn terminate(&mut self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    /// Waits for the end, SIGKILL after a grace period.
+    pub fn stopped(&mut self) -> Option<ExitStatus> {
+        let deadline = Instant::now() + GRACE;
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => return Some(status),
+                Ok(None) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                _ => break,
+            }
+        }
+        tracing::warn!(
+            program = self.spec.name,
+            "did not end within {GRACE:?}; killing it"
+        );
+        drop(self.child.kill());
+        self.child.wait().ok()
+    }
+
+    fn signal(&mut self, signal: Signal) {
+        if let (Ok(None), Ok(id)) = (self.child.try_wait(), i32::try_from(self.child.id())) {
+            // It may have ended in between, which is what was wanted.
+            kill(Pid::from_raw(id), signal).ok();
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.terminate();
+        self.stopped();
+    }
+}
+
+fn spawn(spec: &Spec, log: &Path) -> anyhow::Result<Child> {
+    use std::os::unix::process::CommandExt as _;
+    let file = File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .with_context(|| format!("cannot write {}", log.display()))?;
+    let mut command = Command::new(&spec.path);
+    command
+        .args(&spec.args)
+        .envs(spec.env.iter().map(|(name, value)| (name, value)))
+        .stdin(Stdio::null())
+        .stdout(file.try_clone()?)
+        .stderr(file);
+    if spec.own_group {
+        command.process_group(0);
+    }
+    command
+        .spawn()
+        .with_context(|| format!("cannot start {}", spec.path.display()))
+}
