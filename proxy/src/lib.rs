@@ -8,5 +8,12 @@
 //! and the main runtime (xDS, admin, SDS, telemetry export). They meet in [`shared::Shared`]: immutable
 //! tables behind `ArcSwap`, replaced whole by the main runtime and only read by the workers.
 
+#![allow(deprecated, reason = "Envoy deprecates fields that control planes still send")]
+
 pub mod head;
 pub mod info;
+pub mod tls;
+pub mod secret;
+pub mod stats;
+pub mod drain;
+pub mod config_error;

@@ -1,1 +1,3 @@
+//! The proxy's program: parse, build, run, drain.
+
 fn main() {}
