@@ -1,0 +1,177 @@
+//! Bodies: a stream of data frames, perhaps ended by trailers. Bodies live on one worker (`!Send`).
+//!
+//! Of an upgraded stream (WebSocket), the request body yields the bytes the downstream sends after the
+//! `101` and the response body the bytes the upstream sends after it; neither has trailers.
+
+use std::{
+    fmt,
+    future::poll_fn,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::{Bytes, BytesMut};
+
+use crate::head::Headers;
+
+/// A piece of a body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// Bytes.
+    Data(Bytes),
+    /// The end, with trailers.
+    Trailers(Headers),
+}
+
+/// Why a body ended before its end.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BodyError {
+    /// The connection ended.
+    #[error("the connection was closed")]
+    Disconnected,
+    /// The peer reset the stream, with its HTTP/2 error code if it is HTTP/2.
+    #[error("the peer reset the stream")]
+    Reset(Option<u32>),
+    /// The peer broke the protocol.
+    #[error("the peer broke the protocol: {0}")]
+    Protocol(String),
+    /// We gave up waiting.
+    #[error("timed out")]
+    Timeout,
+    /// More bytes than allowed.
+    #[error("the body is too large")]
+    TooLarge,
+}
+
+/// Where a body comes from.
+pub trait Source {
+    /// The next frame; `None` at the end. Not called again after `None`, an error or trailers.
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame, BodyError>>>;
+
+    /// Whether it is known that no frame will come.
+    fn is_end_stream(&self) -> bool {
+        false
+    }
+
+    /// The number of data bytes to come, if known.
+    fn exact_length(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// A body.
+#[derive(Default)]
+pub struct Body {
+    kind: Kind,
+}
+
+#[derive(Default)]
+enum Kind {
+    #[default]
+    Empty,
+    Full(Bytes),
+    Stream(Pin<Box<dyn Source>>),
+}
+
+impl Body {
+    /// No body.
+    pub fn empty() -> Body {
+        Body::default()
+    }
+
+    /// One piece of data.
+    pub fn full(data: impl Into<Bytes>) -> Body {
+        let data = data.into();
+        let kind = if data.is_empty() {
+            Kind::Empty
+        } else {
+            Kind::Full(data)
+        };
+        Body { kind }
+    }
+
+    /// A body that arrives piece by piece.
+    pub fn stream(source: impl Source + 'static) -> Body {
+        Body {
+            kind: Kind::Stream(Box::pin(source)),
+        }
+    }
+
+    /// Whether it is known that no frame will come (then the head may say so).
+    pub fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Empty => true,
+            Kind::Full(_) => false,
+            Kind::Stream(source) => source.is_end_stream(),
+        }
+    }
+
+    /// The number of data bytes to come, if known.
+    pub fn exact_length(&self) -> Option<u64> {
+        match &self.kind {
+            Kind::Empty => Some(0),
+            Kind::Full(data) => Some(data.len() as u64),
+            Kind::Stream(source) => source.exact_length(),
+        }
+    }
+
+    /// The next frame; `None` at the end, and ever after an error or trailers.
+    pub fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame, BodyError>>> {
+        match &mut self.kind {
+            Kind::Empty => Poll::Ready(None),
+            Kind::Full(data) => {
+                let data = std::mem::take(data);
+                self.kind = Kind::Empty;
+                Poll::Ready(Some(Ok(Frame::Data(data))))
+            }
+            Kind::Stream(source) => {
+                let polled = source.as_mut().poll_frame(cx);
+                if matches!(
+                    polled,
+                    Poll::Ready(None | Some(Err(_) | Ok(Frame::Trailers(_))))
+                ) {
+                    self.kind = Kind::Empty;
+                }
+                polled
+            }
+        }
+    }
+
+    /// The next frame. Cancel-safe: a dropped call loses nothing.
+    pub async fn frame(&mut self) -> Option<Result<Frame, BodyError>> {
+        poll_fn(|cx| self.poll_frame(cx)).await
+    }
+
+    /// All data up to `limit` bytes; trailers are dropped.
+    ///
+    /// # Errors
+    /// [`BodyError::TooLarge`] beyond the limit, or what the body ended with.
+    pub async fn collect(mut self, limit: usize) -> Result<Bytes, BodyError> {
+        let mut all = BytesMut::new();
+        while let Some(frame) = self.frame().await {
+            if let Frame::Data(data) = frame? {
+                if all.len() + data.len() > limit {
+                    return Err(BodyError::TooLarge);
+                }
+                all.extend_from_slice(&data);
+            }
+        }
+        Ok(all.freeze())
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            Kind::Empty => f.write_str("Body(empty)"),
+            Kind::Full(data) => write!(f, "Body({} bytes)", data.len()),
+            Kind::Stream(_) => f.write_str("Body(stream)"),
+        }
+    }
+}
