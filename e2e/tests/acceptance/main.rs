@@ -1,0 +1,14 @@
+//! The acceptance table as tests: given a configuration, this traffic has that outcome. Test names begin
+//! with the row's id. Every test runs the real programs; rows about routing run with stock Envoy as
+//! every sidecar too (`ENVOY_BIN`, which `make test` sets).
+#![cfg(test)]
+
+mod faults;
+mod gateway;
+mod hostile;
+mod mtls;
+mod policy;
+mod routing;
+mod samples;
+mod support;
+mod telemetry;

@@ -1,0 +1,300 @@
+//! A35, A41, A42, A49, A50: what Mixer decides, and what happens without it.
+
+use std::time::{Duration, Instant};
+
+use e2e::{mesh::Mesh, mesh::Options, samples};
+
+use super::{
+    routing::{ALL_RULES, reviews_to},
+    support::{Stars, ask, bookinfo, eventually, page, stars, stat},
+};
+
+/// Two requests of productpage per five seconds; everybody else has plenty.
+const QUOTA: &str = r#"
+apiVersion: config.istio.io/v1alpha2
+kind: handler
+metadata: { name: quotahandler, namespace: istio-system }
+spec:
+  compiledAdapter: memquota
+  params:
+    quotas:
+    - name: requestcount.instance.istio-system
+      maxAmount: 500
+      validDuration: 1s
+      overrides:
+      - dimensions: { destination: productpage }
+        maxAmount: 2
+        validDuration: 5s
+---
+apiVersion: config.istio.io/v1alpha2
+kind: instance
+metadata: { name: requestcount, namespace: istio-system }
+spec:
+  compiledTemplate: quota
+  params:
+    dimensions:
+      source: request.headers["x-forwarded-for"] | "unknown"
+      destination: destination.labels["app"] | destination.service.name | "unknown"
+      destinationVersion: destination.labels["version"] | "unknown"
+---
+apiVersion: config.istio.io/v1alpha2
+kind: QuotaSpec
+metadata: { name: request-count, namespace: istio-system }
+spec:
+  rules: [{ quotas: [{ charge: 1, quota: requestcount }] }]
+---
+apiVersion: config.istio.io/v1alpha2
+kind: QuotaSpecBinding
+metadata: { name: request-count, namespace: istio-system }
+spec:
+  quotaSpecs: [{ name: request-count, namespace: istio-system }]
+  services: [{ name: productpage, namespace: default }]
+---
+apiVersion: config.istio.io/v1alpha2
+kind: rule
+metadata: { name: quota, namespace: istio-system }
+spec:
+  actions:
+  - handler: quotahandler
+    instances: [requestcount]
+"#;
+
+#[tokio::test]
+async fn a35_quota_is_exact() -> anyhow::Result<()> {
+    let (mut mesh, client) = bookinfo(Options::default()).await?;
+    mesh.apply("quota.yaml", QUOTA).await?;
+    for round in 0..2 {
+        let started = Instant::now();
+        let mut allowed = 0;
+        for _ in 0..10 {
+            let response = page(&client, &mesh, None).await?;
+            match response.status {
+                200 => allowed += 1,
+                429 => assert_eq!(
+                    response.text(),
+                    "RESOURCE_EXHAUSTED:Quota is exhausted for: requestcount"
+                ),
+                other => panic!("status {other}: {}", response.text()),
+            }
+        }
+        assert!(
+            started.elapsed() < Duration::from_secs(5),
+            "the machine is too slow for this row"
+        );
+        assert_eq!(allowed, 2, "round {round}");
+        // The window is what is tested, so this waits by the clock.
+        tokio::time::sleep(Duration::from_millis(5200)).await;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a41_denier_on_reviews_v3() -> anyhow::Result<()> {
+    let (mut mesh, client) = bookinfo(Options::default()).await?;
+    let deny = r#"
+apiVersion: config.istio.io/v1alpha2
+kind: handler
+metadata: { name: denyreviewsv3handler }
+spec:
+  compiledAdapter: denier
+  params: { status: { code: 7, message: Not allowed } }
+---
+apiVersion: config.istio.io/v1alpha2
+kind: instance
+metadata: { name: denyreviewsv3request }
+spec: { compiledTemplate: checknothing }
+---
+apiVersion: config.istio.io/v1alpha2
+kind: rule
+metadata: { name: denyreviewsv3 }
+spec:
+  match: destination.labels["app"] == "ratings" && source.labels["app"] == "reviews" && source.labels["version"] == "v3"
+  actions:
+  - handler: denyreviewsv3handler
+    instances: [denyreviewsv3request]
+"#;
+    mesh.apply("destination-rules.yaml", ALL_RULES).await?;
+    mesh.apply("reviews.yaml", &reviews_to("v3", "")).await?;
+    assert_eq!(stars(&page(&client, &mesh, None).await?), Stars::Red);
+    mesh.apply("deny.yaml", deny).await?;
+    let response = page(&client, &mesh, None).await?;
+    assert!(
+        response
+            .text()
+            .contains("Ratings service is currently unavailable"),
+        "{}",
+        response.text()
+    );
+    let from = mesh.instance("reviews-v3-0")?;
+    let refused = ask(&client, from, "ratings:9080", "/ratings/0", &[]).await?;
+    assert_eq!(refused.status, 403);
+    let text = refused.text();
+    assert!(
+        text.starts_with("PERMISSION_DENIED:denyreviewsv3handler."),
+        "{text}"
+    );
+    assert!(text.ends_with(":Not allowed"), "{text}");
+    let from = mesh.instance("reviews-v2-0")?;
+    assert_eq!(
+        ask(&client, from, "ratings:9080", "/ratings/0", &[])
+            .await?
+            .status,
+        200
+    );
+    Ok(())
+}
+
+const DENY_JOHN: &str = r#"
+apiVersion: config.istio.io/v1alpha2
+kind: handler
+metadata: { name: denyjohn, namespace: istio-system }
+spec:
+  compiledAdapter: denier
+  params: { status: { code: 7, message: "" } }
+---
+apiVersion: config.istio.io/v1alpha2
+kind: instance
+metadata: { name: denyjohnrequest, namespace: istio-system }
+spec: { compiledTemplate: checknothing }
+---
+apiVersion: config.istio.io/v1alpha2
+kind: rule
+metadata: { name: denyjohn, namespace: istio-system }
+spec:
+  match: request.headers["x-user"] == "john"
+  actions:
+  - handler: denyjohn
+    instances: [denyjohnrequest]
+"#;
+
+#[tokio::test]
+async fn a42_denier_by_header_in_the_mesh_and_at_the_ingress() -> anyhow::Result<()> {
+    let (mut mesh, client) = bookinfo(Options::default()).await?;
+    mesh.apply("deny.yaml", DENY_JOHN).await?;
+    let url = format!("{}/productpage", mesh.gateway_url());
+    let from = mesh.instance("productpage-v1-0")?;
+    for (user, expected) in [("john", 403), ("testuser", 200)] {
+        let headers = [("x-user", user)];
+        let inside = ask(&client, from, "details:9080", "/details/0", &headers).await?;
+        assert_eq!(inside.status, expected, "in the mesh: {}", inside.text());
+        let outside = client.get_with(&url, &headers).await?;
+        assert_eq!(
+            outside.status,
+            expected,
+            "at the ingress: {}",
+            outside.text()
+        );
+    }
+    // No header at all: the attribute is absent, which must not let anything slip or break.
+    assert_eq!(client.get(&url).await?.status, 200);
+    Ok(())
+}
+
+fn fail_open(open: bool) -> String {
+    samples::MESH.replace(
+        "policyCheckFailOpen: true",
+        &format!("policyCheckFailOpen: {open}"),
+    )
+}
+
+#[tokio::test]
+async fn a49_without_mixer_the_fail_policy_decides() -> anyhow::Result<()> {
+    let (mut mesh, client) = bookinfo(Options::default()).await?;
+    let details = |mesh: &Mesh| {
+        mesh.instance("productpage-v1-0")
+            .map(e2e::mesh::Instance::http_proxy)
+    };
+    let url = format!("{}/details/0", details(&mesh)?);
+    let host = [("host", "details:9080")];
+    assert_eq!(client.get_with(&url, &host).await?.status, 200);
+
+    mesh.apply("mesh.yaml", &fail_open(false)).await?;
+    mesh.mixer.crash()?;
+    // Answers in the cache may live a second longer.
+    eventually(Duration::from_secs(5), async || {
+        let status = client.get_with(&url, &host).await?.status;
+        anyhow::ensure!(status == 503, "status {status}");
+        Ok(())
+    })
+    .await?;
+    for _ in 0..100 {
+        let response = client.get_with(&url, &host).await?;
+        assert_eq!(response.status, 503);
+        assert!(
+            response.text().starts_with("UNAVAILABLE"),
+            "{}",
+            response.text()
+        );
+    }
+    mesh.mixer.restart()?;
+    eventually(Duration::from_secs(15), async || {
+        let status = client.get_with(&url, &host).await?.status;
+        anyhow::ensure!(status == 200, "status {status} after Mixer came back");
+        Ok(())
+    })
+    .await?;
+
+    mesh.apply("mesh.yaml", &fail_open(true)).await?;
+    mesh.mixer.crash()?;
+    let mut slowest = Duration::ZERO;
+    for _ in 0..100 {
+        let started = Instant::now();
+        let response = client.get_with(&url, &host).await?;
+        slowest = slowest.max(started.elapsed());
+        assert_eq!(response.status, 200, "{}", response.text());
+    }
+    assert!(
+        slowest < Duration::from_millis(500),
+        "a request waited {slowest:?} for Mixer"
+    );
+    mesh.mixer.restart()
+}
+
+#[tokio::test]
+async fn a50_verdicts_are_cached_and_dropped_when_rules_change() -> anyhow::Result<()> {
+    let (mut mesh, client) = bookinfo(Options::default()).await?;
+    let from = mesh.instance("productpage-v1-0")?;
+    let server = mesh.instance("details-v1-0")?.admin();
+    let check = |_: u32| {
+        ask(
+            &client,
+            from,
+            "details:9080",
+            "/details/0",
+            &[("x-user", "john")],
+        )
+    };
+    assert_eq!(check(0).await?.status, 200);
+    let remote = "mixer.http.remote_check_calls";
+    let before = stat(&client, &server, remote).await?;
+    for number in 0..1000 {
+        assert_eq!(check(number).await?.status, 200);
+    }
+    let calls = stat(&client, &server, remote).await? - before;
+    assert!(calls <= 20, "{calls} of 1000 checks went to Mixer");
+
+    let from = from.http_proxy();
+    mesh.apply("deny.yaml", DENY_JOHN).await?;
+    let changed = Instant::now();
+    let url = format!("{from}/details/0");
+    let headers = [("host", "details:9080"), ("x-user", "john")];
+    eventually(Duration::from_secs(3), async || {
+        let status = client.get_with(&url, &headers).await?.status;
+        anyhow::ensure!(status == 403, "status {status}");
+        Ok(())
+    })
+    .await?;
+    let took = changed.elapsed();
+    assert!(
+        took <= Duration::from_millis(1200),
+        "effective after {took:?}"
+    );
+
+    let before = stat(&client, &server, remote).await?;
+    for _ in 0..1000 {
+        assert_eq!(client.get_with(&url, &headers).await?.status, 403);
+    }
+    let calls = stat(&client, &server, remote).await? - before;
+    assert!(calls <= 20, "{calls} of 1000 denied checks went to Mixer");
+    Ok(())
+}

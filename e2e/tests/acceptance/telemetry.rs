@@ -1,0 +1,385 @@
+//! A53, A54, A56, A57: what Mixer and the proxies tell about traffic.
+
+use std::time::Duration;
+
+use e2e::mesh::Options;
+use serde_json::Value;
+
+use super::{
+    routing::{ALL_RULES, ALL_V1},
+    support::{ask, bookinfo, eventually, metrics, page},
+};
+
+const LABELS: [&str; 20] = [
+    "reporter",
+    "source_workload",
+    "source_workload_namespace",
+    "source_principal",
+    "source_app",
+    "source_version",
+    "destination_workload",
+    "destination_workload_namespace",
+    "destination_principal",
+    "destination_app",
+    "destination_version",
+    "destination_service",
+    "destination_service_name",
+    "destination_service_namespace",
+    "request_protocol",
+    "response_code",
+    "response_flags",
+    "permissive_response_code",
+    "permissive_response_policyid",
+    "connection_security_policy",
+];
+
+#[tokio::test]
+async fn a53_every_hop_is_counted_once_per_reporter() -> anyhow::Result<()> {
+    let (mut mesh, client) = bookinfo(Options::default()).await?;
+    mesh.apply("destination-rules.yaml", ALL_RULES).await?;
+    mesh.apply("all-v1.yaml", ALL_V1).await?;
+    assert_eq!(page(&client, &mesh, None).await?.status, 200);
+    // Hops of one page with all v1: gateway → productpage → details, reviews.
+    let hops = [
+        ("istio-ingressgateway", "productpage"),
+        ("productpage", "details"),
+        ("productpage", "reviews"),
+    ];
+    let found = eventually(Duration::from_secs(10), async || {
+        let all = metrics(&client, &mesh).await?;
+        let requests: Vec<_> = all
+            .into_iter()
+            .filter(|s| s.name == "istio_requests_total")
+            .collect();
+        anyhow::ensure!(
+            requests.len() == 2 * hops.len(),
+            "{} series of istio_requests_total: {requests:#?}",
+            requests.len()
+        );
+        Ok(requests)
+    })
+    .await?;
+    for (source, destination) in hops {
+        for reporter in ["source", "destination"] {
+            let one: Vec<_> = found
+                .iter()
+                .filter(|s| {
+                    s.label("reporter") == reporter
+                        && s.label("source_app") == source
+                        && s.label("destination_app") == destination
+                })
+                .collect();
+            let [sample] = one[..] else {
+                panic!("{source} → {destination} by {reporter}: {one:?} of {found:#?}");
+            };
+            assert!((sample.value - 1.0).abs() < f64::EPSILON);
+            let names: Vec<_> = sample.labels.keys().map(String::as_str).collect();
+            let mut expected = LABELS;
+            expected.sort_unstable();
+            assert_eq!(names, expected);
+            for (label, value) in [
+                ("destination_service_name", destination),
+                ("destination_service_namespace", "default"),
+                ("destination_version", "v1"),
+                ("destination_workload_namespace", "default"),
+                ("request_protocol", "http"),
+                ("response_code", "200"),
+                ("response_flags", "-"),
+            ] {
+                assert_eq!(sample.label(label), value, "{label} of {sample:?}");
+            }
+            assert_eq!(
+                sample.label("destination_workload"),
+                format!("{destination}-v1")
+            );
+            assert_eq!(
+                sample.label("destination_service"),
+                format!("{destination}.default.svc.cluster.local")
+            );
+            if reporter == "destination" {
+                assert_eq!(sample.label("connection_security_policy"), "mutual_tls");
+                assert_eq!(
+                    sample.label("destination_principal"),
+                    format!("cluster.local/ns/default/sa/bookinfo-{destination}")
+                );
+            }
+        }
+    }
+    let all = metrics(&client, &mesh).await?;
+    for name in [
+        "istio_request_duration_seconds_count",
+        "istio_request_bytes_count",
+        "istio_response_bytes_count",
+    ] {
+        assert_eq!(all.iter().filter(|s| s.name == name).count(), 6, "{name}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a54_a_metric_of_ones_own_counts_double() -> anyhow::Result<()> {
+    let (mut mesh, client) = bookinfo(Options::default()).await?;
+    let yaml = r#"
+apiVersion: config.istio.io/v1alpha2
+kind: instance
+metadata: { name: doublerequestcount, namespace: istio-system }
+spec:
+  compiledTemplate: metric
+  params:
+    value: "2"
+    dimensions:
+      reporter: conditional((context.reporter.kind | "inbound") == "outbound", "client", "server")
+      source: source.workload.name | "unknown"
+      destination: destination.workload.name | "unknown"
+      message: '"twice the fun!"'
+    monitored_resource_type: '"UNSPECIFIED"'
+---
+apiVersion: config.istio.io/v1alpha2
+kind: handler
+metadata: { name: doublehandler, namespace: istio-system }
+spec:
+  compiledAdapter: prometheus
+  params:
+    metrics:
+    - name: double_request_count
+      instance_name: doublerequestcount.instance.istio-system
+      kind: COUNTER
+      label_names: [reporter, source, destination, message]
+---
+apiVersion: config.istio.io/v1alpha2
+kind: rule
+metadata: { name: doubleprom, namespace: istio-system }
+spec:
+  actions:
+  - handler: doublehandler
+    instances: [doublerequestcount]
+"#;
+    mesh.apply("double.yaml", yaml).await?;
+    let from = mesh.instance("productpage-v1-0")?;
+    for _ in 0..8 {
+        assert_eq!(
+            ask(&client, from, "details:9080", "/details/0", &[])
+                .await?
+                .status,
+            200
+        );
+    }
+    eventually(Duration::from_secs(10), async || {
+        let all = metrics(&client, &mesh).await?;
+        let series: Vec<_> = all
+            .iter()
+            .filter(|s| s.name == "istio_double_request_count")
+            .collect();
+        anyhow::ensure!(series.len() == 2, "{series:?}");
+        for sample in series {
+            anyhow::ensure!((sample.value - 16.0).abs() < f64::EPSILON, "{sample:?}");
+            anyhow::ensure!(sample.label("message") == "twice the fun!", "{sample:?}");
+            anyhow::ensure!(sample.label("destination") == "details-v1", "{sample:?}");
+        }
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a56_one_json_line_per_hop() -> anyhow::Result<()> {
+    let (mut mesh, client) = bookinfo(Options::default()).await?;
+    let yaml = r#"
+apiVersion: config.istio.io/v1alpha2
+kind: instance
+metadata: { name: newlog, namespace: istio-system }
+spec:
+  compiledTemplate: logentry
+  params:
+    severity: '"warning"'
+    timestamp: request.time
+    variables:
+      source: source.labels["app"] | source.workload.name | "unknown"
+      user: source.user | "unknown"
+      destination: destination.labels["app"] | destination.workload.name | "unknown"
+      responseCode: response.code | 0
+      responseSize: response.size | 0
+      latency: response.duration | "0ms"
+    monitored_resource_type: '"UNSPECIFIED"'
+---
+apiVersion: config.istio.io/v1alpha2
+kind: handler
+metadata: { name: newloghandler, namespace: istio-system }
+spec:
+  compiledAdapter: stdio
+  params:
+    severity_levels: { warning: 1 }
+    outputAsJson: true
+---
+apiVersion: config.istio.io/v1alpha2
+kind: rule
+metadata: { name: newlogstdio, namespace: istio-system }
+spec:
+  match: context.reporter.kind == "inbound"
+  actions:
+  - handler: newloghandler
+    instances: [newlog]
+"#;
+    mesh.apply("log.yaml", yaml).await?;
+    let from = mesh.instance("productpage-v1-0")?;
+    assert_eq!(
+        ask(&client, from, "details:9080", "/details/0", &[])
+            .await?
+            .status,
+        200
+    );
+    let line = eventually(Duration::from_secs(10), async || {
+        let output = mesh.mixer.output();
+        let lines: Vec<Value> = output
+            .lines()
+            .filter(|line| line.contains("newlog.instance.istio-system"))
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect();
+        anyhow::ensure!(lines.len() == 1, "{} lines of newlog", lines.len());
+        Ok(lines[0].clone())
+    })
+    .await?;
+    assert_eq!(line["level"], "warn");
+    assert_eq!(line["source"], "productpage");
+    assert_eq!(line["destination"], "details");
+    assert_eq!(line["responseCode"], 200);
+    assert_eq!(
+        line["user"],
+        "cluster.local/ns/default/sa/bookinfo-productpage"
+    );
+    assert!(line["responseSize"].as_i64() > Some(100), "{line}");
+    assert!(line["latency"].is_string(), "{line}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a57_one_access_log_line_in_each_proxy() -> anyhow::Result<()> {
+    let (mesh, client) = bookinfo(Options::default()).await?;
+    let from = mesh.instance("productpage-v1-0")?;
+    let headers = [("x-request-id", "11111111-2222-4333-8444-555555555555")];
+    assert_eq!(
+        ask(&client, from, "details:9080", "/details/77", &headers)
+            .await?
+            .status,
+        200
+    );
+    for name in ["productpage-v1-0", "details-v1-0"] {
+        let instance = mesh.instance(name)?;
+        let line = eventually(Duration::from_secs(5), async || {
+            let output = instance.sidecar_output();
+            let lines: Vec<_> = output
+                .lines()
+                .filter(|l| l.contains("/details/77"))
+                .collect();
+            anyhow::ensure!(
+                lines.len() == 1,
+                "{} lines in {name}: {lines:?}",
+                lines.len()
+            );
+            Ok(lines[0].to_owned())
+        })
+        .await?;
+        assert!(
+            line.contains("\"GET /details/77 HTTP/1.1\" 200 - via_upstream"),
+            "{line}"
+        );
+        assert!(
+            line.contains("11111111-2222-4333-8444-555555555555"),
+            "{line}"
+        );
+        assert!(line.contains("|9080||"), "no cluster name: {line}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a57_json_access_log() -> anyhow::Result<()> {
+    let (mut mesh, client) = bookinfo(Options::default()).await?;
+    let yaml = e2e::samples::MESH.replace(
+        "accessLogFile: /dev/stdout",
+        "accessLogFile: /dev/stdout\n    accessLogEncoding: JSON",
+    );
+    mesh.apply("mesh.yaml", &yaml).await?;
+    let from = mesh.instance("productpage-v1-0")?;
+    assert_eq!(
+        ask(&client, from, "details:9080", "/details/78", &[])
+            .await?
+            .status,
+        200
+    );
+    let instance = mesh.instance("details-v1-0")?;
+    let line = eventually(Duration::from_secs(5), async || {
+        let output = instance.sidecar_output();
+        let line = output
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .find(|line| line["path"] == "/details/78");
+        line.ok_or_else(|| anyhow::anyhow!("no JSON line"))
+    })
+    .await?;
+    assert_eq!(line["response_code"], 200);
+    assert_eq!(line["method"], "GET");
+    assert_eq!(line["authority"], "details:9080");
+    assert_eq!(line["upstream_cluster"], "inbound|9080||");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a53_tcp_bytes_and_connections_are_counted() -> anyhow::Result<()> {
+    use std::net::SocketAddr;
+
+    use e2e::{app, workload::Workload};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
+    };
+
+    let (mut mesh, client) = super::support::empty().await?;
+    super::support::add_sleep(&mut mesh)?;
+    let labels = [("app", "tcp-echo"), ("version", "v1")];
+    let instance = mesh.add(Workload::new("tcp-echo", &labels, 9000), false)?;
+    let address = SocketAddr::from((instance.address.ip, instance.workload.app_port(9000)));
+    let _app = app::tcp_echo(address, "one").await?;
+    mesh.ready().await?;
+    let yaml = "apiVersion: v1
+kind: Service
+metadata: { name: tcp-echo }
+spec:
+  selector: { app: tcp-echo }
+  ports: [{ name: tcp, port: 9000 }]
+";
+    mesh.apply("tcp-echo.yaml", yaml).await?;
+    let outbound = mesh.instance("sleep-0")?.address.outbound;
+    let mut stream = TcpStream::connect((outbound, 9000)).await?;
+    stream.write_all(b"hello").await?;
+    let mut answer = [0; 9];
+    stream.read_exact(&mut answer).await?;
+    assert_eq!(&answer, b"one hello");
+    drop(stream);
+    eventually(Duration::from_secs(15), async || {
+        let all = metrics(&client, &mesh).await?;
+        for (name, value) in [
+            ("istio_tcp_connections_opened_total", 1.0),
+            ("istio_tcp_connections_closed_total", 1.0),
+            ("istio_tcp_received_bytes_total", 5.0),
+            ("istio_tcp_sent_bytes_total", 9.0),
+        ] {
+            for reporter in ["source", "destination"] {
+                let found: Vec<_> = all
+                    .iter()
+                    .filter(|s| {
+                        s.name == name
+                            && s.label("reporter") == reporter
+                            && s.label("destination_app") == "tcp-echo"
+                    })
+                    .collect();
+                anyhow::ensure!(
+                    found.len() == 1 && (found[0].value - value).abs() < f64::EPSILON,
+                    "{name} by {reporter}: {found:?}"
+                );
+            }
+        }
+        Ok(())
+    })
+    .await
+}
