@@ -14,8 +14,10 @@ pub mod dictionary;
 mod bag;
 mod tracker;
 pub mod wire;
+pub mod expression;
 
 pub use bag::{Bag, UnknownAttribute};
+pub use expression::{CompileError, EvalError, Expression, Verdict};
 pub use names::NameError;
 pub use table::{AttributeTable, ManifestError, Slot};
 pub use text::Text;
