@@ -1,1 +1,30 @@
-//! Placeholder.
+//! Users' configuration: YAML text -> located documents -> typed objects -> validated -> one set.
+//!
+//! [`parse`] turns a file into [`Object`]s and [`Problem`]s, [`validate`] judges one object alone,
+//! [`reference`] judges objects against each other, [`folder`] keeps a watched directory's last good
+//! state as a [`ConfigSet`]. Kinds are Istio's and Kubernetes', unmodified; every served version of a
+//! kind is one kind. What proxies are told about all this is Pilot's business, not ours.
+
+pub mod yaml;
+pub mod parse;
+pub mod problem;
+pub mod object;
+pub mod value;
+pub mod networking;
+pub mod security;
+pub mod policy;
+pub mod kubernetes;
+pub mod mesh;
+pub mod validate;
+pub mod reference;
+pub mod folder;
+
+pub use folder::{ConfigSet, Folder};
+pub use mesh::MeshConfig;
+pub use object::{Key, Labels, Object, Order, Origin, Spec};
+pub use parse::parse_file;
+pub use policy::MixerObject;
+pub use problem::{Problem, Severity};
+pub use reference::check_references;
+pub use validate::validate;
+pub use value::{Duration, Percent, StringMatch};

@@ -1,0 +1,169 @@
+//! Mesh-wide settings: Istio's MeshConfig, key `mesh` of the ConfigMap `istio`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::networking::OutboundTrafficPolicy;
+use crate::value::Duration;
+
+/// Mesh-wide settings, with today's defaults.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct MeshConfig {
+    /// `HOST:PORT` of Mixer's policy checks; empty: none.
+    pub mixer_check_server: String,
+    /// `HOST:PORT` of Mixer's reports; empty: none.
+    pub mixer_report_server: String,
+    /// No checks at all.
+    pub disable_policy_checks: bool,
+    /// No reports from HTTP filters.
+    pub disable_mixer_http_reports: bool,
+    /// Checks by the client's sidecar too.
+    pub enable_client_side_policy_check: bool,
+    /// Let requests pass when Mixer cannot be reached.
+    pub policy_check_fail_open: bool,
+    /// Report batches: entries.
+    pub report_batch_max_entries: u32,
+    /// Report batches: time.
+    pub report_batch_max_time: Option<Duration>,
+    /// Path of access logs; empty: none.
+    pub access_log_file: String,
+    /// Their format; empty: the default.
+    pub access_log_format: String,
+    /// `TEXT` or `JSON`.
+    pub access_log_encoding: AccessLogEncoding,
+    /// Whether requests are traced.
+    pub enable_tracing: bool,
+    /// Trust domain of the mesh's identities.
+    pub trust_domain: String,
+    /// Further trust domains accepted.
+    pub trust_domain_aliases: Vec<String>,
+    /// Where mesh-wide objects live.
+    pub root_namespace: String,
+    /// Unknown destinations.
+    pub outbound_traffic_policy: OutboundTrafficPolicy,
+    /// To connect within, upstream.
+    pub connect_timeout: Option<Duration>,
+    /// To recognise a protocol within; 0: no limit.
+    pub protocol_detection_timeout: Option<Duration>,
+    /// mTLS between sidecars without being told.
+    pub enable_auto_mtls: bool,
+    /// Between DNS look-ups.
+    pub dns_refresh_rate: Option<Duration>,
+    /// Default `exportTo` of services.
+    pub default_service_export_to: Vec<String>,
+    /// Default `exportTo` of VirtualServices.
+    pub default_virtual_service_export_to: Vec<String>,
+    /// Default `exportTo` of DestinationRules.
+    pub default_destination_rule_export_to: Vec<String>,
+    /// Labels of the ingress gateway's pods: `istio: VALUE`.
+    pub ingress_selector: String,
+    /// Outbound listener of sidecars.
+    pub proxy_listen_port: u16,
+    /// Inbound listener of sidecars.
+    pub proxy_inbound_listen_port: u16,
+    /// Defaults of proxies.
+    pub default_config: ProxyConfig,
+    /// What we do not know.
+    #[serde(flatten)]
+    pub other: BTreeMap<String, Value>,
+}
+
+impl Default for MeshConfig {
+    fn default() -> Self {
+        Self {
+            mixer_check_server: String::new(),
+            mixer_report_server: String::new(),
+            disable_policy_checks: false,
+            disable_mixer_http_reports: false,
+            enable_client_side_policy_check: false,
+            policy_check_fail_open: false,
+            report_batch_max_entries: 0,
+            report_batch_max_time: None,
+            access_log_file: String::new(),
+            access_log_format: String::new(),
+            access_log_encoding: AccessLogEncoding::Text,
+            enable_tracing: false,
+            trust_domain: "cluster.local".into(),
+            trust_domain_aliases: Vec::new(),
+            root_namespace: "istio-system".into(),
+            outbound_traffic_policy: OutboundTrafficPolicy::default(),
+            connect_timeout: None,
+            protocol_detection_timeout: None,
+            enable_auto_mtls: true,
+            dns_refresh_rate: None,
+            default_service_export_to: Vec::new(),
+            default_virtual_service_export_to: Vec::new(),
+            default_destination_rule_export_to: Vec::new(),
+            ingress_selector: String::new(),
+            proxy_listen_port: 15001,
+            proxy_inbound_listen_port: 15006,
+            default_config: ProxyConfig::default(),
+            other: BTreeMap::new(),
+        }
+    }
+}
+
+impl MeshConfig {
+    /// To connect within: 10 s unless set.
+    #[must_use]
+    pub fn connect_timeout(&self) -> Duration {
+        self.connect_timeout
+            .unwrap_or(Duration::from_millis(10_000))
+    }
+
+    /// Whether either Mixer server is set.
+    #[must_use]
+    pub fn has_mixer(&self) -> bool {
+        !self.mixer_check_server.is_empty() || !self.mixer_report_server.is_empty()
+    }
+}
+
+/// How access logs are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum AccessLogEncoding {
+    /// Lines of text.
+    #[default]
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+/// Defaults of proxies.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ProxyConfig {
+    /// Tracing.
+    pub tracing: Option<Tracing>,
+    /// Worker threads.
+    pub concurrency: Option<u32>,
+    /// What we do not know.
+    #[serde(flatten)]
+    pub other: BTreeMap<String, Value>,
+}
+
+/// Where traces go and how many.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Tracing {
+    /// Share of requests, in percent; unset: 1.
+    pub sampling: Option<f64>,
+    /// Zipkin collector.
+    pub zipkin: Option<Collector>,
+    /// OpenTelemetry collector (OTLP over gRPC); Lateen's addition.
+    pub open_telemetry: Option<Collector>,
+    /// What we do not know.
+    #[serde(flatten)]
+    pub other: BTreeMap<String, Value>,
+}
+
+/// A collector's address.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Collector {
+    /// `HOST:PORT`.
+    pub address: String,
+}

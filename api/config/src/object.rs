@@ -1,0 +1,155 @@
+//! One configuration object: who it is, where it was written, what it says.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::kubernetes::{ConfigMap, Deployment, Namespace, Pod, Service, ServiceAccount};
+use crate::networking::{
+    DestinationRule, Gateway, ServiceEntry, Sidecar, VirtualService, WorkloadEntry,
+};
+use crate::policy::{MixerObject, QuotaSpec, QuotaSpecBinding};
+use crate::problem::{Problem, Severity};
+use crate::security::{AuthenticationPolicy, PeerAuthentication};
+
+/// Labels or annotations.
+pub type Labels = BTreeMap<String, String>;
+
+/// What names an object. All served versions of a kind share it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// API group; empty for Kubernetes' core.
+    pub group: Arc<str>,
+    /// Kind.
+    pub kind: Arc<str>,
+    /// Namespace; `default` when the document names none, empty for cluster-scoped kinds.
+    pub namespace: Arc<str>,
+    /// Name.
+    pub name: Arc<str>,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}/{}", self.kind, self.namespace, self.name)
+    }
+}
+
+/// Where objects stand by age: creation time if they carry one (those come first), else file and line.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Order {
+    /// `metadata.creationTimestamp`, seconds since 1970; `i64::MAX` without one.
+    pub timestamp: i64,
+    /// File.
+    pub file: Arc<str>,
+    /// Line the document starts on.
+    pub line: u32,
+}
+
+/// Where an object was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// File, as named to the parser.
+    pub file: Arc<str>,
+    /// Line the document starts on, from 1.
+    pub line: u32,
+    /// Line of each field, by path.
+    pub(crate) lines: Arc<BTreeMap<String, u32>>,
+}
+
+impl Origin {
+    /// The line of a field, else of the closest field around it that is written down.
+    #[must_use]
+    pub fn line_of(&self, field: &str) -> u32 {
+        let mut path = field;
+        loop {
+            if let Some(line) = self.lines.get(path) {
+                return *line;
+            }
+            match path.rfind(['.', '[']) {
+                Some(end) => path = path.get(..end).unwrap_or_default(),
+                None => return self.line,
+            }
+        }
+    }
+}
+
+/// What an object says, by kind.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs, reason = "each variant is the kind of its name")]
+pub enum Spec {
+    VirtualService(Box<VirtualService>),
+    DestinationRule(Box<DestinationRule>),
+    Gateway(Gateway),
+    ServiceEntry(ServiceEntry),
+    WorkloadEntry(WorkloadEntry),
+    Sidecar(Sidecar),
+    PeerAuthentication(PeerAuthentication),
+    /// `authentication.istio.io` Policy and MeshPolicy.
+    AuthenticationPolicy(AuthenticationPolicy),
+    QuotaSpec(QuotaSpec),
+    QuotaSpecBinding(QuotaSpecBinding),
+    /// Every other `config.istio.io` kind.
+    Mixer(MixerObject),
+    Service(Service),
+    ServiceAccount(ServiceAccount),
+    Deployment(Deployment),
+    Pod(Box<Pod>),
+    ConfigMap(ConfigMap),
+    Namespace(Namespace),
+}
+
+/// One parsed object.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Object {
+    /// Who it is.
+    pub key: Key,
+    /// Version of the API it was written in: `v1alpha3`, `v1`.
+    pub version: String,
+    /// `metadata.labels`.
+    pub labels: Labels,
+    /// `metadata.annotations`.
+    pub annotations: Labels,
+    /// Its place by age.
+    pub created: Order,
+    /// Where it was written.
+    pub origin: Origin,
+    /// What it says.
+    pub spec: Spec,
+    /// The document's `spec` as written (`null` if it has none), for those who pass it on.
+    pub raw: Arc<Value>,
+}
+
+impl Object {
+    /// A problem of this object at `field`.
+    #[must_use]
+    pub fn problem(
+        &self,
+        severity: Severity,
+        field: impl Into<String>,
+        reason: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Problem {
+        let field = field.into();
+        Problem {
+            file: self.origin.file.clone(),
+            line: self.origin.line_of(&field),
+            severity,
+            key: Some(self.key.clone()),
+            field,
+            reason: reason.into(),
+            hint: hint.into(),
+        }
+    }
+
+    /// Whether two objects say the same, wherever they are written.
+    #[must_use]
+    pub fn same_content(&self, other: &Self) -> bool {
+        self.key == other.key
+            && self.spec == other.spec
+            && self.raw == other.raw
+            && self.labels == other.labels
+            && self.annotations == other.annotations
+    }
+}

@@ -1,0 +1,188 @@
+use crate::parse_file;
+
+use super::*;
+
+/// The problems of a `KIND` with this spec, without file and object.
+fn judge(kind: &str, spec: &str) -> Vec<String> {
+    let group = match kind {
+        "PeerAuthentication" => "security.istio.io/v1",
+        "QuotaSpec" | "QuotaSpecBinding" => "config.istio.io/v1alpha2",
+        _ => "networking.istio.io/v1",
+    };
+    let text =
+        format!("apiVersion: {group}\nkind: {kind}\nmetadata: {{ name: x }}\nspec: {spec}\n");
+    let (objects, problems) = parse_file("x.yaml", &text);
+    assert_eq!(problems, [], "{spec}");
+    objects
+        .iter()
+        .flat_map(validate)
+        .map(|problem| format!("{}: {}", problem.field, problem.reason))
+        .collect()
+}
+
+#[test]
+fn names_of_hosts() {
+    for good in [
+        "a",
+        "a.b",
+        "a.b.",
+        "*",
+        "*.a",
+        "*-x.a.b",
+        "xn--bcher-kva.example",
+        "1.example",
+        "A.b",
+    ] {
+        assert!(is_wildcard_dns(good), "{good}");
+    }
+    for bad in [
+        "", ".", "a..b", "-a", "a-", "a_b", "a.*.b", "**", "*a.b", "1.2.3.4", "a/b", "*.",
+    ] {
+        assert!(!is_wildcard_dns(bad), "{bad}");
+    }
+}
+
+#[test]
+fn a_good_virtual_service_has_no_problem() {
+    assert_eq!(
+        judge(
+            "VirtualService",
+            "{hosts: [reviews], http: [{match: [{headers: {end-user: {exact: jason}}}], \
+             route: [{destination: {host: reviews, subset: v1}, weight: 90}, {destination: {host: reviews, subset: v2}, weight: 10}], \
+             timeout: 0.5s, retries: {attempts: 3, perTryTimeout: 1s, retryOn: 'gateway-error,503'}}, {route: [{destination: {host: reviews}}]}]}"
+        ),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn a_bad_virtual_service_is_told_where() {
+    let cases = [
+        ("{http: []}", "spec.hosts: at least one"),
+        (
+            "{hosts: ['*'], http: [{route: [{destination: {host: a}}]}]}",
+            "spec.hosts[0]: \"*\" is for gateways",
+        ),
+        (
+            "{hosts: [a], http: [{route: [{destination: {host: ''}}]}]}",
+            "spec.http[0].route[0].destination.host: ",
+        ),
+        (
+            "{hosts: [a], http: [{route: [{destination: {host: b, port: {number: 70000}}}]}]}",
+            "spec.http[0].route[0].destination.port.number: port 70000",
+        ),
+        (
+            "{hosts: [a], http: [{timeout: 0.0001s, route: [{destination: {host: b}}]}]}",
+            "spec.http[0].timeout: ",
+        ),
+        (
+            "{hosts: [a], http: [{match: [{uri: {regex: '('}}], route: [{destination: {host: b}}]}]}",
+            "spec.http[0].match[0].uri.regex: not a regular",
+        ),
+        (
+            "{hosts: [a], http: [{route: [{destination: {host: b}, weight: -1}]}]}",
+            "spec.http[0].route[0].weight: ",
+        ),
+        (
+            "{hosts: [a], http: [{fault: {abort: {httpStatus: 700}}, route: [{destination: {host: b}}]}]}",
+            "spec.http[0].fault.abort.httpStatus: 700",
+        ),
+        (
+            "{hosts: [a], http: [{fault: {delay: {fixedDelay: 1s, percentage: {value: 101}}}, route: [{destination: {host: b}}]}]}",
+            "spec.http[0].fault.delay.percentage: 101",
+        ),
+        (
+            "{hosts: [a], http: [{redirect: {}}]}",
+            "spec.http[0].redirect: one of",
+        ),
+        (
+            "{hosts: [a], http: [{retries: {attempts: 2, retryOn: often}, route: [{destination: {host: b}}]}]}",
+            "spec.http[0].retries.retryOn: \"often\"",
+        ),
+        (
+            "{hosts: [a.b], tls: [{match: [{sniHosts: [c.d]}], route: [{destination: {host: b}}]}]}",
+            "spec.tls[0].match[0].sniHosts[0]: \"c.d\" is not among",
+        ),
+        (
+            "{hosts: [a], tcp: [{route: []}]}",
+            "spec.tcp[0].route: at least one",
+        ),
+    ];
+    for (spec, want) in cases {
+        let got = judge("VirtualService", spec);
+        assert!(
+            got.iter().any(|problem| problem.starts_with(want)),
+            "{spec}: {got:?}"
+        );
+    }
+}
+
+#[test]
+fn other_kinds_are_told_where() {
+    let cases = [
+        ("DestinationRule", "{host: ''}", "spec.host: "),
+        (
+            "DestinationRule",
+            "{host: a, subsets: [{name: v1}, {name: v1}]}",
+            "spec.subsets[1].name: \"v1\" is there twice",
+        ),
+        (
+            "DestinationRule",
+            "{host: a, trafficPolicy: {connectionPool: {tcp: {maxConnections: -1}}}}",
+            "spec.trafficPolicy.connectionPool.tcp.maxConnections: ",
+        ),
+        (
+            "DestinationRule",
+            "{host: a, trafficPolicy: {tls: {mode: MUTUAL}}}",
+            "spec.trafficPolicy.tls.clientCertificate: ",
+        ),
+        (
+            "DestinationRule",
+            "{host: a, trafficPolicy: {outlierDetection: {interval: 0.1ms}}}",
+            "spec.trafficPolicy.outlierDetection.interval: ",
+        ),
+        ("Gateway", "{servers: []}", "spec.servers: "),
+        (
+            "Gateway",
+            "{servers: [{port: {number: 80, protocol: HTPP, name: a}, hosts: ['*']}]}",
+            "spec.servers[0].port.protocol: \"HTPP\"",
+        ),
+        (
+            "Gateway",
+            "{servers: [{port: {number: 443, protocol: HTTPS, name: a}, hosts: ['*']}]}",
+            "spec.servers[0].tls: required",
+        ),
+        (
+            "ServiceEntry",
+            "{hosts: [a.b], ports: [{number: 0, name: http, protocol: HTTP}]}",
+            "spec.ports[0].number: ",
+        ),
+        (
+            "ServiceEntry",
+            "{hosts: ['*.b'], resolution: DNS, ports: [{number: 80, name: http, protocol: HTTP}]}",
+            "spec.hosts[0]: a wildcard",
+        ),
+        (
+            "PeerAuthentication",
+            "{portLevelMtls: {8080: {mode: STRICT}}}",
+            "spec.portLevelMtls: needs a selector",
+        ),
+        (
+            "QuotaSpec",
+            "{rules: [{quotas: [{quota: a, charge: 0}]}]}",
+            "spec.rules[0].quotas[0].charge: ",
+        ),
+        (
+            "QuotaSpecBinding",
+            "{quotaSpecs: [{name: a}]}",
+            "spec.services: ",
+        ),
+    ];
+    for (kind, spec, want) in cases {
+        let got = judge(kind, spec);
+        assert!(
+            got.iter().any(|problem| problem.starts_with(want)),
+            "{kind} {spec}: {got:?}"
+        );
+    }
+}
