@@ -1,1 +1,15 @@
-//! Placeholder.
+//! Pilot: discovery and routing rules into Envoy configuration, served over xDS.
+//!
+//! sources → [`push`] (debounce, generations) → [`model`] (snapshot) → [`translate`] (pure) → [`encode`]
+//! (bytes, versions) → [`serve`] (ADS streams, ACKs, ledger). Beside the path: [`generic`] (objects as they
+//! are, for Mixer), [`debug`] (HTTP pages), [`metrics`].
+
+pub mod push;
+pub mod model;
+pub mod translate;
+pub mod encode;
+pub mod generic;
+pub mod serve;
+pub mod debug;
+pub mod metrics;
+pub mod server;

@@ -1,0 +1,496 @@
+//! Resources as they go on the wire: canonical bytes, a version that is a hash of them, and one copy
+//! in memory for all proxies that get the same.
+//!
+//! The version must be the same for the same content, in this process and the next, or a restart would
+//! push everything to everybody. prost writes map fields in the order of a randomly seeded hash map, so
+//! bytes are brought into one order first ([`canonical`]).
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt::Write as _;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+
+use envoy_types::pb::envoy::config::cluster::v3::{Cluster, cluster::ClusterDiscoveryType, cluster::DiscoveryType};
+use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use envoy_types::pb::envoy::config::listener::v3::{Listener, filter::ConfigType};
+use envoy_types::pb::envoy::config::route::v3::{
+    RouteConfiguration, route::Action, route_action::ClusterSpecifier,
+};
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, http_connection_manager::RouteSpecifier,
+};
+use envoy_types::pb::google::protobuf::Any;
+use prost::{Message, Name};
+use prost_reflect::{Kind as FieldKind, MessageDescriptor};
+use sha2::{Digest, Sha256};
+
+/// A type of resource. The order is the order of pushing.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// CDS.
+    Cluster,
+    /// EDS.
+    Endpoint,
+    /// LDS.
+    Listener,
+    /// RDS.
+    Route,
+    /// SDS.
+    Secret,
+    /// ECDS.
+    Extension,
+    /// Configuration objects, by `GROUP/VERSION/KIND`.
+    Generic(Arc<str>),
+}
+
+impl Kind {
+    /// The types proxies ask for, in push order.
+    pub const XDS: [Self; 6] =
+        [Self::Cluster, Self::Endpoint, Self::Listener, Self::Route, Self::Secret, Self::Extension];
+
+    /// The kind of that type URL; `None` for one that could be neither.
+    #[must_use]
+    pub fn of_type_url(url: &str) -> Option<Self> {
+        if let Some(known) = Self::XDS.iter().find(|kind| kind.type_url() == url) {
+            return Some(known.clone());
+        }
+        let mut parts = url.split('/');
+        let (Some(group), Some(version), Some(kind), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return None;
+        };
+        let plain = |part: &str| {
+            !part.is_empty()
+                && part.len() <= 128
+                && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'-')
+        };
+        (plain(group) && plain(version) && plain(kind)).then(|| Self::Generic(url.into()))
+    }
+
+    /// The type URL on the wire.
+    #[must_use]
+    pub fn type_url(&self) -> &str {
+        match self {
+            Self::Cluster => "type.googleapis.com/envoy.config.cluster.v3.Cluster",
+            Self::Endpoint => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
+            Self::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
+            Self::Route => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+            Self::Secret => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
+            Self::Extension => "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
+            Self::Generic(url) => url,
+        }
+    }
+
+    /// `cds`, `eds`, ... as metrics and debug pages say it; a generic kind by its type URL.
+    #[must_use]
+    pub fn short(&self) -> &str {
+        match self {
+            Self::Cluster => "cds",
+            Self::Endpoint => "eds",
+            Self::Listener => "lds",
+            Self::Route => "rds",
+            Self::Secret => "sds",
+            Self::Extension => "ecds",
+            Self::Generic(url) => url,
+        }
+    }
+
+    /// Whether asking without names means everything.
+    #[must_use]
+    pub fn is_wildcard(&self) -> bool {
+        match self {
+            Self::Cluster | Self::Listener | Self::Generic(_) => true,
+            Self::Endpoint | Self::Route | Self::Secret | Self::Extension => false,
+        }
+    }
+
+    /// Whether a name is kept for as long as the client asks for it, content or not: a cluster or
+    /// listener that is being replaced may still stand on it.
+    #[must_use]
+    pub fn is_sticky(&self) -> bool {
+        matches!(self, Self::Endpoint | Self::Route)
+    }
+}
+
+/// Resources of one kind, by name.
+pub type Catalog = BTreeMap<Arc<str>, Arc<Encoded>>;
+
+/// One resource, ready to be sent.
+#[derive(Debug)]
+pub struct Encoded {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Hash of kind, name and canonical bytes, in hex.
+    pub version: Arc<str>,
+    /// Its bytes.
+    pub body: Any,
+    /// What it stands on: a cluster's EDS name, a listener's route configurations, a route
+    /// configuration's clusters.
+    pub refers: Vec<Arc<str>>,
+}
+
+/// A message that is a resource.
+pub trait Resource: Message + Name {
+    /// Which kind.
+    const KIND: Kind;
+
+    /// Names of the resources it stands on.
+    fn refers(&self) -> Vec<Arc<str>>;
+}
+
+impl Resource for Cluster {
+    const KIND: Kind = Kind::Cluster;
+
+    fn refers(&self) -> Vec<Arc<str>> {
+        if self.cluster_discovery_type != Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32)) {
+            return Vec::new();
+        }
+        match &self.eds_cluster_config {
+            Some(eds) if !eds.service_name.is_empty() => vec![eds.service_name.as_str().into()],
+            _ => vec![self.name.as_str().into()],
+        }
+    }
+}
+
+impl Resource for ClusterLoadAssignment {
+    const KIND: Kind = Kind::Endpoint;
+
+    fn refers(&self) -> Vec<Arc<str>> {
+        Vec::new()
+    }
+}
+
+impl Resource for Listener {
+    const KIND: Kind = Kind::Listener;
+
+    fn refers(&self) -> Vec<Arc<str>> {
+        let hcm_url = HttpConnectionManager::type_url();
+        let mut names: Vec<Arc<str>> = self
+            .filter_chains
+            .iter()
+            .chain(&self.default_filter_chain)
+            .flat_map(|chain| &chain.filters)
+            .filter_map(|filter| match &filter.config_type {
+                Some(ConfigType::TypedConfig(any)) if any.type_url == hcm_url => {
+                    HttpConnectionManager::decode(any.value.as_slice()).ok()
+                }
+                _ => None,
+            })
+            .filter_map(|hcm| match hcm.route_specifier {
+                Some(RouteSpecifier::Rds(rds)) => Some(rds.route_config_name.into()),
+                _ => None,
+            })
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+}
+
+impl Resource for RouteConfiguration {
+    const KIND: Kind = Kind::Route;
+
+    fn refers(&self) -> Vec<Arc<str>> {
+        let mut names = HashSet::new();
+        for route in self.virtual_hosts.iter().flat_map(|host| &host.routes) {
+            let Some(Action::Route(action)) = &route.action else {
+                continue;
+            };
+            match &action.cluster_specifier {
+                Some(ClusterSpecifier::Cluster(name)) => {
+                    names.insert(name.as_str());
+                }
+                Some(ClusterSpecifier::WeightedClusters(all)) => {
+                    names.extend(all.clusters.iter().map(|cluster| cluster.name.as_str()));
+                }
+                _ => {}
+            }
+            names.extend(action.request_mirror_policies.iter().map(|mirror| mirror.cluster.as_str()));
+        }
+        let mut names: Vec<Arc<str>> = names.into_iter().map(Arc::from).collect();
+        names.sort_unstable();
+        names
+    }
+}
+
+/// Encodes resources and keeps one copy of each that is in use, whoever holds it.
+#[derive(Debug, Default)]
+pub struct Encoder {
+    shared: Mutex<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    by_hash: HashMap<[u8; 16], Weak<Encoded>>,
+    /// Dead entries are swept when the map has grown to this many.
+    sweep_at: usize,
+}
+
+impl Encoder {
+    /// Encodes one resource.
+    pub fn encode<M: Resource>(&self, name: &str, message: &M) -> Arc<Encoded> {
+        self.share(&M::KIND, name, &M::type_url(), message.encode_to_vec(), || message.refers())
+    }
+
+    /// Wraps one resource of a kind whose content stands on nothing.
+    pub fn encode_plain<M: Message + Name>(&self, kind: &Kind, name: &str, message: &M) -> Arc<Encoded> {
+        self.share(kind, name, &M::type_url(), message.encode_to_vec(), Vec::new)
+    }
+
+    fn share(
+        &self,
+        kind: &Kind,
+        name: &str,
+        body_url: &str,
+        bytes: Vec<u8>,
+        refers: impl FnOnce() -> Vec<Arc<str>>,
+    ) -> Arc<Encoded> {
+        let message = body_url.rsplit('/').next().unwrap_or_default();
+        let bytes = match lateen_protocols::json::pool().get_message_by_name(message) {
+            Some(descriptor) => canonical(&descriptor, &bytes).unwrap_or(bytes),
+            None => bytes,
+        };
+        let hash = fingerprint(&[kind.type_url().as_bytes(), name.as_bytes(), &bytes]);
+
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = shared.by_hash.get(&hash).and_then(Weak::upgrade) {
+            return known;
+        }
+        let fresh = Arc::new(Encoded {
+            name: name.into(),
+            version: hex::encode(hash).into(),
+            body: Any { type_url: body_url.to_owned(), value: bytes },
+            refers: refers(),
+        });
+        if shared.by_hash.len() >= shared.sweep_at {
+            shared.by_hash.retain(|_, weak| weak.strong_count() > 0);
+            shared.sweep_at = (shared.by_hash.len() * 2).max(1024);
+        }
+        shared.by_hash.insert(hash, Arc::downgrade(&fresh));
+        fresh
+    }
+}
+
+/// The first half of SHA-256 over length-prefixed parts.
+fn fingerprint(parts: &[&[u8]]) -> [u8; 16] {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update((part.len() as u64).to_be_bytes());
+        hasher.update(part);
+    }
+    let mut half = [0; 16];
+    half.copy_from_slice(&hasher.finalize()[..16]);
+    half
+}
+
+/// One version for a set of resources, whatever their order: the exclusive or of their hashes.
+pub(crate) fn set_version<'a>(members: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    let all = members.fold([0_u8; 16], |mut all, (name, version)| {
+        let one = fingerprint(&[name.as_bytes(), version.as_bytes()]);
+        all.iter_mut().zip(one).for_each(|(a, b)| *a ^= b);
+        all
+    });
+    all.iter().fold(String::with_capacity(32), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a String takes everything");
+        text
+    })
+}
+
+/// Names of messages in which bytes may come in more than one order: those that reach a map, or an
+/// `Any` (whose content may have one).
+static UNORDERED: LazyLock<HashSet<String>> = LazyLock::new(|| {
+    let pool = lateen_protocols::json::pool();
+    let mut users: HashMap<String, Vec<String>> = HashMap::new();
+    let mut found: Vec<String> = vec!["google.protobuf.Any".to_owned()];
+    for message in pool.all_messages() {
+        for field in message.fields() {
+            if field.is_map() {
+                found.push(message.full_name().to_owned());
+            }
+            if let FieldKind::Message(inner) = field.kind() {
+                users.entry(inner.full_name().to_owned()).or_default().push(message.full_name().to_owned());
+            }
+        }
+    }
+    let mut all = HashSet::new();
+    while let Some(name) = found.pop() {
+        if all.insert(name.clone()) {
+            found.extend(users.get(&name).into_iter().flatten().cloned());
+        }
+    }
+    all
+});
+
+/// The same message with the entries of each map sorted; `None` if the bytes are not well-formed.
+fn canonical(message: &MessageDescriptor, bytes: &[u8]) -> Option<Vec<u8>> {
+    if !UNORDERED.contains(message.full_name()) {
+        return Some(bytes.to_vec());
+    }
+    if message.full_name() == "google.protobuf.Any" {
+        return canonical_any(bytes);
+    }
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut entries: Vec<Vec<u8>> = Vec::new();
+    let mut entries_of = 0;
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let field = WireField::take(&mut rest)?;
+        if entries_of != field.number {
+            flush(&mut entries, &mut out);
+            entries_of = field.number;
+        }
+        let descriptor = message.get_field(field.number);
+        match (field.payload, descriptor) {
+            (Some(payload), Some(descriptor)) => match descriptor.kind() {
+                FieldKind::Message(inner) => {
+                    let payload = canonical(&inner, payload)?;
+                    let mut whole = Vec::with_capacity(payload.len() + 8);
+                    put_varint(&mut whole, u64::from(field.number) << 3 | 2);
+                    put_varint(&mut whole, payload.len() as u64);
+                    whole.extend_from_slice(&payload);
+                    if descriptor.is_map() { entries.push(whole) } else { out.extend_from_slice(&whole) }
+                }
+                _ if descriptor.is_map() => entries.push(field.whole.to_vec()),
+                _ => out.extend_from_slice(field.whole),
+            },
+            _ => out.extend_from_slice(field.whole),
+        }
+    }
+    flush(&mut entries, &mut out);
+    return Some(out);
+
+    fn flush(entries: &mut Vec<Vec<u8>>, out: &mut Vec<u8>) {
+        entries.sort_unstable();
+        entries.drain(..).for_each(|entry| out.extend_from_slice(&entry));
+    }
+}
+
+fn canonical_any(bytes: &[u8]) -> Option<Vec<u8>> {
+    let any = Any::decode(bytes).ok()?;
+    let name = any.type_url.rsplit('/').next().unwrap_or_default();
+    let Some(inner) = lateen_protocols::json::pool().get_message_by_name(name) else {
+        return Some(bytes.to_vec());
+    };
+    let value = canonical(&inner, &any.value)?;
+    Some(Any { type_url: any.type_url, value }.encode_to_vec())
+}
+
+/// One field as it stands in the bytes.
+struct WireField<'a> {
+    number: u32,
+    /// Tag and payload together.
+    whole: &'a [u8],
+    /// Of a length-delimited field, what is inside.
+    payload: Option<&'a [u8]>,
+}
+
+impl<'a> WireField<'a> {
+    fn take(rest: &mut &'a [u8]) -> Option<Self> {
+        let start = *rest;
+        let key = take_varint(rest)?;
+        let payload = match key & 7 {
+            0 => {
+                take_varint(rest)?;
+                None
+            }
+            1 => {
+                *rest = rest.get(8..)?;
+                None
+            }
+            2 => {
+                let length = usize::try_from(take_varint(rest)?).ok()?;
+                let payload = rest.get(..length)?;
+                *rest = rest.get(length..)?;
+                Some(payload)
+            }
+            5 => {
+                *rest = rest.get(4..)?;
+                None
+            }
+            _ => return None,
+        };
+        Some(Self {
+            number: u32::try_from(key >> 3).ok()?,
+            whole: start.get(..start.len() - rest.len())?,
+            payload,
+        })
+    }
+}
+
+fn take_varint(rest: &mut &[u8]) -> Option<u64> {
+    let mut value = 0_u64;
+    for shift in (0..64).step_by(7) {
+        let (byte, tail) = rest.split_first()?;
+        *rest = tail;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push((value & 0x7f) as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push((value & 0x7f) as u8);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use envoy_types::pb::envoy::config::core::v3::Metadata;
+    use envoy_types::pb::google::protobuf::{Struct, Value, value};
+    use envoy_types::util::pack_any;
+
+    fn cluster(keys: impl Iterator<Item = u32>) -> Cluster {
+        let fields = keys
+            .map(|k| (k.to_string(), Value { kind: Some(value::Kind::NumberValue(f64::from(k))) }))
+            .collect();
+        let inner = Struct { fields };
+        Cluster {
+            name: "c".into(),
+            metadata: Some(Metadata {
+                filter_metadata: [("istio".to_owned(), inner.clone())].into(),
+                typed_filter_metadata: [("any".to_owned(), pack_any(inner))].into(),
+            }),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn the_same_content_has_the_same_bytes_and_one_copy() {
+        let encoder = Encoder::default();
+        let first = encoder.encode("c", &cluster(0..40));
+        for _ in 0..5 {
+            let again = encoder.encode("c", &cluster((0..40).rev()));
+            assert!(Arc::ptr_eq(&first, &again));
+        }
+        assert_eq!(Cluster::decode(first.body.value.as_slice()).unwrap(), cluster(0..40));
+        let other = encoder.encode("c", &cluster(0..41));
+        assert_ne!(first.version, other.version);
+    }
+
+    #[test]
+    fn type_urls_are_known_or_generic() {
+        for kind in Kind::XDS {
+            assert_eq!(Kind::of_type_url(kind.type_url()), Some(kind));
+        }
+        assert_eq!(
+            Kind::of_type_url("config.istio.io/v1alpha2/rule"),
+            Some(Kind::Generic("config.istio.io/v1alpha2/rule".into()))
+        );
+        assert_eq!(Kind::of_type_url("type.googleapis.com/x"), None);
+        assert_eq!(Kind::of_type_url(""), None);
+    }
+
+    #[test]
+    fn broken_bytes_have_no_canonical_form() {
+        let any = lateen_protocols::json::pool().get_message_by_name("google.protobuf.Struct").unwrap();
+        assert_eq!(canonical(&any, &[0x0a, 0x05, 0x01]), None);
+        assert_eq!(canonical(&any, &[0x0b]), None);
+        assert_eq!(canonical(&any, &[0xff; 11]), None);
+    }
+}

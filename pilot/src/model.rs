@@ -1,0 +1,384 @@
+//! The model: one immutable [`Snapshot`] of services, workloads and configuration, indexed for the
+//! questions translation asks. Built from a validated set of objects; knows no xDS and no I/O.
+//!
+//! Deterministic: the same objects give the same snapshot, and everything that iterates, iterates sorted.
+
+mod node;
+mod service;
+mod registry;
+mod routing;
+mod authn;
+mod quota;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use lateen_config::networking::{Gateway, OutboundTrafficPolicy, Sidecar};
+use lateen_config::security::MutualTlsMode;
+use lateen_config::{ConfigSet, MeshConfig, Object, Spec};
+
+pub use self::node::{Agent, Interception, Node, NodeError, Role};
+pub use self::quota::BoundQuota;
+pub use self::routing::{DestinationPolicy, Routes, host_matches};
+pub use self::service::{
+    Container, Endpoint, ExportTo, Labels, Port, Protocol, Registry, Resolution, Service, Target, TlsMode, Workload,
+    selects,
+};
+
+/// DNS domain of Kubernetes services.
+pub const DNS_DOMAIN: &str = "cluster.local";
+
+/// One generation of everything: what translation reads.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Counts up with every change.
+    pub generation: u64,
+    mesh: MeshConfig,
+    objects: Vec<Arc<Object>>,
+    services: BTreeMap<Arc<str>, Arc<Service>>,
+    endpoints: BTreeMap<Arc<str>, BTreeMap<u16, Vec<Arc<Endpoint>>>>,
+    workloads: BTreeMap<String, Arc<Workload>>,
+    by_address: HashMap<IpAddr, Arc<Workload>>,
+    routing: routing::Routing,
+    authn: authn::Policies,
+    quotas: quota::Quotas,
+    gateways: Vec<Arc<Object>>,
+    sidecars: Vec<Arc<Object>>,
+    status: Status,
+}
+
+/// What building a snapshot found out, for `/debug/push_status` and metrics.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Status {
+    /// Pods that have no address yet.
+    pub pods_without_address: usize,
+    /// `HOST:PORT` of services that have a selector, and nobody answers.
+    pub ports_without_endpoints: Vec<String>,
+    /// Objects that lost against another one, with the winner.
+    pub conflicts: Vec<String>,
+}
+
+/// A service port of a node's own workload, for inbound listeners.
+#[derive(Clone, Debug)]
+pub struct InboundPort {
+    /// The service.
+    pub service: Arc<Service>,
+    /// Its port.
+    pub port: Port,
+    /// The port on the workload.
+    pub workload_port: u16,
+}
+
+impl Snapshot {
+    /// Builds the model of a set of objects.
+    #[must_use]
+    pub fn build(generation: u64, config: &ConfigSet) -> Self {
+        let mut objects: Vec<Arc<Object>> = config.objects().cloned().collect();
+        objects.sort_by(|a, b| (&a.created, &a.key).cmp(&(&b.created, &b.key)));
+        Self::of_objects(generation, objects)
+    }
+
+    /// Builds the model of objects, oldest first.
+    #[must_use]
+    pub fn of_objects(generation: u64, objects: Vec<Arc<Object>>) -> Self {
+        let mut status = Status::default();
+        let mesh = mesh_config(&objects);
+        let registry = registry::read(&objects, &mesh, &mut status);
+        let authn = authn::Policies::read(&objects, &mesh);
+        let mut snapshot = Self {
+            generation,
+            routing: routing::Routing::read(&objects, &mesh, &mut status),
+            quotas: quota::Quotas::read(&objects),
+            gateways: of_kind(&objects, |spec| matches!(spec, Spec::Gateway(_))),
+            sidecars: of_kind(&objects, |spec| matches!(spec, Spec::Sidecar(_))),
+            services: registry.services,
+            endpoints: BTreeMap::new(),
+            workloads: registry.workloads,
+            by_address: HashMap::new(),
+            authn,
+            mesh,
+            objects,
+            status,
+        };
+        for workload in snapshot.workloads.values() {
+            if let Some(ip) = workload.ip() {
+                snapshot.by_address.entry(ip).or_insert_with(|| workload.clone());
+            }
+        }
+        // Whether an endpoint takes mTLS depends on policy as well as on its label.
+        snapshot.endpoints = registry
+            .endpoints
+            .into_iter()
+            .map(|(host, ports)| {
+                let ports = ports
+                    .into_iter()
+                    .map(|(port, all)| {
+                        let all = all.into_iter().map(|endpoint| Arc::new(snapshot.apply_policy(endpoint))).collect();
+                        (port, all)
+                    })
+                    .collect();
+                (host, ports)
+            })
+            .collect();
+        for service in snapshot.services.values() {
+            if service.selector.is_empty() {
+                continue;
+            }
+            for port in service.ports.iter().filter(|port| port.protocol != Protocol::Udp) {
+                if snapshot.endpoints(&service.hostname, port.number).is_empty() {
+                    snapshot.status.ports_without_endpoints.push(format!("{}:{}", service.hostname, port.number));
+                }
+            }
+        }
+        snapshot
+    }
+
+    fn apply_policy(&self, mut endpoint: Endpoint) -> Endpoint {
+        if endpoint.tls_mode == TlsMode::Istio
+            && self.mutual_tls(&endpoint.namespace, &endpoint.labels, endpoint.port) == MutualTlsMode::Disable
+        {
+            endpoint.tls_mode = TlsMode::Disabled;
+        }
+        endpoint
+    }
+
+    /// Mesh-wide settings.
+    #[must_use]
+    pub fn mesh(&self) -> &MeshConfig {
+        &self.mesh
+    }
+
+    /// All objects, oldest first.
+    #[must_use]
+    pub fn objects(&self) -> &[Arc<Object>] {
+        &self.objects
+    }
+
+    /// What building it found out.
+    #[must_use]
+    pub fn status(&self) -> &Status {
+        &self.status
+    }
+
+    /// All services, by host name.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    /// The service of that host name.
+    #[must_use]
+    pub fn service(&self, hostname: &str) -> Option<&Arc<Service>> {
+        self.services.get(hostname)
+    }
+
+    /// Services a node may call: exported to its namespace, and within its Sidecar's egress hosts.
+    #[must_use]
+    pub fn visible_services(&self, node: &Node) -> Vec<&Arc<Service>> {
+        let sidecar = self.sidecar(node);
+        self.services
+            .values()
+            .filter(|service| service.export_to.allows(&node.namespace))
+            .filter(|service| sidecar.is_none_or(|(sidecar, namespace)| egress_allows(sidecar, namespace, service)))
+            .collect()
+    }
+
+    /// The Sidecar object for a node, with its namespace: by labels, else its namespace's, else the mesh's.
+    /// Gateways have none.
+    #[must_use]
+    pub fn sidecar(&self, node: &Node) -> Option<(&Sidecar, &str)> {
+        if node.role != Role::Sidecar {
+            return None;
+        }
+        let find = |namespace: &str, by_label: bool| {
+            self.sidecars.iter().find_map(|object| match &object.spec {
+                Spec::Sidecar(sidecar) if *object.key.namespace == *namespace => {
+                    let labels = sidecar.workload_selector.as_ref().map(|selector| &selector.labels);
+                    let fits = match labels.filter(|labels| !labels.is_empty()) {
+                        Some(labels) => by_label && selects(labels, &node.labels),
+                        None => !by_label,
+                    };
+                    fits.then_some((sidecar, &*object.key.namespace))
+                }
+                _ => None,
+            })
+        };
+        find(&node.namespace, true)
+            .or_else(|| find(&node.namespace, false))
+            .or_else(|| find(&self.mesh.root_namespace, false))
+    }
+
+    /// What becomes of a node's traffic to unknown destinations.
+    #[must_use]
+    pub fn outbound_policy(&self, node: &Node) -> &OutboundTrafficPolicy {
+        self.sidecar(node)
+            .and_then(|(sidecar, _)| sidecar.outbound_traffic_policy.as_ref())
+            .unwrap_or(&self.mesh.outbound_traffic_policy)
+    }
+
+    /// Who answers for a service port, sorted by address.
+    #[must_use]
+    pub fn endpoints(&self, hostname: &str, port: u16) -> &[Arc<Endpoint>] {
+        self.endpoints.get(hostname).and_then(|ports| ports.get(&port)).map_or(&[], Vec::as_slice)
+    }
+
+    /// All workloads, by uid.
+    pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.workloads.values()
+    }
+
+    /// The workload at an address.
+    #[must_use]
+    pub fn workload_at(&self, address: IpAddr) -> Option<&Arc<Workload>> {
+        self.by_address.get(&address)
+    }
+
+    /// The workload beside which a node runs, once it is known.
+    #[must_use]
+    pub fn workload(&self, node: &Node) -> Option<&Arc<Workload>> {
+        self.workloads
+            .get(&format!("kubernetes://{}.{}", node.name, node.namespace))
+            .or_else(|| node.addresses.iter().find_map(|ip| self.workload_at(*ip)))
+    }
+
+    /// Ports of the services that select a node's workload, with the workload port each goes to; sorted by
+    /// workload port, then by host name. The workload's labels are believed before the node's.
+    #[must_use]
+    pub fn inbound_ports(&self, node: &Node) -> Vec<InboundPort> {
+        let workload = self.workload(node);
+        let labels = workload.map_or(&node.labels, |workload| &*workload.labels);
+        let mut all: Vec<InboundPort> = self
+            .services
+            .values()
+            .filter(|service| service.namespace == node.namespace)
+            .filter(|service| !service.selector.is_empty() && selects(&service.selector, labels))
+            .flat_map(|service| {
+                service.ports.iter().filter(|port| port.protocol != Protocol::Udp).filter_map(|port| {
+                    let workload_port = match (workload, &port.target) {
+                        (Some(workload), target) => workload.resolve(target)?,
+                        (None, Target::Number(number)) => *number,
+                        (None, Target::Named(_)) => return None,
+                    };
+                    Some(InboundPort { service: service.clone(), port: port.clone(), workload_port })
+                })
+            })
+            .collect();
+        all.sort_by(|a, b| {
+            (a.workload_port, &a.service.hostname, a.port.number).cmp(&(
+                b.workload_port,
+                &b.service.hostname,
+                b.port.number,
+            ))
+        });
+        all
+    }
+
+    /// Routing objects.
+    #[must_use]
+    pub fn routing(&self) -> &routing::Routing {
+        &self.routing
+    }
+
+    /// All VirtualServices, oldest first.
+    pub fn virtual_services(&self) -> impl Iterator<Item = &Arc<Routes>> {
+        self.routing.virtual_services()
+    }
+
+    /// The VirtualService that routes a host for clients in the mesh: bound to gateway `mesh`, visible to the
+    /// node; the most specific host wins, then the oldest.
+    #[must_use]
+    pub fn mesh_routes(&self, hostname: &str, node: &Node) -> Option<&Arc<Routes>> {
+        self.routing.for_mesh(hostname, &node.namespace)
+    }
+
+    /// The VirtualServices bound to a gateway, `NAMESPACE/NAME`, oldest first.
+    #[must_use]
+    pub fn gateway_routes(&self, gateway: &str) -> &[Arc<Routes>] {
+        self.routing.for_gateway(gateway)
+    }
+
+    /// The policy a client in `namespace` with `labels` uses towards a host: that of the client's namespace,
+    /// else of the service's, else of the root namespace; the most specific host wins.
+    #[must_use]
+    pub fn destination_policy(&self, hostname: &str, namespace: &str, labels: &Labels) -> Option<&Arc<DestinationPolicy>> {
+        let service_namespace = self.services.get(hostname).map(|service| service.namespace.as_str());
+        self.routing.destination(hostname, namespace, labels, service_namespace, &self.mesh.root_namespace)
+    }
+
+    /// Gateway objects that select a node, oldest first. An empty selector selects every gateway.
+    pub fn gateways(&self, node: &Node) -> impl Iterator<Item = (&Arc<Object>, &Gateway)> {
+        let labels = self.workload(node).map_or_else(|| node.labels.clone(), |workload| (*workload.labels).clone());
+        let role = node.role;
+        self.gateways.iter().filter_map(move |object| match &object.spec {
+            Spec::Gateway(gateway) if role == Role::Router && selects(&gateway.selector, &labels) => {
+                Some((object, gateway))
+            }
+            _ => None,
+        })
+    }
+
+    /// Whether the workload with these labels demands mesh mTLS on a port of its own: never `Unset`.
+    #[must_use]
+    pub fn mutual_tls(&self, namespace: &str, labels: &Labels, workload_port: u16) -> MutualTlsMode {
+        self.authn.mode(namespace, labels, workload_port, || {
+            self.services
+                .values()
+                .filter(|service| service.namespace == namespace)
+                .filter(|service| !service.selector.is_empty() && selects(&service.selector, labels))
+                .cloned()
+                .collect()
+        })
+    }
+
+    /// Quotas bound to a service, by namespace and name.
+    #[must_use]
+    pub fn quotas(&self, hostname: &str) -> Vec<BoundQuota<'_>> {
+        self.quotas.of(hostname)
+    }
+}
+
+/// Completes a host without dots with the namespace of the object that names it.
+#[must_use]
+pub fn full_host(host: &str, namespace: &str) -> String {
+    if host.contains('.') || host == "*" {
+        host.to_owned()
+    } else {
+        format!("{host}.{namespace}.svc.{DNS_DOMAIN}")
+    }
+}
+
+fn of_kind(objects: &[Arc<Object>], wanted: impl Fn(&Spec) -> bool) -> Vec<Arc<Object>> {
+    objects.iter().filter(|object| wanted(&object.spec)).cloned().collect()
+}
+
+/// The ConfigMap `istio` in its namespace of origin, or the defaults.
+fn mesh_config(objects: &[Arc<Object>]) -> MeshConfig {
+    objects
+        .iter()
+        .filter(|object| &*object.key.name == "istio")
+        .find_map(|object| match &object.spec {
+            Spec::ConfigMap(map) => map.mesh.as_deref().cloned(),
+            _ => None,
+        })
+        .unwrap_or_default()
+}
+
+/// Whether a Sidecar's egress hosts, `NAMESPACE/HOST`, include a service. Without egress everything is.
+fn egress_allows(sidecar: &Sidecar, own_namespace: &str, service: &Service) -> bool {
+    if sidecar.egress.is_empty() {
+        return true;
+    }
+    sidecar.egress.iter().flat_map(|listener| &listener.hosts).any(|pattern| {
+        let (namespace, host) = pattern.split_once('/').unwrap_or(("*", pattern));
+        let namespace_fits = match namespace {
+            "*" => true,
+            "." => service.namespace == own_namespace,
+            "~" => false,
+            named => service.namespace == named,
+        };
+        namespace_fits && host_matches(host, &service.hostname)
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,125 @@
+//! Whether a workload demands mesh mTLS: PeerAuthentication, and the older Policy and MeshPolicy.
+//!
+//! Workload before namespace before mesh; at each level the oldest wins; a port's mode is that of the
+//! workload's policy alone. Where no PeerAuthentication says anything, the older kinds are asked.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use lateen_config::security::{AuthenticationPolicy, MutualTlsMode, PeerAuthentication};
+use lateen_config::{MeshConfig, Object, Spec};
+
+use super::service::{Labels, Service, Target, selects};
+
+/// All policies about peers, by scope.
+#[derive(Debug, Default)]
+pub(super) struct Policies {
+    mesh: Option<MutualTlsMode>,
+    namespaces: BTreeMap<String, MutualTlsMode>,
+    workloads: BTreeMap<String, Vec<Arc<Object>>>,
+    old_mesh: Option<MutualTlsMode>,
+    old_namespaces: BTreeMap<String, MutualTlsMode>,
+    old_services: BTreeMap<String, Vec<Arc<Object>>>,
+}
+
+impl Policies {
+    pub(super) fn read(objects: &[Arc<Object>], mesh: &MeshConfig) -> Self {
+        let mut all = Self::default();
+        for object in objects {
+            let namespace = object.key.namespace.to_string();
+            match &object.spec {
+                Spec::PeerAuthentication(policy) => match policy.labels() {
+                    // With a selector in the root namespace it is for nobody (Istio).
+                    Some(_) if namespace == mesh.root_namespace => {}
+                    Some(_) => all.workloads.entry(namespace).or_default().push(object.clone()),
+                    None if namespace == mesh.root_namespace => {
+                        all.mesh.get_or_insert(policy.mode());
+                    }
+                    None => {
+                        all.namespaces.entry(namespace).or_insert(policy.mode());
+                    }
+                },
+                Spec::AuthenticationPolicy(policy) => {
+                    if namespace.is_empty() || &*object.key.kind == "MeshPolicy" {
+                        all.old_mesh.get_or_insert(policy.mode());
+                    } else if policy.targets.is_empty() {
+                        all.old_namespaces.entry(namespace).or_insert(policy.mode());
+                    } else {
+                        all.old_services.entry(namespace).or_default().push(object.clone());
+                    }
+                }
+                _ => {}
+            }
+        }
+        all
+    }
+
+    /// The mode of one port of one workload; `services` are those that select it.
+    pub(super) fn mode(
+        &self,
+        namespace: &str,
+        labels: &Labels,
+        workload_port: u16,
+        services: impl FnOnce() -> Vec<Arc<Service>>,
+    ) -> MutualTlsMode {
+        let own = self.own_policy(namespace, labels);
+        let said = [
+            own.and_then(|policy| policy.port_level_mtls.get(&workload_port)).map(|tls| tls.mode),
+            own.map(PeerAuthentication::mode),
+            self.namespaces.get(namespace).copied(),
+            self.mesh,
+        ];
+        if let Some(mode) = said.into_iter().flatten().find(|mode| *mode != MutualTlsMode::Unset) {
+            return mode;
+        }
+        self.old_mode(namespace, workload_port, services).unwrap_or(MutualTlsMode::Permissive)
+    }
+
+    fn own_policy(&self, namespace: &str, labels: &Labels) -> Option<&PeerAuthentication> {
+        self.workloads.get(namespace)?.iter().find_map(|object| match &object.spec {
+            Spec::PeerAuthentication(policy) if policy.labels().is_some_and(|selector| selects(selector, labels)) => {
+                Some(policy)
+            }
+            _ => None,
+        })
+    }
+
+    fn old_mode(
+        &self,
+        namespace: &str,
+        workload_port: u16,
+        services: impl FnOnce() -> Vec<Arc<Service>>,
+    ) -> Option<MutualTlsMode> {
+        let of_service = self.old_services.get(namespace).and_then(|policies| {
+            let services = services();
+            policies.iter().find_map(|object| match &object.spec {
+                Spec::AuthenticationPolicy(policy)
+                    if services.iter().any(|service| targets(policy, service, workload_port)) =>
+                {
+                    Some(policy.mode())
+                }
+                _ => None,
+            })
+        });
+        of_service.or_else(|| self.old_namespaces.get(namespace).copied()).or(self.old_mesh)
+    }
+}
+
+/// Whether a Policy is for the port of a service that leads to that port of the workload.
+fn targets(policy: &AuthenticationPolicy, service: &Service, workload_port: u16) -> bool {
+    policy.targets.iter().filter(|target| target.name == service.name).any(|target| {
+        target.ports.is_empty()
+            || target.ports.iter().any(|wanted| {
+                service.ports.iter().any(|port| {
+                    let leads = match port.target {
+                        Target::Number(number) => number == workload_port,
+                        // Not resolved here; the safe reading is that it is meant.
+                        Target::Named(_) => true,
+                    };
+                    leads
+                        && (wanted.number == Some(port.number)
+                            || wanted.name.as_deref().is_some_and(|name| name == port.name))
+                })
+            })
+    })
+}

@@ -1,0 +1,103 @@
+//! From the newest configuration to the newest generation that is served: waits for quiet, builds the
+//! snapshot, publishes it. One task owns this; streams follow what it publishes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lateen_config::ConfigSet;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+use tracing::{error, info, warn};
+
+use crate::encode::Encoder;
+use crate::generic;
+use crate::metrics::Metrics;
+use crate::model::Snapshot;
+use crate::serve::Served;
+
+/// Changes are taken together until none has come for this long: an editor's or `kubectl`'s burst is one
+/// generation.
+const QUIET: Duration = Duration::from_millis(30);
+
+/// A change waits no longer than this for quiet: traffic follows within a second.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Where configuration comes from: a stream of whole, validated sets, newest only.
+pub type Source = watch::Receiver<Arc<ConfigSet>>;
+
+/// Publishes a generation for each change of `source`, until the source ends.
+pub async fn run(
+    mut source: Source,
+    encoder: Arc<Encoder>,
+    metrics: Arc<Metrics>,
+    out: watch::Sender<Option<Arc<Served>>>,
+) {
+    let mut changed_at = Instant::now();
+    loop {
+        let config = source.borrow_and_update().clone();
+        let before = out.borrow().clone();
+        let started = Instant::now();
+        let work = {
+            let encoder = encoder.clone();
+            move || build(&config, before.as_deref(), &encoder, changed_at)
+        };
+        match tokio::task::spawn_blocking(work).await {
+            Ok(served) => {
+                publish(&out, served, &metrics, started);
+            }
+            Err(e) => error!(error = %e, "the model cannot be built; the last good configuration stays"),
+        }
+        if source.changed().await.is_err() {
+            return;
+        }
+        changed_at = Instant::now();
+        metrics.changed();
+        wait_for_quiet(&mut source, changed_at).await;
+        metrics.debounced(changed_at.elapsed().as_secs_f64());
+    }
+}
+
+fn publish(out: &watch::Sender<Option<Arc<Served>>>, served: Served, metrics: &Metrics, started: Instant) {
+    let snapshot = &served.snapshot;
+    metrics.built(snapshot, served.problems.len(), started.elapsed().as_secs_f64());
+    info!(
+        generation = snapshot.generation,
+        objects = snapshot.objects().len(),
+        services = snapshot.services().count(),
+        workloads = snapshot.workloads().count(),
+        problems = served.problems.len(),
+        "configuration in use"
+    );
+    for conflict in &snapshot.status().conflicts {
+        warn!("{conflict}");
+    }
+    out.send_replace(Some(Arc::new(served)));
+}
+
+fn build(config: &ConfigSet, before: Option<&Served>, encoder: &Encoder, changed_at: Instant) -> Served {
+    let generation = before.map_or(1, |before| before.snapshot.generation + 1);
+    let snapshot = Snapshot::build(generation, config);
+    let objects = generic::object_generations(
+        before.map(|before| (&*before.snapshot, &before.object_generations)),
+        &snapshot,
+    );
+    Served {
+        generic: generic::catalogs(&snapshot, encoder),
+        object_generations: objects,
+        problems: config.problems().map(ToString::to_string).collect(),
+        snapshot: Arc::new(snapshot),
+        changed_at,
+    }
+}
+
+async fn wait_for_quiet(source: &mut Source, since: Instant) {
+    let limit = since + PATIENCE;
+    loop {
+        let quiet = (Instant::now() + QUIET).min(limit);
+        tokio::select! {
+            // Cancel-safe: a change not seen here is seen by the next call.
+            changed = source.changed() => if changed.is_err() { return },
+            () = sleep_until(quiet) => return,
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! The service put together: ports, TLS, readiness. What `main.rs` runs and tests start in process.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lateen_identity::{ClientAuth, SpiffeId};
+use lateen_service::admin::Admin;
+use lateen_service::identity::{self, IdentityArgs, IdentityError};
+use lateen_service::prometheus_client::registry::Registry;
+use lateen_service::shutdown::Drain;
+use lateen_service::tls::{self, PeerIdentity};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic::transport::Server;
+use tracing::{error, info};
+
+use crate::debug;
+use crate::encode::Encoder;
+use crate::metrics::Metrics;
+use crate::push::{self, Source};
+use crate::serve::{Discovery, Trust};
+
+/// A client that does not answer a ping within this time is gone.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often idle connections are pinged.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Streams on one connection; a proxy needs one, an agent that multiplexes a few.
+const STREAMS_PER_CONNECTION: u32 = 100;
+
+/// Flags.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Config {
+    /// Folder with Kubernetes and Istio YAML, watched.
+    #[arg(long, value_name = "DIR")]
+    pub config_dir: PathBuf,
+    /// Address all ports bind to.
+    #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
+    pub bind: IpAddr,
+    /// Plain xDS.
+    #[arg(long, value_name = "PORT", default_value_t = 15010)]
+    pub grpc_port: u16,
+    /// xDS over mTLS; served when this program has an identity.
+    #[arg(long, value_name = "PORT", default_value_t = 15012)]
+    pub tls_port: u16,
+    /// Health, metrics and debug pages.
+    #[arg(long, value_name = "PORT", default_value_t = 15014)]
+    pub http_port: u16,
+    /// This program's own identity.
+    #[command(flatten)]
+    pub identity: IdentityArgs,
+}
+
+/// Why Pilot does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A port is taken, or the address is not ours.
+    #[error("cannot bind {address}")]
+    Bind {
+        /// What was to be bound.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The operator's endpoint.
+    #[error("cannot serve health and metrics")]
+    Admin(#[source] std::io::Error),
+    /// The folder.
+    #[error("cannot watch {folder}")]
+    Folder {
+        /// Which.
+        folder: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The identity flags.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+}
+
+/// A running Pilot.
+#[derive(Debug)]
+pub struct Pilot {
+    /// Plain xDS.
+    pub grpc: SocketAddr,
+    /// xDS over mTLS.
+    pub tls: Option<SocketAddr>,
+    /// Health, metrics, debug pages.
+    pub http: SocketAddr,
+    /// The streams.
+    pub discovery: Arc<Discovery>,
+}
+
+impl Pilot {
+    /// Starts with the folder as the source.
+    ///
+    /// # Errors
+    /// A port cannot be bound, the folder cannot be watched, or the identity flags are wrong.
+    pub async fn start(config: &Config, drain: &Drain) -> Result<Self, StartError> {
+        let source = folder(&config.config_dir, drain)
+            .map_err(|source| StartError::Folder { folder: config.config_dir.clone(), source })?;
+        Self::with_source(config, source, drain).await
+    }
+
+    /// Starts with any source.
+    ///
+    /// # Errors
+    /// As [`Pilot::start`].
+    pub async fn with_source(config: &Config, source: Source, drain: &Drain) -> Result<Self, StartError> {
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry);
+        let identity = identity::Source::start(&config.identity, drain)?;
+        if let Some(identity) = &identity {
+            identity.register(&mut registry);
+        }
+
+        let encoder = Arc::new(Encoder::default());
+        let (out, served) = watch::channel(None);
+        let mut first = served.clone();
+        let discovery = Discovery::new(served, encoder.clone(), metrics.clone(), drain.token());
+        drain.spawn_until_stop(push::run(source, encoder, metrics, out));
+
+        let admin = debug::routes(Admin::new(registry), &discovery);
+        let synced = admin.readiness().gate("configuration");
+        drain.spawn_until_stop(async move {
+            if first.wait_for(Option::is_some).await.is_ok() {
+                synced.open();
+            }
+        });
+
+        let (grpc, listener) = bind(config.bind, config.grpc_port).await?;
+        serve(drain, "grpc", tls::serve_plain(listener), &discovery, Trust::Network);
+        let tls = match identity {
+            None => None,
+            Some(identity) => {
+                let (address, listener) = bind(config.bind, config.tls_port).await?;
+                let incoming = tls::serve(listener, identity.server_config(ClientAuth::Required));
+                serve(drain, "grpc over mTLS", incoming, &discovery, Trust::Certificate(peer));
+                let certified = admin.readiness().gate("certificate");
+                drain.spawn_until_stop(async move {
+                    identity.ready().await;
+                    certified.open();
+                });
+                Some(address)
+            }
+        };
+        let http = admin
+            .serve(SocketAddr::new(config.bind, config.http_port), drain)
+            .await
+            .map_err(StartError::Admin)?;
+        info!(%grpc, ?tls, %http, "serving");
+
+        let streams = discovery.clone();
+        let stopping = drain.stopping();
+        drain.spawn(async move {
+            stopping.await;
+            streams.drained().await;
+        });
+        Ok(Self { grpc, tls, http, discovery })
+    }
+}
+
+/// The folder as a source. Its task ends with `drain`.
+fn folder(dir: &std::path::Path, drain: &Drain) -> Result<Source, std::io::Error> {
+    let folder = lateen_config::Folder::open(dir)?;
+    let source = folder.subscribe();
+    drain.spawn_until_stop(async move {
+        // Watching ends when the folder is dropped.
+        let _folder = folder;
+        std::future::pending::<()>().await;
+    });
+    Ok(source)
+}
+
+async fn bind(ip: IpAddr, port: u16) -> Result<(SocketAddr, TcpListener), StartError> {
+    let address = SocketAddr::new(ip, port);
+    let fail = |source| StartError::Bind { address, source };
+    let listener = TcpListener::bind(address).await.map_err(fail)?;
+    Ok((listener.local_addr().map_err(fail)?, listener))
+}
+
+fn serve<S>(drain: &Drain, name: &'static str, incoming: S, discovery: &Arc<Discovery>, trust: Trust)
+where
+    S: tokio_stream::Stream<Item = std::io::Result<tls::Conn>> + Send + 'static,
+{
+    let service = discovery.service(trust);
+    let stopping = drain.stopping();
+    drain.spawn(async move {
+        let served = Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .max_concurrent_streams(STREAMS_PER_CONNECTION)
+            .add_service(service)
+            .serve_with_incoming_shutdown(incoming, stopping)
+            .await;
+        if let Err(e) = served {
+            error!(error = %e, name, "server failed");
+        }
+    });
+}
+
+/// The identity in the certificate of the connection.
+fn peer(extensions: &tonic::Extensions) -> Option<SpiffeId> {
+    extensions.get::<PeerIdentity>()?.spiffe_id().cloned()
+}
