@@ -1,0 +1,328 @@
+//! Runs the conformance corpus of the expression language, when there is one: `LATEEN_CORPUS` names the
+//! folder, else `../shared/corpus` beside the workspace is taken.
+#![cfg(test)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lateen_engine::expression::{Function, Param, Syntax};
+use lateen_engine::{
+    AttributeTable, Bag, Expression, StringMap, Text, Tracker, Value, ValueType, parse_timestamp,
+};
+use serde_json::Value as Json;
+
+fn corpus(file: &str) -> Option<PathBuf> {
+    let folder = std::env::var_os("LATEEN_CORPUS").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/corpus"),
+        PathBuf::from,
+    );
+    let path = folder.join("mixer").join(file);
+    if path.is_file() {
+        return Some(path);
+    }
+    eprintln!("!!! NOT RUN: {} does not exist; set LATEEN_CORPUS to run it", path.display());
+    None
+}
+
+fn rows(file: &str) -> Option<Vec<Json>> {
+    let text = std::fs::read_to_string(corpus(file)?).unwrap();
+    Some(text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+}
+
+fn text<'a>(row: &'a Json, field: &str) -> &'a str {
+    row[field].as_str().unwrap_or_else(|| panic!("{field} of {row}"))
+}
+
+fn manifest(json: &Json) -> AttributeTable {
+    let all = json.as_object().unwrap().iter();
+    AttributeTable::new(all.map(|(n, t)| (n, t.as_str().unwrap().parse().unwrap()))).unwrap()
+}
+
+fn value(json: &Json) -> Option<Value> {
+    let v = &json["value"];
+    let string = || Text::from(v.as_str().unwrap_or_default());
+    Some(match text(json, "type").parse().unwrap() {
+        ValueType::String => Value::String(string()),
+        ValueType::EmailAddress => Value::Email(string()),
+        ValueType::Uri => Value::Uri(string()),
+        ValueType::DnsName => Value::DnsName(string()),
+        ValueType::Int64 => {
+            Value::Int64(v.as_i64().unwrap_or_else(|| v.as_str().unwrap().parse().unwrap()))
+        }
+        ValueType::Double => Value::Double(v.as_f64().unwrap()),
+        ValueType::Bool => Value::Bool(v.as_bool().unwrap()),
+        ValueType::Timestamp => Value::Timestamp(parse_timestamp(v.as_str().unwrap()).unwrap()),
+        ValueType::Duration => {
+            Value::Duration(lateen_engine::parse_duration(v.as_str().unwrap()).unwrap())
+        }
+        ValueType::IpAddress => Value::Ip(v.as_str()?.parse().ok()?),
+        ValueType::StringMap => Value::StringMap(
+            v.as_object().unwrap().iter().map(|(k, v)| (k.as_str(), v.as_str().unwrap())).collect::<StringMap>(),
+        ),
+    })
+}
+
+fn added(row: &Json) -> Vec<Function> {
+    let param = |json: &Json| match json.as_str() {
+        None => None,
+        Some("ANY") => Some(Param::Any),
+        Some(name) => Some(Param::Of(name.parse().unwrap())),
+    };
+    let list = row["custom_functions"].as_array().cloned().unwrap_or_default();
+    list.iter()
+        .map(|f| Function {
+            name: text(f, "name").to_owned(),
+            target: if f["instance"] == true { param(&f["target"]) } else { None },
+            params: f["args"].as_array().unwrap().iter().filter_map(param).collect(),
+            returns: param(&f["returns"]).unwrap(),
+            call: match text(f, "name") {
+                "reverse" => Arc::new(|args: &[Value]| {
+                    let text = args.first().and_then(Value::as_str).ok_or("no text")?;
+                    Ok(Value::string(text.chars().rev().collect::<String>()))
+                }),
+                name => {
+                    let name = name.to_owned();
+                    Arc::new(move |_: &[Value]| Err(format!("{name} is for type checks only")))
+                }
+            },
+        })
+        .collect()
+}
+
+fn error_fits(row: &Json, got: &str) -> bool {
+    let want = row["error"].as_str().unwrap_or_default();
+    match row["error_match"].as_str().unwrap_or("any") {
+        "exact" => got == want,
+        "prefix" => got.starts_with(want),
+        "contains" => got.contains(want),
+        _ => true,
+    }
+}
+
+/// Counts rows by kind, and gathers what went wrong with which.
+#[derive(Default)]
+struct Tally {
+    passed: BTreeMap<String, usize>,
+    failed: Vec<String>,
+}
+
+impl Tally {
+    fn add(&mut self, kind: &str, row: &Json, outcome: Result<(), String>) {
+        match outcome {
+            Ok(()) => *self.passed.entry(kind.to_owned()).or_default() += 1,
+            Err(why) => self.failed.push(format!("{} {kind}: {why}\n    {row}", row["id"])),
+        }
+    }
+
+    fn finish(self, file: &str) {
+        let total: usize = self.passed.values().sum();
+        eprintln!("{file}: {total} passed {:?}, {} failed", self.passed, self.failed.len());
+        assert!(self.failed.is_empty(), "{}", self.failed.join("\n"));
+        assert!(total > 0, "{file} has no rows");
+    }
+}
+
+fn expression_row(row: &Json, table: &AttributeTable) -> Result<&'static str, String> {
+    let compiled = Expression::compile_with(text(row, "expr"), table, &added(row));
+    let expression = match compiled {
+        Err(error) if row["compile_error"] == true => {
+            let got = error.to_string();
+            return if error_fits(row, &got) { Ok("compile error") } else { Err(got) };
+        }
+        Err(error) => return Err(format!("does not compile: {error}")),
+        Ok(_) if row["compile_error"] == true => return Err("compiles".into()),
+        Ok(expression) => expression,
+    };
+    if row["type"].as_str() != Some(expression.value_type().as_str()) {
+        return Err(format!("type is {}", expression.value_type()));
+    }
+    let mut bag = Bag::new(table);
+    for (name, json) in row["attributes"].as_object().into_iter().flatten() {
+        if let (Some(slot), Some(value)) = (table.slot(name), value(json)) {
+            bag.set(slot, value);
+        }
+    }
+    let mut tracker = Tracker::new();
+    let result = expression.evaluate(&bag, &mut tracker);
+    if let Some(list) = row["referenced"].as_array() {
+        let want: Vec<&str> = list.iter().filter_map(Json::as_str).collect();
+        let got = tracker.names(table);
+        if got != want {
+            return Err(format!("referenced {got:?}, not {want:?}"));
+        }
+    }
+    match (result, row["error"].as_str()) {
+        (Ok(got), None) => {
+            let want = value(&row["result"]).unwrap();
+            // An address may have two forms; everything else must be the same value.
+            let same = match (&got, &want) {
+                (Value::Ip(_), Value::Ip(_)) => got.equals(&want) == Ok(true),
+                _ => got == want,
+            };
+            if same { Ok("value") } else { Err(format!("is {got}")) }
+        }
+        (Err(error), Some(_)) => {
+            let got = error.to_string();
+            if error_fits(row, &got) { Ok("run-time error") } else { Err(got) }
+        }
+        (Ok(got), Some(_)) => Err(format!("is {got}")),
+        (Err(error), None) => Err(format!("fails: {error}")),
+    }
+}
+
+#[test]
+fn expressions() {
+    let Some(rows) = rows("expressions.jsonl") else { return };
+    let manifests: Json =
+        serde_json::from_str(&std::fs::read_to_string(corpus("manifest.json").unwrap()).unwrap()).unwrap();
+    let mut tally = Tally::default();
+    for row in &rows {
+        let table = manifest(&manifests["manifests"][text(row, "manifest")]);
+        match expression_row(row, &table) {
+            Ok(kind) => tally.add(kind, row, Ok(())),
+            Err(why) => tally.add("expression", row, Err(why)),
+        }
+    }
+    tally.finish("expressions.jsonl");
+}
+
+fn syntax_row(row: &Json) -> Result<(), String> {
+    match text(row, "kind") {
+        "parse_ok" => {
+            let syntax = Syntax::parse(text(row, "expr")).map_err(|e| e.to_string())?;
+            let got = syntax.prefix();
+            let again = Syntax::parse(&syntax.to_string()).map_err(|e| e.to_string())?;
+            if again != syntax {
+                return Err(format!("{syntax} is not the same"));
+            }
+            if got == text(row, "prefix_form") { Ok(()) } else { Err(got) }
+        }
+        "parse_error" => match Syntax::parse(text(row, "expr")) {
+            Ok(syntax) => Err(format!("parses as {}", syntax.prefix())),
+            Err(error) if error_fits(row, &error.to_string()) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        },
+        "literal" => {
+            let table = AttributeTable::default_vocabulary();
+            let got = Expression::compile(text(row, "token"), &table);
+            match (got, row["error"].is_string()) {
+                // The reference reads a literal apart from the parser, whose wording differs.
+                (Err(_), true) => Ok(()),
+                (Err(error), false) => Err(error.to_string()),
+                (Ok(got), true) => Err(format!("is {:?}", got.as_constant())),
+                (Ok(got), false) => {
+                    let ty = row["type"].as_str().or(row["as_type"].as_str()).unwrap();
+                    let want = value(&serde_json::json!({"type": ty, "value": row["value"]}));
+                    if got.as_constant() == want.as_ref() {
+                        Ok(())
+                    } else {
+                        Err(format!("is {:?}", got.as_constant()))
+                    }
+                }
+            }
+        }
+        "hoistable_equalities" => {
+            let syntax = Syntax::parse(text(row, "expr")).map_err(|e| e.to_string())?;
+            let got: BTreeMap<String, Value> =
+                syntax.equalities().into_iter().map(|(n, v)| (n.to_owned(), v.clone())).collect();
+            let want: BTreeMap<String, Value> = row["equalities"]
+                .as_object()
+                .unwrap()
+                .iter()
+                .map(|(n, v)| (n.clone(), value(v).unwrap()))
+                .collect();
+            if got == want { Ok(()) } else { Err(format!("{got:?}")) }
+        }
+        "typecheck" => {
+            let table = manifest(&row["manifest"]);
+            match Expression::compile_with(text(row, "expr"), &table, &added(row)) {
+                Ok(e) if row["type"].as_str() == Some(e.value_type().as_str()) => Ok(()),
+                Ok(e) => Err(format!("is {}", e.value_type())),
+                Err(error) if row["error"].is_string() && error_fits(row, &error.to_string()) => Ok(()),
+                Err(error) => Err(error.to_string()),
+            }
+        }
+        other => Err(format!("unknown kind {other}")),
+    }
+}
+
+#[test]
+fn syntax() {
+    let Some(rows) = rows("syntax.jsonl") else { return };
+    let mut tally = Tally::default();
+    for row in &rows {
+        tally.add(text(row, "kind"), row, syntax_row(row));
+    }
+    tally.finish("syntax.jsonl");
+}
+
+fn function_row(row: &Json) -> Result<(), String> {
+    let args = row["args"].as_array().unwrap();
+    let names = ["a1", "a2", "a3"];
+    let function = text(row, "fn");
+    let ty = |i: usize| match (row["operand_type"].as_str(), &args[i]) {
+        (Some(ty), _) => ty.parse().unwrap(),
+        (None, Json::Bool(_)) => ValueType::Bool,
+        (None, Json::Number(_)) => ValueType::Int64,
+        (None, _) => ValueType::String,
+    };
+    let table = AttributeTable::new((0..args.len()).map(|i| (names[i], ty(i)))).unwrap();
+    let mut bag = Bag::new(&table);
+    for (i, arg) in args.iter().enumerate() {
+        let json = serde_json::json!({"type": ty(i).as_str(), "value": arg});
+        if let Some(value) = value(&json) {
+            bag.set(table.slot(names[i]).unwrap(), value);
+        }
+    }
+    let list = names[..args.len()].join(", ");
+    let expr = match (function, row["form"].as_str()) {
+        ("==", _) => "a1 == a2".to_owned(),
+        (_, Some("method")) => format!("a1.{function}(a2)"),
+        ("matches", _) => "a1.matches(a2)".to_owned(),
+        _ => format!("{function}({list})"),
+    };
+    let expression = Expression::compile(&expr, &table).map_err(|e| e.to_string())?;
+    match (expression.evaluate(&bag, &mut Tracker::new()), row["error"] == true) {
+        (Err(_), true) => Ok(()),
+        (Err(error), false) => Err(error.to_string()),
+        (Ok(got), true) => Err(format!("is {got}")),
+        (Ok(got), false) => {
+            let want = value(&row["result"]).unwrap();
+            if got == want { Ok(()) } else { Err(format!("is {got}")) }
+        }
+    }
+}
+
+#[test]
+fn functions() {
+    let Some(rows) = rows("functions.jsonl") else { return };
+    let mut tally = Tally::default();
+    for row in &rows {
+        tally.add(text(row, "fn"), row, function_row(row));
+    }
+    tally.finish("functions.jsonl");
+}
+
+#[test]
+fn dictionary() {
+    let Some(path) = corpus("global_dictionary.json") else { return };
+    let json: Json = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let words: Vec<&str> = json["words"].as_array().unwrap().iter().filter_map(Json::as_str).collect();
+    assert_eq!(lateen_engine::dictionary::GLOBAL_WORDS, words);
+    eprintln!("global_dictionary.json: {} words are the same", words.len());
+}
+
+#[test]
+fn vocabulary() {
+    let Some(path) = corpus("attribute_vocabulary.yaml") else { return };
+    let yaml: BTreeMap<String, BTreeMap<String, BTreeMap<String, String>>> =
+        serde_saphyr::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let table = AttributeTable::default_vocabulary();
+    let mut count = 0;
+    for (name, ty) in yaml.values().flat_map(BTreeMap::values).flatten() {
+        assert_eq!(table.value_type(name).map(ValueType::as_str), Some(ty.as_str()), "{name}");
+        count += 1;
+    }
+    eprintln!("attribute_vocabulary.yaml: {count} declarations are the same");
+}
