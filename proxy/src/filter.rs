@@ -1,0 +1,344 @@
+//! HTTP filters: an enum of built-ins, run in configured order for each request. A filter sees heads, the
+//! stream's facts and the selected route; it may change them or answer in the upstream's place.
+
+use std::{cell::RefCell, rc::Rc, sync::Arc};
+
+use bytes::Bytes;
+use lateen_protocols::envoy::{
+    envoy::{
+        config::route::v3 as route_proto,
+        extensions::filters::{
+            http::{
+                cors::v3::{Cors as CorsProto, CorsPolicy},
+                fault::v3::HttpFault,
+                grpc_stats::v3::FilterConfig as GrpcStats,
+                router::v3::Router as RouterProto,
+            },
+            network::http_connection_manager::v3::{HttpFilter as HttpFilterProto, http_filter::ConfigType},
+        },
+    },
+    google::protobuf as pb,
+};
+
+use crate::{
+    config_error::ConfigError,
+    format::Facts,
+    head::{RequestHead, ResponseHead},
+    info::StreamInfo,
+    proto::{invalid, unpack},
+    reject::Reject,
+    route::{RouteTable, Selected},
+    shared::Shared,
+    stats::Scope,
+};
+
+pub mod cors;
+pub mod fault;
+
+/// The filters of a connection manager, in order; the router ends the list and is not in it.
+#[derive(Debug)]
+pub struct HttpFilters {
+    list: Vec<(Arc<str>, HttpFilter)>,
+    /// What the router filter says.
+    pub router: RouterOptions,
+}
+
+/// A built-in filter.
+#[derive(Debug)]
+pub enum HttpFilter {
+    /// Delays and aborts.
+    Fault(fault::Fault),
+    /// Cross-origin requests.
+    Cors(cors::Cors),
+}
+
+/// Options of the router filter.
+#[derive(Clone, Debug, Default)]
+pub struct RouterOptions {
+    /// Add no `x-envoy-*` headers to requests and responses.
+    pub suppress_envoy_headers: bool,
+    /// Take `x-envoy-expected-rq-timeout-ms` as the timeout.
+    pub respect_expected_rq_timeout: bool,
+}
+
+/// Configuration that a route, virtual host or weighted cluster has for a filter.
+#[derive(Clone, Debug)]
+pub enum RouteFilterConfig {
+    /// The filter does not run.
+    Disabled,
+    /// Of the fault filter.
+    Fault(Arc<fault::FaultRules>),
+    /// Of the CORS filter.
+    Cors(Arc<cors::CorsRules>),
+}
+
+/// What a filter has before it while a request passes.
+#[derive(Debug)]
+pub struct FilterContext<'a> {
+    /// Clusters, secrets, statistics.
+    pub shared: &'a Arc<Shared>,
+    /// Facts of the stream; borrow briefly, never across an await.
+    pub info: &'a Rc<RefCell<StreamInfo>>,
+    /// What filters keep for later in the same stream.
+    pub state: &'a mut FilterState,
+    table: &'a Arc<RouteTable>,
+    selected: Option<Selected>,
+    stale: bool,
+    filter: Arc<str>,
+    /// Whether the request came from inside the mesh (`x-envoy-internal`).
+    internal: bool,
+}
+
+/// What filters keep from the request to the end of the stream. Dropped with the stream.
+#[derive(Debug, Default)]
+pub struct FilterState {
+    cors: Option<cors::Allowed>,
+    fault: Option<fault::Active>,
+}
+
+/// A stream that has ended, for `on_complete`.
+#[derive(Debug)]
+pub struct Completed<'a> {
+    /// Everything known of it.
+    pub facts: Facts<'a>,
+    /// What the filters kept.
+    pub state: &'a FilterState,
+}
+
+impl HttpFilters {
+    /// Compiles a connection manager's list. `scope` is `http.PREFIX.`.
+    ///
+    /// # Errors
+    /// When a filter is not known (unless it is optional), or the router is not the last.
+    pub fn compile(list: &[HttpFilterProto], scope: &Scope, _shared: &Shared) -> Result<HttpFilters, ConfigError> {
+        let mut filters = HttpFilters {
+            list: Vec::new(),
+            router: RouterOptions::default(),
+        };
+        let mut router = false;
+        for proto in list {
+            let within = |error: ConfigError| error.within(format_args!("http filter {}", proto.name));
+            if router {
+                return Err(within(invalid("http_filters", "stands after the router")));
+            }
+            let any = match proto.config_type.as_ref() {
+                Some(ConfigType::TypedConfig(any)) => any,
+                Some(ConfigType::ConfigDiscovery(_)) => {
+                    return Err(within(invalid("config_discovery", "not supported")));
+                }
+                None => return Err(within(invalid("typed_config", "absent"))),
+            };
+            if proto.disabled {
+                return Err(within(invalid("disabled", "not supported")));
+            }
+            let name: Arc<str> = proto.name.as_str().into();
+            if let Some(fault) = unpack::<HttpFault>(any).map_err(within)? {
+                let fault = fault::Fault::compile(&fault, scope).map_err(within)?;
+                filters.list.push((name, HttpFilter::Fault(fault)));
+            } else if unpack::<CorsProto>(any).map_err(within)?.is_some() {
+                filters.list.push((name, HttpFilter::Cors(cors::Cors::new(scope))));
+            } else if let Some(options) = unpack::<RouterProto>(any).map_err(within)? {
+                filters.router = router_options(&options).map_err(within)?;
+                router = true;
+            } else if unpack::<GrpcStats>(any).map_err(within)?.is_some() {
+                // Only counts; we count gRPC in cluster statistics.
+                tracing::warn!(filter = %name, "the gRPC statistics filter is accepted and does nothing");
+            } else if proto.is_optional {
+                tracing::warn!(filter = %name, type_url = %any.type_url, "unknown optional filter left out");
+            } else {
+                return Err(within(invalid(any.type_url.clone(), "this filter is not supported")));
+            }
+        }
+        if router {
+            Ok(filters)
+        } else {
+            Err(invalid("http_filters", "the last filter is not the router"))
+        }
+    }
+
+    /// Runs the filters over a request; the first refusal ends it.
+    ///
+    /// # Errors
+    /// The answer a filter gave in the upstream's place.
+    pub async fn on_request(&self, cx: &mut FilterContext<'_>, head: &mut RequestHead) -> Result<(), Reject> {
+        for (name, filter) in &self.list {
+            cx.filter = name.clone();
+            if matches!(cx.config(head), Some(RouteFilterConfig::Disabled)) {
+                continue;
+            }
+            filter.on_request(cx, head).await?;
+        }
+        Ok(())
+    }
+
+    /// Runs the filters over a response, the last first.
+    pub fn on_response(&self, state: &mut FilterState, head: &mut ResponseHead) {
+        for (_, filter) in self.list.iter().rev() {
+            filter.on_response(state, head);
+        }
+    }
+
+    /// Tells the filters that the stream has ended. Called exactly once, after the facts are final.
+    pub fn on_complete(&self, completed: &Completed<'_>) {
+        for (_, filter) in &self.list {
+            filter.on_complete(completed);
+        }
+    }
+}
+
+fn router_options(options: &RouterProto) -> Result<RouterOptions, ConfigError> {
+    let unsupported = [
+        ("strict_check_headers", !options.strict_check_headers.is_empty()),
+        ("upstream_log", !options.upstream_log.is_empty()),
+        ("upstream_http_filters", !options.upstream_http_filters.is_empty()),
+    ];
+    match unsupported.iter().find(|(_, present)| *present) {
+        Some((field, _)) => Err(invalid(*field, "not supported")),
+        None => Ok(RouterOptions {
+            suppress_envoy_headers: options.suppress_envoy_headers,
+            respect_expected_rq_timeout: options.respect_expected_rq_timeout,
+        }),
+    }
+}
+
+impl HttpFilter {
+    async fn on_request(&self, cx: &mut FilterContext<'_>, head: &mut RequestHead) -> Result<(), Reject> {
+        match self {
+            HttpFilter::Fault(fault) => fault.on_request(cx, head).await,
+            HttpFilter::Cors(cors) => cors.on_request(cx, head),
+        }
+    }
+
+    fn on_response(&self, state: &mut FilterState, head: &mut ResponseHead) {
+        match self {
+            HttpFilter::Cors(_) => {
+                if let Some(allowed) = &state.cors {
+                    allowed.on_response(head);
+                }
+            }
+            HttpFilter::Fault(_) => {}
+        }
+    }
+
+    fn on_complete(&self, _completed: &Completed<'_>) {
+        match self {
+            // Both keep what they count in the state, which ends with the stream.
+            HttpFilter::Fault(_) | HttpFilter::Cors(_) => {}
+        }
+    }
+}
+
+impl<'a> FilterContext<'a> {
+    /// A context for one request, with its route selected (or none found).
+    pub(crate) fn new(
+        shared: &'a Arc<Shared>,
+        info: &'a Rc<RefCell<StreamInfo>>,
+        state: &'a mut FilterState,
+        table: &'a Arc<RouteTable>,
+        selected: Option<Selected>,
+        internal: bool,
+    ) -> FilterContext<'a> {
+        FilterContext {
+            shared,
+            info,
+            state,
+            table,
+            selected,
+            stale: false,
+            filter: "".into(),
+            internal,
+        }
+    }
+
+    /// The route of the request.
+    pub fn route(&mut self, head: &RequestHead) -> Option<&Selected> {
+        if std::mem::take(&mut self.stale) {
+            let connection = self.info.borrow().connection.clone();
+            self.selected = self
+                .table
+                .select(head, connection.tls.as_ref(), self.internal)
+                .ok();
+        }
+        self.selected.as_ref()
+    }
+
+    /// Makes the next look at the route select it anew, after a filter changed what routes match on.
+    pub fn clear_route_cache(&mut self) {
+        self.stale = true;
+    }
+
+    /// The route's configuration for the filter that runs now.
+    pub fn config(&mut self, head: &RequestHead) -> Option<&RouteFilterConfig> {
+        let filter = self.filter.clone();
+        self.route(head)?.filter_config(&filter)
+    }
+
+    /// Gives up the context and keeps the route.
+    pub(crate) fn into_route(mut self, head: &RequestHead) -> Option<Selected> {
+        self.route(head);
+        self.selected
+    }
+}
+
+impl RouteFilterConfig {
+    /// Compiles an entry of `typed_per_filter_config`; `None` if it is optional and not known.
+    ///
+    /// # Errors
+    /// When it is not valid, or not known and not optional.
+    pub fn compile(any: &pb::Any, shared: &Shared) -> Result<Option<RouteFilterConfig>, ConfigError> {
+        if let Some(wrapper) = unpack::<route_proto::FilterConfig>(any)? {
+            return match (wrapper.disabled, wrapper.config.as_ref()) {
+                (true, _) => Ok(Some(RouteFilterConfig::Disabled)),
+                (false, None) => Ok(None),
+                (false, Some(inner)) => match RouteFilterConfig::compile(inner, shared) {
+                    Err(error) if wrapper.is_optional => {
+                        tracing::warn!(%error, "optional filter configuration left out");
+                        Ok(None)
+                    }
+                    other => other,
+                },
+            };
+        }
+        if let Some(fault) = unpack::<HttpFault>(any)? {
+            return Ok(Some(RouteFilterConfig::Fault(Arc::new(fault::FaultRules::compile(&fault)?))));
+        }
+        if let Some(policy) = unpack::<CorsPolicy>(any)? {
+            return Ok(Some(RouteFilterConfig::Cors(Arc::new(cors::CorsRules::compile(&policy)?))));
+        }
+        Err(invalid(any.type_url.clone(), "this filter configuration is not supported"))
+    }
+
+    /// Adds the old `cors` field of a route or virtual host, unless the filter has its own entry.
+    pub(crate) fn add_legacy_cors(
+        configs: &mut Vec<(Arc<str>, RouteFilterConfig)>,
+        policy: &route_proto::CorsPolicy,
+    ) -> Result<(), ConfigError> {
+        const NAME: &str = "envoy.filters.http.cors";
+        let policy = CorsPolicy {
+            allow_origin_string_match: policy.allow_origin_string_match.clone(),
+            allow_methods: policy.allow_methods.clone(),
+            allow_headers: policy.allow_headers.clone(),
+            expose_headers: policy.expose_headers.clone(),
+            max_age: policy.max_age.clone(),
+            allow_credentials: policy.allow_credentials.clone(),
+            shadow_enabled: policy.shadow_enabled.clone(),
+            allow_private_network_access: policy.allow_private_network_access.clone(),
+            forward_not_matching_preflights: policy.forward_not_matching_preflights.clone(),
+            filter_enabled: policy.enabled_specifier.clone().map(|specifier| {
+                let route_proto::cors_policy::EnabledSpecifier::FilterEnabled(enabled) = specifier;
+                enabled
+            }),
+        };
+        let config = RouteFilterConfig::Cors(Arc::new(cors::CorsRules::compile(&policy)?));
+        match configs.iter_mut().find(|(name, _)| **name == *NAME) {
+            Some((_, present)) => *present = config,
+            None => configs.push((NAME.into(), config)),
+        }
+        Ok(())
+    }
+}
+
+/// A whole number in a header's value.
+fn number(value: Option<&Bytes>) -> Option<u64> {
+    std::str::from_utf8(value?).ok()?.trim().parse().ok()
+}
