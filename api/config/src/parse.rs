@@ -153,11 +153,15 @@ impl Reader<'_> {
                 .unwrap_or_default()
         };
         let (api_version, kind) = (text("apiVersion"), text("kind"));
-        if kind.is_empty() {
-            return self.refuse("kind", "missing");
-        }
-        if api_version.is_empty() {
-            return self.refuse("apiVersion", "missing");
+        if kind.is_empty() || api_version.is_empty() {
+            // Some other program's YAML, perhaps.
+            self.report(
+                Severity::Warning,
+                "",
+                "no apiVersion and kind that say what this is; ignored",
+                "",
+            );
+            return None;
         }
         let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
         let metadata = document.get("metadata").unwrap_or(&Value::Null);
@@ -276,12 +280,15 @@ impl Reader<'_> {
             ("config.istio.io", "QuotaSpec") => Spec::QuotaSpec(self.typed(spec)?),
             ("config.istio.io", "QuotaSpecBinding") => Spec::QuotaSpecBinding(self.typed(spec)?),
             ("config.istio.io", _) => {
-                if !spec.is_object() {
-                    return self.refuse("spec", "missing, or not a map");
-                }
+                // Some templates have nothing to say.
+                let spec = match spec {
+                    Value::Null => Value::Object(serde_json::Map::new()),
+                    Value::Object(_) => spec.clone(),
+                    _ => return self.refuse("spec", "must be a map"),
+                };
                 Spec::Mixer(MixerObject {
                     kind: kind.to_owned(),
-                    spec: spec.clone(),
+                    spec,
                 })
             }
             ("", "Service") => Spec::Service(self.typed(spec)?),

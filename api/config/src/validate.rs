@@ -116,9 +116,6 @@ impl Check<'_> {
     fn string_match(&mut self, field: String, matcher: &StringMatch) {
         match matcher {
             StringMatch::Regex(pattern) => self.regex(format!("{field}.regex"), pattern),
-            StringMatch::Prefix(prefix) if prefix.is_empty() => {
-                self.error(format!("{field}.prefix"), "may not be empty");
-            }
             StringMatch::Exact(_) | StringMatch::Prefix(_) | StringMatch::Present => {}
         }
     }
@@ -132,6 +129,38 @@ impl Check<'_> {
             .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
         {
             self.error(field, format!("{name:?} is not a header name"));
+        }
+    }
+
+    /// Envoy substitutes `%COMMAND(…)%` in header values; a lone `%` makes it refuse the whole route.
+    fn header_value(&mut self, field: String, value: &str) {
+        let mut rest = value;
+        while let Some((_, after)) = rest.split_once('%') {
+            if let Some(escaped) = after.strip_prefix('%') {
+                rest = escaped;
+                continue;
+            }
+            let name = after
+                .find(|c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'))
+                .unwrap_or(0);
+            let tail = after.get(name..).unwrap_or_default();
+            let tail = match tail.strip_prefix('(') {
+                Some(arguments) => arguments.split_once(')').map(|(_, tail)| tail),
+                None => Some(tail),
+            };
+            match tail.and_then(|tail| {
+                tail.strip_prefix('%').or_else(|| {
+                    tail.split_once('%')
+                        .filter(|(limit, _)| limit.starts_with(':'))
+                        .map(|(_, tail)| tail)
+                })
+            }) {
+                Some(tail) if name > 0 => rest = tail,
+                _ => {
+                    self.error(field, "a lone % must be written %%");
+                    return;
+                }
+            }
         }
     }
 
@@ -224,16 +253,16 @@ fn is_dns(text: &str) -> bool {
                 .is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit())))
 }
 
-/// DNS name whose first label may be `*` (or begin with it).
+/// DNS name whose first label may be `*`, or begin with it.
 fn is_wildcard_dns(text: &str) -> bool {
-    if text == "*" {
-        return true;
-    }
-    match text.split_once('.') {
-        Some((first, rest)) if first == "*" || first.starts_with("*-") => {
-            is_dns(rest) && (first == "*" || is_dns_label(first.trim_start_matches("*-")))
-        }
-        _ => is_dns(text),
+    match text.strip_prefix('*') {
+        Some("") => true,
+        Some(rest) => is_dns(
+            rest.strip_prefix('.')
+                .or_else(|| rest.strip_prefix('-'))
+                .unwrap_or(rest),
+        ),
+        None => is_dns(text),
     }
 }
 

@@ -221,12 +221,12 @@ mod tests {
 
     #[test]
     fn every_field_knows_its_line() {
-        let text = "# head\na: 1\nb:\n  c: [x, y]\n---\n---\nd:\n- e: true\n- f:\n  8080: z\n";
+        let text = "# head\na: 1\nb:\n  c: [x, z]\n---\n---\nd:\n- e: true\n- f:\n  8080: z\n";
         let all = documents(text).unwrap();
         assert_eq!(all.len(), 2);
         assert_eq!(
             all[0].value,
-            serde_json::json!({"a": 1, "b": {"c": ["x", "y"]}})
+            serde_json::json!({"a": 1, "b": {"c": ["x", "z"]}})
         );
         assert_eq!(all[0].line, 2);
         assert_eq!(all[0].lines["b.c"], 4);

@@ -36,12 +36,6 @@ pub(super) fn destination_rule(check: &mut Check<'_>, spec: &DestinationRule) {
             traffic_policy(check, &format!("{field}.trafficPolicy"), policy);
         }
     }
-    if spec.workload_selector.is_some() {
-        check.warn(
-            "spec.workloadSelector",
-            "not supported by this version; the rule is for all clients",
-        );
-    }
 }
 
 fn traffic_policy(check: &mut Check<'_>, field: &str, policy: &TrafficPolicy) {

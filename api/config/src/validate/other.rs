@@ -109,7 +109,17 @@ fn gateway_server(check: &mut Check<'_>, field: &str, server: &Server) {
             let files = !tls.server_certificate.is_empty() && !tls.private_key.is_empty()
                 || !tls.tls_certificates.is_empty();
             let secret = !tls.credential_name.is_empty() || !tls.credential_names.is_empty();
+            if secret && files {
+                check.error(
+                    format!("{field}.tls"),
+                    "credentialName and file paths exclude each other",
+                );
+            }
             match tls.mode.as_str() {
+                "ISTIO_MUTUAL" if files || secret => check.error(
+                    format!("{field}.tls"),
+                    "ISTIO_MUTUAL uses the mesh's certificates; leave files and secrets out",
+                ),
                 "SIMPLE" | "MUTUAL" | "OPTIONAL_MUTUAL" if !files && !secret => check.error(
                     format!("{field}.tls"),
                     format!(
@@ -120,10 +130,6 @@ fn gateway_server(check: &mut Check<'_>, field: &str, server: &Server) {
                 "MUTUAL" if files && !secret && tls.ca_certificates.is_empty() => {
                     check.error(format!("{field}.tls.caCertificates"), "required for MUTUAL");
                 }
-                "" if secure && !files && !secret => check.error(
-                    format!("{field}.tls"),
-                    "needs serverCertificate and privateKey, or credentialName",
-                ),
                 "" | "PASSTHROUGH" | "SIMPLE" | "MUTUAL" | "AUTO_PASSTHROUGH" | "ISTIO_MUTUAL"
                 | "OPTIONAL_MUTUAL" => {}
                 other => check.error(

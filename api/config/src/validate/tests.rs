@@ -36,7 +36,7 @@ fn names_of_hosts() {
         assert!(is_wildcard_dns(good), "{good}");
     }
     for bad in [
-        "", ".", "a..b", "-a", "a-", "a_b", "a.*.b", "**", "*a.b", "1.2.3.4", "a/b", "*.",
+        "", ".", "a..b", "-a", "a-", "a_b", "a.*.b", "**", "1.2.3.4", "a/b", "*.",
     ] {
         assert!(!is_wildcard_dns(bad), "{bad}");
     }

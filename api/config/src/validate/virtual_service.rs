@@ -398,7 +398,8 @@ fn headers(check: &mut Check<'_>, field: &str, headers: &Headers) {
         ("response", &headers.response),
     ] {
         for (verb, values) in [("set", &operations.set), ("add", &operations.add)] {
-            for name in values.keys() {
+            for (name, value) in values {
+                check.header_value(format!("{field}.{side}.{verb}.{name}"), value);
                 check.header_name(format!("{field}.{side}.{verb}.{name}"), name);
                 if name.starts_with(':')
                     && !(verb == "set" && name.eq_ignore_ascii_case(":authority"))
@@ -488,10 +489,10 @@ fn fault(check: &mut Check<'_>, field: &str, policy: &HttpFault) {
         let field = format!("{field}.abort");
         match (abort.http_status, &abort.grpc_status, &abort.http2_error) {
             (Some(status), None, None) => {
-                if !(200..=599).contains(&status) {
+                if !(200..=600).contains(&status) {
                     check.error(
                         format!("{field}.httpStatus"),
-                        format!("{status} is not between 200 and 599"),
+                        format!("{status} is not between 200 and 600"),
                     );
                 }
             }
