@@ -15,10 +15,12 @@ mod bag;
 mod tracker;
 pub mod wire;
 pub mod expression;
+pub mod rules;
 
 pub use bag::{Bag, UnknownAttribute};
 pub use expression::{CompileError, EvalError, Expression, Verdict};
 pub use names::NameError;
+pub use rules::{Decision, OnMatchError, Plan, Rule, RuleError, RuleSpec, Selected};
 pub use table::{AttributeTable, ManifestError, Slot};
 pub use text::Text;
 pub use tracker::Tracker;

@@ -21,17 +21,26 @@ fn corpus(file: &str) -> Option<PathBuf> {
     if path.is_file() {
         return Some(path);
     }
-    eprintln!("!!! NOT RUN: {} does not exist; set LATEEN_CORPUS to run it", path.display());
+    eprintln!(
+        "!!! NOT RUN: {} does not exist; set LATEEN_CORPUS to run it",
+        path.display()
+    );
     None
 }
 
 fn rows(file: &str) -> Option<Vec<Json>> {
     let text = std::fs::read_to_string(corpus(file)?).unwrap();
-    Some(text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+    Some(
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect(),
+    )
 }
 
 fn text<'a>(row: &'a Json, field: &str) -> &'a str {
-    row[field].as_str().unwrap_or_else(|| panic!("{field} of {row}"))
+    row[field]
+        .as_str()
+        .unwrap_or_else(|| panic!("{field} of {row}"))
 }
 
 fn manifest(json: &Json) -> AttributeTable {
@@ -47,9 +56,10 @@ fn value(json: &Json) -> Option<Value> {
         ValueType::EmailAddress => Value::Email(string()),
         ValueType::Uri => Value::Uri(string()),
         ValueType::DnsName => Value::DnsName(string()),
-        ValueType::Int64 => {
-            Value::Int64(v.as_i64().unwrap_or_else(|| v.as_str().unwrap().parse().unwrap()))
-        }
+        ValueType::Int64 => Value::Int64(
+            v.as_i64()
+                .unwrap_or_else(|| v.as_str().unwrap().parse().unwrap()),
+        ),
         ValueType::Double => Value::Double(v.as_f64().unwrap()),
         ValueType::Bool => Value::Bool(v.as_bool().unwrap()),
         ValueType::Timestamp => Value::Timestamp(parse_timestamp(v.as_str().unwrap()).unwrap()),
@@ -58,7 +68,11 @@ fn value(json: &Json) -> Option<Value> {
         }
         ValueType::IpAddress => Value::Ip(v.as_str()?.parse().ok()?),
         ValueType::StringMap => Value::StringMap(
-            v.as_object().unwrap().iter().map(|(k, v)| (k.as_str(), v.as_str().unwrap())).collect::<StringMap>(),
+            v.as_object()
+                .unwrap()
+                .iter()
+                .map(|(k, v)| (k.as_str(), v.as_str().unwrap()))
+                .collect::<StringMap>(),
         ),
     })
 }
@@ -69,12 +83,24 @@ fn added(row: &Json) -> Vec<Function> {
         Some("ANY") => Some(Param::Any),
         Some(name) => Some(Param::Of(name.parse().unwrap())),
     };
-    let list = row["custom_functions"].as_array().cloned().unwrap_or_default();
+    let list = row["custom_functions"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
     list.iter()
         .map(|f| Function {
             name: text(f, "name").to_owned(),
-            target: if f["instance"] == true { param(&f["target"]) } else { None },
-            params: f["args"].as_array().unwrap().iter().filter_map(param).collect(),
+            target: if f["instance"] == true {
+                param(&f["target"])
+            } else {
+                None
+            },
+            params: f["args"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .filter_map(param)
+                .collect(),
             returns: param(&f["returns"]).unwrap(),
             call: match text(f, "name") {
                 "reverse" => Arc::new(|args: &[Value]| {
@@ -111,13 +137,19 @@ impl Tally {
     fn add(&mut self, kind: &str, row: &Json, outcome: Result<(), String>) {
         match outcome {
             Ok(()) => *self.passed.entry(kind.to_owned()).or_default() += 1,
-            Err(why) => self.failed.push(format!("{} {kind}: {why}\n    {row}", row["id"])),
+            Err(why) => self
+                .failed
+                .push(format!("{} {kind}: {why}\n    {row}", row["id"])),
         }
     }
 
     fn finish(self, file: &str) {
         let total: usize = self.passed.values().sum();
-        eprintln!("{file}: {total} passed {:?}, {} failed", self.passed, self.failed.len());
+        eprintln!(
+            "{file}: {total} passed {:?}, {} failed",
+            self.passed,
+            self.failed.len()
+        );
         assert!(self.failed.is_empty(), "{}", self.failed.join("\n"));
         assert!(total > 0, "{file} has no rows");
     }
@@ -128,7 +160,11 @@ fn expression_row(row: &Json, table: &AttributeTable) -> Result<&'static str, St
     let expression = match compiled {
         Err(error) if row["compile_error"] == true => {
             let got = error.to_string();
-            return if error_fits(row, &got) { Ok("compile error") } else { Err(got) };
+            return if error_fits(row, &got) {
+                Ok("compile error")
+            } else {
+                Err(got)
+            };
         }
         Err(error) => return Err(format!("does not compile: {error}")),
         Ok(_) if row["compile_error"] == true => return Err("compiles".into()),
@@ -160,11 +196,19 @@ fn expression_row(row: &Json, table: &AttributeTable) -> Result<&'static str, St
                 (Value::Ip(_), Value::Ip(_)) => got.equals(&want) == Ok(true),
                 _ => got == want,
             };
-            if same { Ok("value") } else { Err(format!("is {got}")) }
+            if same {
+                Ok("value")
+            } else {
+                Err(format!("is {got}"))
+            }
         }
         (Err(error), Some(_)) => {
             let got = error.to_string();
-            if error_fits(row, &got) { Ok("run-time error") } else { Err(got) }
+            if error_fits(row, &got) {
+                Ok("run-time error")
+            } else {
+                Err(got)
+            }
         }
         (Ok(got), Some(_)) => Err(format!("is {got}")),
         (Err(error), None) => Err(format!("fails: {error}")),
@@ -173,9 +217,12 @@ fn expression_row(row: &Json, table: &AttributeTable) -> Result<&'static str, St
 
 #[test]
 fn expressions() {
-    let Some(rows) = rows("expressions.jsonl") else { return };
+    let Some(rows) = rows("expressions.jsonl") else {
+        return;
+    };
     let manifests: Json =
-        serde_json::from_str(&std::fs::read_to_string(corpus("manifest.json").unwrap()).unwrap()).unwrap();
+        serde_json::from_str(&std::fs::read_to_string(corpus("manifest.json").unwrap()).unwrap())
+            .unwrap();
     let mut tally = Tally::default();
     for row in &rows {
         let table = manifest(&manifests["manifests"][text(row, "manifest")]);
@@ -196,7 +243,11 @@ fn syntax_row(row: &Json) -> Result<(), String> {
             if again != syntax {
                 return Err(format!("{syntax} is not the same"));
             }
-            if got == text(row, "prefix_form") { Ok(()) } else { Err(got) }
+            if got == text(row, "prefix_form") {
+                Ok(())
+            } else {
+                Err(got)
+            }
         }
         "parse_error" => match Syntax::parse(text(row, "expr")) {
             Ok(syntax) => Err(format!("parses as {}", syntax.prefix())),
@@ -224,22 +275,31 @@ fn syntax_row(row: &Json) -> Result<(), String> {
         }
         "hoistable_equalities" => {
             let syntax = Syntax::parse(text(row, "expr")).map_err(|e| e.to_string())?;
-            let got: BTreeMap<String, Value> =
-                syntax.equalities().into_iter().map(|(n, v)| (n.to_owned(), v.clone())).collect();
+            let got: BTreeMap<String, Value> = syntax
+                .equalities()
+                .into_iter()
+                .map(|(n, v)| (n.to_owned(), v.clone()))
+                .collect();
             let want: BTreeMap<String, Value> = row["equalities"]
                 .as_object()
                 .unwrap()
                 .iter()
                 .map(|(n, v)| (n.clone(), value(v).unwrap()))
                 .collect();
-            if got == want { Ok(()) } else { Err(format!("{got:?}")) }
+            if got == want {
+                Ok(())
+            } else {
+                Err(format!("{got:?}"))
+            }
         }
         "typecheck" => {
             let table = manifest(&row["manifest"]);
             match Expression::compile_with(text(row, "expr"), &table, &added(row)) {
                 Ok(e) if row["type"].as_str() == Some(e.value_type().as_str()) => Ok(()),
                 Ok(e) => Err(format!("is {}", e.value_type())),
-                Err(error) if row["error"].is_string() && error_fits(row, &error.to_string()) => Ok(()),
+                Err(error) if row["error"].is_string() && error_fits(row, &error.to_string()) => {
+                    Ok(())
+                }
                 Err(error) => Err(error.to_string()),
             }
         }
@@ -249,7 +309,9 @@ fn syntax_row(row: &Json) -> Result<(), String> {
 
 #[test]
 fn syntax() {
-    let Some(rows) = rows("syntax.jsonl") else { return };
+    let Some(rows) = rows("syntax.jsonl") else {
+        return;
+    };
     let mut tally = Tally::default();
     for row in &rows {
         tally.add(text(row, "kind"), row, syntax_row(row));
@@ -283,20 +345,29 @@ fn function_row(row: &Json) -> Result<(), String> {
         _ => format!("{function}({list})"),
     };
     let expression = Expression::compile(&expr, &table).map_err(|e| e.to_string())?;
-    match (expression.evaluate(&bag, &mut Tracker::new()), row["error"] == true) {
+    match (
+        expression.evaluate(&bag, &mut Tracker::new()),
+        row["error"] == true,
+    ) {
         (Err(_), true) => Ok(()),
         (Err(error), false) => Err(error.to_string()),
         (Ok(got), true) => Err(format!("is {got}")),
         (Ok(got), false) => {
             let want = value(&row["result"]).unwrap();
-            if got == want { Ok(()) } else { Err(format!("is {got}")) }
+            if got == want {
+                Ok(())
+            } else {
+                Err(format!("is {got}"))
+            }
         }
     }
 }
 
 #[test]
 fn functions() {
-    let Some(rows) = rows("functions.jsonl") else { return };
+    let Some(rows) = rows("functions.jsonl") else {
+        return;
+    };
     let mut tally = Tally::default();
     for row in &rows {
         tally.add(text(row, "fn"), row, function_row(row));
@@ -306,22 +377,35 @@ fn functions() {
 
 #[test]
 fn dictionary() {
-    let Some(path) = corpus("global_dictionary.json") else { return };
+    let Some(path) = corpus("global_dictionary.json") else {
+        return;
+    };
     let json: Json = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-    let words: Vec<&str> = json["words"].as_array().unwrap().iter().filter_map(Json::as_str).collect();
+    let words: Vec<&str> = json["words"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(Json::as_str)
+        .collect();
     assert_eq!(lateen_engine::dictionary::GLOBAL_WORDS, words);
     eprintln!("global_dictionary.json: {} words are the same", words.len());
 }
 
 #[test]
 fn vocabulary() {
-    let Some(path) = corpus("attribute_vocabulary.yaml") else { return };
+    let Some(path) = corpus("attribute_vocabulary.yaml") else {
+        return;
+    };
     let yaml: BTreeMap<String, BTreeMap<String, BTreeMap<String, String>>> =
         serde_saphyr::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let table = AttributeTable::default_vocabulary();
     let mut count = 0;
     for (name, ty) in yaml.values().flat_map(BTreeMap::values).flatten() {
-        assert_eq!(table.value_type(name).map(ValueType::as_str), Some(ty.as_str()), "{name}");
+        assert_eq!(
+            table.value_type(name).map(ValueType::as_str),
+            Some(ty.as_str()),
+            "{name}"
+        );
         count += 1;
     }
     eprintln!("attribute_vocabulary.yaml: {count} declarations are the same");
