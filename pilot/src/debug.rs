@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::encode::{Encoded, Kind};
 use crate::model::{Endpoint, Snapshot};
-use crate::serve::ledger::{Connection, dump};
+use crate::serve::ledger::{Connection, ProxyStatus, dump};
 use crate::serve::{Discovery, Served};
 
 /// Longest a request may wait for a generation to become live; a client asks again.
@@ -36,7 +36,10 @@ pub fn routes(admin: Admin, discovery: &Arc<Discovery>) -> Admin {
     });
     admin
         .route("/debug", page(|_, _| Reply::text(INDEX)))
-        .route("/debug/syncz", page(|discovery, query| json_reply(&discovery.ledger().syncz(query.has("resources")))))
+        .route(
+            "/debug/syncz",
+            page(|discovery, query| json_reply(&discovery.ledger().syncz(query.has("resources")))),
+        )
         .route("/debug/config_status", page(config_status))
         .route("/debug/registryz", page(registryz))
         .route("/debug/configz", page(configz))
@@ -62,7 +65,10 @@ fn json_reply(value: &impl Serialize) -> Reply {
 }
 
 fn unready() -> Reply {
-    Reply::status(http::StatusCode::SERVICE_UNAVAILABLE, "no configuration has been read yet\n")
+    Reply::status(
+        http::StatusCode::SERVICE_UNAVAILABLE,
+        "no configuration has been read yet\n",
+    )
 }
 
 /// Answers with the newest generation and the newest that is live; with `?wait=N`, not before generation N
@@ -93,23 +99,31 @@ async fn generation(discovery: &Discovery, query: &Query) -> Reply {
         return unready();
     };
     let current = served.snapshot.generation;
-    let proxies: Vec<Value> = discovery
+    let (readers, proxies): (Vec<_>, Vec<_>) = discovery
         .ledger()
         .syncz(false)
-        .iter()
-        .map(|proxy| json!({ "proxy": proxy.proxy, "generation": proxy.generation, "live": proxy.live }))
-        .collect();
+        .into_iter()
+        .partition(|client| client.reader);
+    let brief = |clients: Vec<ProxyStatus>| -> Vec<Value> {
+        clients
+            .iter()
+            .map(|client| json!({ "proxy": client.proxy, "generation": client.generation, "live": client.live }))
+            .collect()
+    };
     json_reply(&json!({
         "generation": current,
         "live": discovery.ledger().live(current),
-        "proxies": proxies,
+        "proxies": brief(proxies),
+        "readers": brief(readers),
         "problems": served.problems,
         "refusals": discovery.ledger().refusals(),
     }))
 }
 
 fn live(discovery: &Discovery) -> u64 {
-    discovery.served().map_or(0, |served| discovery.ledger().live(served.snapshot.generation))
+    discovery.served().map_or(0, |served| {
+        discovery.ledger().live(served.snapshot.generation)
+    })
 }
 
 /// For each object (or the one asked for): the generation of its last change, whether that is live
@@ -124,15 +138,20 @@ fn config_status(discovery: &Discovery, query: &Query) -> Reply {
         .object_generations
         .iter()
         .filter(|(key, _)| {
-            wanted("kind", &key.kind) && wanted("namespace", &key.namespace) && wanted("name", &key.name)
+            wanted("kind", &key.kind)
+                && wanted("namespace", &key.namespace)
+                && wanted("name", &key.name)
         })
         .map(|(key, generation)| {
-            let behind: Vec<&str> =
-                proxies.iter().filter(|proxy| proxy.live < *generation).map(|proxy| proxy.proxy.as_str()).collect();
+            let behind: Vec<&str> = proxies
+                .iter()
+                .filter(|proxy| proxy.live < *generation)
+                .map(|proxy| proxy.proxy.as_str())
+                .collect();
             json!({
-                "kind": key.kind,
-                "namespace": key.namespace,
-                "name": key.name,
+                "kind": &*key.kind,
+                "namespace": &*key.namespace,
+                "name": &*key.name,
                 "generation": generation,
                 "live": behind.is_empty(),
                 "behind": behind,
@@ -154,8 +173,11 @@ fn registryz(discovery: &Discovery, _: &Query) -> Reply {
                 .ports
                 .iter()
                 .map(|port| {
-                    let endpoints: Vec<Value> =
-                        snapshot.endpoints(&service.hostname, port.number).iter().map(|e| endpoint(e)).collect();
+                    let endpoints: Vec<Value> = snapshot
+                        .endpoints(&service.hostname, port.number)
+                        .iter()
+                        .map(|e| endpoint(e))
+                        .collect();
                     json!({
                         "name": port.name,
                         "number": port.number,
@@ -219,10 +241,10 @@ fn objects(snapshot: &Snapshot, served: &Served) -> Vec<Value> {
         .filter(|object| object.key.group.ends_with(".istio.io"))
         .map(|object| {
             json!({
-                "kind": object.key.kind,
+                "kind": &*object.key.kind,
                 "apiVersion": format!("{}/{}", object.key.group, object.version),
-                "namespace": object.key.namespace,
-                "name": object.key.name,
+                "namespace": &*object.key.namespace,
+                "name": &*object.key.name,
                 "file": format!("{}:{}", object.origin.file, object.origin.line),
                 "generation": served.object_generations.get(&object.key),
                 "spec": *object.raw,
@@ -246,14 +268,25 @@ fn push_status(discovery: &Discovery, _: &Query) -> Reply {
 /// Envoy's form of a dump, of what was sent; private keys are not in it.
 fn config_dump(discovery: &Discovery, query: &Query) -> Reply {
     let Some(id) = query.get("proxyID") else {
-        return Reply::status(http::StatusCode::BAD_REQUEST, "name a client: ?proxyID=NODE_ID, as in /debug/syncz\n");
+        return Reply::status(
+            http::StatusCode::BAD_REQUEST,
+            "name a client: ?proxyID=NODE_ID, as in /debug/syncz\n",
+        );
     };
     // `POD.NAMESPACE` will do, as in Istio.
-    let found = discovery.ledger().connections().into_iter().filter(|connection| {
-        connection.node.id == id || format!("{}.{}", connection.node.name, connection.node.namespace) == id
-    });
+    let found = discovery
+        .ledger()
+        .connections()
+        .into_iter()
+        .filter(|connection| {
+            connection.node.id == id
+                || format!("{}.{}", connection.node.name, connection.node.namespace) == id
+        });
     let Some(connection) = found.last() else {
-        return Reply::status(http::StatusCode::NOT_FOUND, format!("{id} is not connected\n"));
+        return Reply::status(
+            http::StatusCode::NOT_FOUND,
+            format!("{id} is not connected\n"),
+        );
     };
     json_reply(&dump_of(&connection))
 }
@@ -278,9 +311,14 @@ fn dump_of(connection: &Connection) -> Value {
 
 /// The resource as JSON, with its `@type`.
 fn readable(encoded: &Encoded) -> Value {
-    let wrapped = admin::ConfigDump { configs: vec![encoded.body.clone()] };
+    let wrapped = admin::ConfigDump {
+        configs: vec![encoded.body.clone()],
+    };
     match lateen_protocols::json::to_json(&wrapped) {
-        Ok(mut value) => value.pointer_mut("/configs/0").map(Value::take).unwrap_or_default(),
+        Ok(mut value) => value
+            .pointer_mut("/configs/0")
+            .map(Value::take)
+            .unwrap_or_default(),
         Err(e) => json!({ "unreadable": e.to_string(), "bytes": encoded.body.encoded_len() }),
     }
 }

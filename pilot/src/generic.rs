@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use lateen_config::Object;
 use lateen_protocols::istio::mcp::v1alpha1::{Metadata, Resource};
-use prost::{Message, Name};
+use prost::Message;
 use prost_types::value::Kind as ValueKind;
 use prost_types::{Any, ListValue, Struct, Value};
 use serde_json::json;
@@ -19,6 +19,9 @@ use crate::model::{Snapshot, Workload};
 
 /// Type URL of the workload view.
 pub const WORKLOAD: &str = "lateen.io/v1/Workload";
+
+/// Type URL of the body of each.
+const STRUCT: &str = "type.googleapis.com/google.protobuf.Struct";
 
 /// All kinds that have objects.
 #[must_use]
@@ -30,10 +33,17 @@ pub fn catalogs(snapshot: &Snapshot, encoder: &Encoder) -> BTreeMap<Kind, Arc<Ca
             continue;
         }
         let name = format!("{}/{}", object.key.namespace, object.key.name);
-        let url = |version: &str| Kind::Generic(format!("{group}/{version}/{}", object.key.kind).into());
+        let url =
+            |version: &str| Kind::Generic(format!("{group}/{version}/{}", object.key.kind).into());
         let encoded = encoder.encode_plain(&url("*"), &name, &resource(&name, object));
-        for version in served_versions(group).iter().copied().chain([object.version.as_str()]) {
-            all.entry(url(version)).or_default().insert(encoded.name.clone(), encoded.clone());
+        for version in served_versions(group)
+            .iter()
+            .copied()
+            .chain([object.version.as_str()])
+        {
+            all.entry(url(version))
+                .or_default()
+                .insert(encoded.name.clone(), encoded.clone());
         }
     }
     let workloads = Kind::Generic(WORKLOAD.into());
@@ -43,7 +53,9 @@ pub fn catalogs(snapshot: &Snapshot, encoder: &Encoder) -> BTreeMap<Kind, Arc<Ca
         let encoded = encoder.encode_plain(&workloads, &name, &workload_resource(&name, workload));
         catalog.insert(encoded.name.clone(), encoded);
     }
-    all.into_iter().map(|(kind, catalog)| (kind, Arc::new(catalog))).collect()
+    all.into_iter()
+        .map(|(kind, catalog)| (kind, Arc::new(catalog)))
+        .collect()
 }
 
 /// Versions under which any object of a group may be asked for.
@@ -101,7 +113,10 @@ fn workload_resource(name: &str, workload: &Workload) -> Resource {
 }
 
 fn into_map<M: FromIterator<(String, String)>>(labels: &BTreeMap<String, String>) -> M {
-    labels.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
+    labels
+        .iter()
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
 }
 
 /// An object as a packed Struct; anything else (a kind without spec) as an empty one.
@@ -110,20 +125,28 @@ fn pack(spec: &serde_json::Value) -> Any {
         Some(ValueKind::StructValue(body)) => body,
         _ => Struct::default(),
     };
-    Any { type_url: Struct::type_url(), value: body.encode_to_vec() }
+    Any {
+        type_url: STRUCT.to_owned(),
+        value: body.encode_to_vec(),
+    }
 }
 
 fn value(json: &serde_json::Value) -> Value {
     let kind = match json {
         serde_json::Value::Null => ValueKind::NullValue(0),
         serde_json::Value::Bool(flag) => ValueKind::BoolValue(*flag),
-        serde_json::Value::Number(number) => ValueKind::NumberValue(number.as_f64().unwrap_or_default()),
-        serde_json::Value::String(text) => ValueKind::StringValue(text.clone()),
-        serde_json::Value::Array(items) => {
-            ValueKind::ListValue(ListValue { values: items.iter().map(value).collect() })
+        serde_json::Value::Number(number) => {
+            ValueKind::NumberValue(number.as_f64().unwrap_or_default())
         }
+        serde_json::Value::String(text) => ValueKind::StringValue(text.clone()),
+        serde_json::Value::Array(items) => ValueKind::ListValue(ListValue {
+            values: items.iter().map(value).collect(),
+        }),
         serde_json::Value::Object(fields) => ValueKind::StructValue(Struct {
-            fields: fields.iter().map(|(key, field)| (key.clone(), value(field))).collect(),
+            fields: fields
+                .iter()
+                .map(|(key, field)| (key.clone(), value(field)))
+                .collect(),
         }),
     };
     Value { kind: Some(kind) }
@@ -143,8 +166,9 @@ pub fn object_generations(
     now.objects()
         .iter()
         .map(|object| {
-            let unchanged =
-                old.get(&object.key).is_some_and(|old| Arc::ptr_eq(old, object) || old.same_content(object));
+            let unchanged = old
+                .get(&object.key)
+                .is_some_and(|old| Arc::ptr_eq(old, object) || old.same_content(object));
             let generation = before
                 .filter(|_| unchanged)
                 .and_then(|(_, generations)| generations.get(&object.key).copied())

@@ -53,7 +53,9 @@ pub struct Metrics {
     config_size_bytes: Family<TypeLabel, Counter>,
 }
 
-const SECONDS: [f64; 12] = [0.001, 0.005, 0.01, 0.03, 0.1, 0.3, 0.5, 1.0, 3.0, 5.0, 10.0, 30.0];
+const SECONDS: [f64; 12] = [
+    0.001, 0.005, 0.01, 0.03, 0.1, 0.3, 0.5, 1.0, 3.0, 5.0, 10.0, 30.0,
+];
 
 impl Metrics {
     /// Makes the families and registers them.
@@ -87,52 +89,148 @@ impl Metrics {
             config_size_bytes: Family::default(),
         };
         let m = &metrics;
-        registry.register("pilot_xds", "Endpoints connected to this pilot using XDS", m.xds.clone());
-        registry.register("pilot_xds_pushes", "Responses sent, by type", m.pushes.clone());
-        registry.register("pilot_xds_cds_reject", "CDS responses refused by proxies", m.cds_reject.clone());
-        registry.register("pilot_xds_eds_reject", "EDS responses refused by proxies", m.eds_reject.clone());
-        registry.register("pilot_xds_lds_reject", "LDS responses refused by proxies", m.lds_reject.clone());
-        registry.register("pilot_xds_rds_reject", "RDS responses refused by proxies", m.rds_reject.clone());
-        registry.register("pilot_total_xds_rejects", "Responses refused by proxies, by type", m.total_rejects.clone());
-        registry.register("pilot_xds_expired_nonce", "Requests with an outdated nonce", m.expired_nonce.clone());
-        registry.register("pilot_xds_write_timeout", "Streams closed because the client did not read", m.write_timeout.clone());
-        registry.register("pilot_xds_refused_streams", "Streams refused, by reason", m.refused_streams.clone());
+        registry.register(
+            "pilot_xds",
+            "Endpoints connected to this pilot using XDS",
+            m.xds.clone(),
+        );
+        registry.register(
+            "pilot_xds_pushes",
+            "Responses sent, by type",
+            m.pushes.clone(),
+        );
+        registry.register(
+            "pilot_xds_cds_reject",
+            "CDS responses refused by proxies",
+            m.cds_reject.clone(),
+        );
+        registry.register(
+            "pilot_xds_eds_reject",
+            "EDS responses refused by proxies",
+            m.eds_reject.clone(),
+        );
+        registry.register(
+            "pilot_xds_lds_reject",
+            "LDS responses refused by proxies",
+            m.lds_reject.clone(),
+        );
+        registry.register(
+            "pilot_xds_rds_reject",
+            "RDS responses refused by proxies",
+            m.rds_reject.clone(),
+        );
+        registry.register(
+            "pilot_total_xds_rejects",
+            "Responses refused by proxies, by type",
+            m.total_rejects.clone(),
+        );
+        registry.register(
+            "pilot_xds_expired_nonce",
+            "Requests with an outdated nonce",
+            m.expired_nonce.clone(),
+        );
+        registry.register(
+            "pilot_xds_write_timeout",
+            "Streams closed because the client did not read",
+            m.write_timeout.clone(),
+        );
+        registry.register(
+            "pilot_xds_refused_streams",
+            "Streams refused, by reason",
+            m.refused_streams.clone(),
+        );
         registry.register(
             "pilot_proxy_convergence_time",
             "Seconds from a change to its acknowledgement by a proxy",
             m.convergence_time.clone(),
         );
-        registry.register("pilot_xds_push_time", "Seconds to compute one proxy's resources", m.push_time.clone());
-        registry.register("pilot_xds_send_time", "Seconds to hand one response to the stream", m.send_time.clone());
-        registry.register("pilot_pushcontext_init_seconds", "Seconds to build a snapshot", m.snapshot_time.clone());
-        registry.register("pilot_debounce_time", "Seconds changes waited for quiet", m.debounce_time.clone());
-        registry.register("pilot_inbound_updates", "Changes received from the sources", m.inbound_updates.clone());
+        registry.register(
+            "pilot_xds_push_time",
+            "Seconds to compute one proxy's resources",
+            m.push_time.clone(),
+        );
+        registry.register(
+            "pilot_xds_send_time",
+            "Seconds to hand one response to the stream",
+            m.send_time.clone(),
+        );
+        registry.register(
+            "pilot_pushcontext_init_seconds",
+            "Seconds to build a snapshot",
+            m.snapshot_time.clone(),
+        );
+        registry.register(
+            "pilot_debounce_time",
+            "Seconds changes waited for quiet",
+            m.debounce_time.clone(),
+        );
+        registry.register(
+            "pilot_inbound_updates",
+            "Changes received from the sources",
+            m.inbound_updates.clone(),
+        );
         registry.register("pilot_services", "Services known", m.services.clone());
-        registry.register("pilot_virt_services", "Virtual services known", m.virtual_services.clone());
-        registry.register("pilot_config_generation", "Generation of the configuration in use", m.generation.clone());
-        registry.register("pilot_config_problems", "Problems found in the configuration", m.problems.clone());
+        registry.register(
+            "pilot_virt_services",
+            "Virtual services known",
+            m.virtual_services.clone(),
+        );
+        registry.register(
+            "pilot_config_generation",
+            "Generation of the configuration in use",
+            m.generation.clone(),
+        );
+        registry.register(
+            "pilot_config_problems",
+            "Problems found in the configuration",
+            m.problems.clone(),
+        );
         registry.register("pilot_no_ip", "Pods without an address", m.no_ip.clone());
-        registry.register("pilot_eds_no_instances", "Service ports without endpoints", m.eds_no_instances.clone());
-        registry.register("pilot_conflicts", "Conflicts between configuration objects", m.conflicts.clone());
-        registry.register("pilot_xds_config_size_bytes", "Bytes of resources sent, by type", m.config_size_bytes.clone());
+        registry.register(
+            "pilot_eds_no_instances",
+            "Service ports without endpoints",
+            m.eds_no_instances.clone(),
+        );
+        registry.register(
+            "pilot_conflicts",
+            "Conflicts between configuration objects",
+            m.conflicts.clone(),
+        );
+        registry.register(
+            "pilot_xds_config_size_bytes",
+            "Bytes of resources sent, by type",
+            m.config_size_bytes.clone(),
+        );
         Arc::new(metrics)
     }
 
     pub(crate) fn connected(&self) {
-        self.xds.get_or_create(&VersionLabel { version: env!("CARGO_PKG_VERSION") }).inc();
+        self.xds
+            .get_or_create(&VersionLabel {
+                version: env!("CARGO_PKG_VERSION"),
+            })
+            .inc();
     }
 
     pub(crate) fn disconnected(&self) {
-        self.xds.get_or_create(&VersionLabel { version: env!("CARGO_PKG_VERSION") }).dec();
+        self.xds
+            .get_or_create(&VersionLabel {
+                version: env!("CARGO_PKG_VERSION"),
+            })
+            .dec();
     }
 
     pub(crate) fn refused(&self, reason: &'static str) {
-        self.refused_streams.get_or_create(&TypeLabel { r#type: reason }).inc();
+        self.refused_streams
+            .get_or_create(&TypeLabel { r#type: reason })
+            .inc();
     }
 
     pub(crate) fn sent(&self, kind: &Kind, bytes: usize, seconds: f64) {
         self.pushes.get_or_create(&label(kind)).inc();
-        self.config_size_bytes.get_or_create(&label(kind)).inc_by(bytes as u64);
+        self.config_size_bytes
+            .get_or_create(&label(kind))
+            .inc_by(bytes as u64);
         self.send_time.observe(seconds);
     }
 
@@ -164,7 +262,9 @@ impl Metrics {
     }
 
     pub(crate) fn changed(&self) {
-        self.inbound_updates.get_or_create(&TypeLabel { r#type: "config" }).inc();
+        self.inbound_updates
+            .get_or_create(&TypeLabel { r#type: "config" })
+            .inc();
     }
 
     pub(crate) fn debounced(&self, seconds: f64) {
@@ -175,10 +275,13 @@ impl Metrics {
         self.snapshot_time.observe(seconds);
         self.generation.set(snapshot.generation);
         self.services.set(count(snapshot.services().count()));
-        self.virtual_services.set(count(snapshot.virtual_services().count()));
+        self.virtual_services
+            .set(count(snapshot.virtual_services().count()));
         self.problems.set(count(problems));
-        self.no_ip.set(count(snapshot.status().pods_without_address));
-        self.eds_no_instances.set(count(snapshot.status().ports_without_endpoints.len()));
+        self.no_ip
+            .set(count(snapshot.status().pods_without_address));
+        self.eds_no_instances
+            .set(count(snapshot.status().ports_without_endpoints.len()));
         self.conflicts.set(count(snapshot.status().conflicts.len()));
     }
 }

@@ -22,8 +22,8 @@ pub use self::node::{Agent, Interception, Node, NodeError, Role};
 pub use self::quota::BoundQuota;
 pub use self::routing::{DestinationPolicy, Routes, host_matches};
 pub use self::service::{
-    Container, Endpoint, ExportTo, Labels, Port, Protocol, Registry, Resolution, Service, Target, TlsMode, Workload,
-    selects,
+    Container, Endpoint, ExportTo, Labels, Port, Protocol, Registry, Resolution, Service, Target,
+    TlsMode, Workload, selects,
 };
 
 /// DNS domain of Kubernetes services.
@@ -71,17 +71,12 @@ pub struct InboundPort {
 }
 
 impl Snapshot {
-    /// Builds the model of a set of objects.
+    /// Builds the model of a set of objects; its generation is the set's.
     #[must_use]
-    pub fn build(generation: u64, config: &ConfigSet) -> Self {
-        let mut objects: Vec<Arc<Object>> = config.objects().cloned().collect();
+    pub fn build(config: &ConfigSet) -> Self {
+        let generation = config.generation;
+        let mut objects = config.objects.clone();
         objects.sort_by(|a, b| (&a.created, &a.key).cmp(&(&b.created, &b.key)));
-        Self::of_objects(generation, objects)
-    }
-
-    /// Builds the model of objects, oldest first.
-    #[must_use]
-    pub fn of_objects(generation: u64, objects: Vec<Arc<Object>>) -> Self {
         let mut status = Status::default();
         let mesh = mesh_config(&objects);
         let registry = registry::read(&objects, &mesh, &mut status);
@@ -103,7 +98,10 @@ impl Snapshot {
         };
         for workload in snapshot.workloads.values() {
             if let Some(ip) = workload.ip() {
-                snapshot.by_address.entry(ip).or_insert_with(|| workload.clone());
+                snapshot
+                    .by_address
+                    .entry(ip)
+                    .or_insert_with(|| workload.clone());
             }
         }
         // Whether an endpoint takes mTLS depends on policy as well as on its label.
@@ -114,7 +112,10 @@ impl Snapshot {
                 let ports = ports
                     .into_iter()
                     .map(|(port, all)| {
-                        let all = all.into_iter().map(|endpoint| Arc::new(snapshot.apply_policy(endpoint))).collect();
+                        let all = all
+                            .into_iter()
+                            .map(|endpoint| Arc::new(snapshot.apply_policy(endpoint)))
+                            .collect();
                         (port, all)
                     })
                     .collect();
@@ -125,9 +126,19 @@ impl Snapshot {
             if service.selector.is_empty() {
                 continue;
             }
-            for port in service.ports.iter().filter(|port| port.protocol != Protocol::Udp) {
-                if snapshot.endpoints(&service.hostname, port.number).is_empty() {
-                    snapshot.status.ports_without_endpoints.push(format!("{}:{}", service.hostname, port.number));
+            for port in service
+                .ports
+                .iter()
+                .filter(|port| port.protocol != Protocol::Udp)
+            {
+                if snapshot
+                    .endpoints(&service.hostname, port.number)
+                    .is_empty()
+                {
+                    snapshot
+                        .status
+                        .ports_without_endpoints
+                        .push(format!("{}:{}", service.hostname, port.number));
                 }
             }
         }
@@ -136,7 +147,8 @@ impl Snapshot {
 
     fn apply_policy(&self, mut endpoint: Endpoint) -> Endpoint {
         if endpoint.tls_mode == TlsMode::Istio
-            && self.mutual_tls(&endpoint.namespace, &endpoint.labels, endpoint.port) == MutualTlsMode::Disable
+            && self.mutual_tls(&endpoint.namespace, &endpoint.labels, endpoint.port)
+                == MutualTlsMode::Disable
         {
             endpoint.tls_mode = TlsMode::Disabled;
         }
@@ -179,7 +191,10 @@ impl Snapshot {
         self.services
             .values()
             .filter(|service| service.export_to.allows(&node.namespace))
-            .filter(|service| sidecar.is_none_or(|(sidecar, namespace)| egress_allows(sidecar, namespace, service)))
+            .filter(|service| {
+                sidecar
+                    .is_none_or(|(sidecar, namespace)| egress_allows(sidecar, namespace, service))
+            })
             .collect()
     }
 
@@ -193,7 +208,10 @@ impl Snapshot {
         let find = |namespace: &str, by_label: bool| {
             self.sidecars.iter().find_map(|object| match &object.spec {
                 Spec::Sidecar(sidecar) if *object.key.namespace == *namespace => {
-                    let labels = sidecar.workload_selector.as_ref().map(|selector| &selector.labels);
+                    let labels = sidecar
+                        .workload_selector
+                        .as_ref()
+                        .map(|selector| &selector.labels);
                     let fits = match labels.filter(|labels| !labels.is_empty()) {
                         Some(labels) => by_label && selects(labels, &node.labels),
                         None => !by_label,
@@ -219,7 +237,10 @@ impl Snapshot {
     /// Who answers for a service port, sorted by address.
     #[must_use]
     pub fn endpoints(&self, hostname: &str, port: u16) -> &[Arc<Endpoint>] {
-        self.endpoints.get(hostname).and_then(|ports| ports.get(&port)).map_or(&[], Vec::as_slice)
+        self.endpoints
+            .get(hostname)
+            .and_then(|ports| ports.get(&port))
+            .map_or(&[], Vec::as_slice)
     }
 
     /// All workloads, by uid.
@@ -253,14 +274,22 @@ impl Snapshot {
             .filter(|service| service.namespace == node.namespace)
             .filter(|service| !service.selector.is_empty() && selects(&service.selector, labels))
             .flat_map(|service| {
-                service.ports.iter().filter(|port| port.protocol != Protocol::Udp).filter_map(|port| {
-                    let workload_port = match (workload, &port.target) {
-                        (Some(workload), target) => workload.resolve(target)?,
-                        (None, Target::Number(number)) => *number,
-                        (None, Target::Named(_)) => return None,
-                    };
-                    Some(InboundPort { service: service.clone(), port: port.clone(), workload_port })
-                })
+                service
+                    .ports
+                    .iter()
+                    .filter(|port| port.protocol != Protocol::Udp)
+                    .filter_map(|port| {
+                        let workload_port = match (workload, &port.target) {
+                            (Some(workload), target) => workload.resolve(target)?,
+                            (None, Target::Number(number)) => *number,
+                            (None, Target::Named(_)) => return None,
+                        };
+                        Some(InboundPort {
+                            service: service.clone(),
+                            port: port.clone(),
+                            workload_port,
+                        })
+                    })
             })
             .collect();
         all.sort_by(|a, b| {
@@ -300,31 +329,59 @@ impl Snapshot {
     /// The policy a client in `namespace` with `labels` uses towards a host: that of the client's namespace,
     /// else of the service's, else of the root namespace; the most specific host wins.
     #[must_use]
-    pub fn destination_policy(&self, hostname: &str, namespace: &str, labels: &Labels) -> Option<&Arc<DestinationPolicy>> {
-        let service_namespace = self.services.get(hostname).map(|service| service.namespace.as_str());
-        self.routing.destination(hostname, namespace, labels, service_namespace, &self.mesh.root_namespace)
+    pub fn destination_policy(
+        &self,
+        hostname: &str,
+        namespace: &str,
+        labels: &Labels,
+    ) -> Option<&Arc<DestinationPolicy>> {
+        let service_namespace = self
+            .services
+            .get(hostname)
+            .map(|service| service.namespace.as_str());
+        self.routing.destination(
+            hostname,
+            namespace,
+            labels,
+            service_namespace,
+            &self.mesh.root_namespace,
+        )
     }
 
     /// Gateway objects that select a node, oldest first. An empty selector selects every gateway.
     pub fn gateways(&self, node: &Node) -> impl Iterator<Item = (&Arc<Object>, &Gateway)> {
-        let labels = self.workload(node).map_or_else(|| node.labels.clone(), |workload| (*workload.labels).clone());
+        let labels = self.workload(node).map_or_else(
+            || node.labels.clone(),
+            |workload| (*workload.labels).clone(),
+        );
         let role = node.role;
-        self.gateways.iter().filter_map(move |object| match &object.spec {
-            Spec::Gateway(gateway) if role == Role::Router && selects(&gateway.selector, &labels) => {
-                Some((object, gateway))
-            }
-            _ => None,
-        })
+        self.gateways
+            .iter()
+            .filter_map(move |object| match &object.spec {
+                Spec::Gateway(gateway)
+                    if role == Role::Router && selects(&gateway.selector, &labels) =>
+                {
+                    Some((object, gateway))
+                }
+                _ => None,
+            })
     }
 
     /// Whether the workload with these labels demands mesh mTLS on a port of its own: never `Unset`.
     #[must_use]
-    pub fn mutual_tls(&self, namespace: &str, labels: &Labels, workload_port: u16) -> MutualTlsMode {
+    pub fn mutual_tls(
+        &self,
+        namespace: &str,
+        labels: &Labels,
+        workload_port: u16,
+    ) -> MutualTlsMode {
         self.authn.mode(namespace, labels, workload_port, || {
             self.services
                 .values()
                 .filter(|service| service.namespace == namespace)
-                .filter(|service| !service.selector.is_empty() && selects(&service.selector, labels))
+                .filter(|service| {
+                    !service.selector.is_empty() && selects(&service.selector, labels)
+                })
                 .cloned()
                 .collect()
         })
@@ -348,7 +405,11 @@ pub fn full_host(host: &str, namespace: &str) -> String {
 }
 
 fn of_kind(objects: &[Arc<Object>], wanted: impl Fn(&Spec) -> bool) -> Vec<Arc<Object>> {
-    objects.iter().filter(|object| wanted(&object.spec)).cloned().collect()
+    objects
+        .iter()
+        .filter(|object| wanted(&object.spec))
+        .cloned()
+        .collect()
 }
 
 /// The ConfigMap `istio` in its namespace of origin, or the defaults.
@@ -368,16 +429,20 @@ fn egress_allows(sidecar: &Sidecar, own_namespace: &str, service: &Service) -> b
     if sidecar.egress.is_empty() {
         return true;
     }
-    sidecar.egress.iter().flat_map(|listener| &listener.hosts).any(|pattern| {
-        let (namespace, host) = pattern.split_once('/').unwrap_or(("*", pattern));
-        let namespace_fits = match namespace {
-            "*" => true,
-            "." => service.namespace == own_namespace,
-            "~" => false,
-            named => service.namespace == named,
-        };
-        namespace_fits && host_matches(host, &service.hostname)
-    })
+    sidecar
+        .egress
+        .iter()
+        .flat_map(|listener| &listener.hosts)
+        .any(|pattern| {
+            let (namespace, host) = pattern.split_once('/').unwrap_or(("*", pattern));
+            let namespace_fits = match namespace {
+                "*" => true,
+                "." => service.namespace == own_namespace,
+                "~" => false,
+                named => service.namespace == named,
+            };
+            namespace_fits && host_matches(host, &service.hostname)
+        })
 }
 
 #[cfg(test)]

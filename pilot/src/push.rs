@@ -17,7 +17,7 @@ use crate::serve::Served;
 
 /// Changes are taken together until none has come for this long: an editor's or `kubectl`'s burst is one
 /// generation.
-const QUIET: Duration = Duration::from_millis(30);
+const QUIET: Duration = Duration::from_millis(20);
 
 /// A change waits no longer than this for quiet: traffic follows within a second.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -45,7 +45,9 @@ pub async fn run(
             Ok(served) => {
                 publish(&out, served, &metrics, started);
             }
-            Err(e) => error!(error = %e, "the model cannot be built; the last good configuration stays"),
+            Err(e) => {
+                error!(error = %e, "the model cannot be built; the last good configuration stays")
+            }
         }
         if source.changed().await.is_err() {
             return;
@@ -57,9 +59,21 @@ pub async fn run(
     }
 }
 
-fn publish(out: &watch::Sender<Option<Arc<Served>>>, served: Served, metrics: &Metrics, started: Instant) {
+fn publish(
+    out: &watch::Sender<Option<Arc<Served>>>,
+    served: Served,
+    metrics: &Metrics,
+    started: Instant,
+) {
     let snapshot = &served.snapshot;
-    metrics.built(snapshot, served.problems.len(), started.elapsed().as_secs_f64());
+    metrics.built(
+        snapshot,
+        served.problems.len(),
+        started.elapsed().as_secs_f64(),
+    );
+    for problem in &served.problems {
+        warn!("{problem}");
+    }
     info!(
         generation = snapshot.generation,
         objects = snapshot.objects().len(),
@@ -74,9 +88,13 @@ fn publish(out: &watch::Sender<Option<Arc<Served>>>, served: Served, metrics: &M
     out.send_replace(Some(Arc::new(served)));
 }
 
-fn build(config: &ConfigSet, before: Option<&Served>, encoder: &Encoder, changed_at: Instant) -> Served {
-    let generation = before.map_or(1, |before| before.snapshot.generation + 1);
-    let snapshot = Snapshot::build(generation, config);
+fn build(
+    config: &ConfigSet,
+    before: Option<&Served>,
+    encoder: &Encoder,
+    changed_at: Instant,
+) -> Served {
+    let snapshot = Snapshot::build(config);
     let objects = generic::object_generations(
         before.map(|before| (&*before.snapshot, &before.object_generations)),
         &snapshot,
@@ -84,7 +102,7 @@ fn build(config: &ConfigSet, before: Option<&Served>, encoder: &Encoder, changed
     Served {
         generic: generic::catalogs(&snapshot, encoder),
         object_generations: objects,
-        problems: config.problems().map(ToString::to_string).collect(),
+        problems: config.problems.iter().map(ToString::to_string).collect(),
         snapshot: Arc::new(snapshot),
         changed_at,
     }

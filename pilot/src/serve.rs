@@ -134,7 +134,10 @@ impl Discovery {
     /// The gRPC service for one port.
     #[must_use]
     pub fn service(self: &Arc<Self>, trust: Trust) -> AggregatedDiscoveryServiceServer<Ads> {
-        AggregatedDiscoveryServiceServer::new(Ads { discovery: self.clone(), trust })
+        AggregatedDiscoveryServiceServer::new(Ads {
+            discovery: self.clone(),
+            trust,
+        })
     }
 
     /// Waits until all streams have ended, after `drain`.
@@ -173,7 +176,9 @@ impl Discovery {
         R: From<session::Response> + Send + 'static,
     {
         let first = match timeout(FIRST_REQUEST_WAIT, asks.message()).await {
-            Err(_) => return Err(self.refuse("silent", Status::deadline_exceeded("no request came"))),
+            Err(_) => {
+                return Err(self.refuse("silent", Status::deadline_exceeded("no request came")));
+            }
             Ok(Err(_) | Ok(None)) => return Ok(()),
             Ok(Ok(Some(first))) => first,
         };
@@ -183,18 +188,33 @@ impl Discovery {
             check_identity(peer, &mut node).map_err(|status| self.refuse("identity", status))?;
         }
         let mut newest = self.served.clone();
-        let mut served = newest
-            .borrow_and_update()
-            .clone()
-            .ok_or_else(|| self.refuse("unready", Status::unavailable("no configuration has been read yet")))?;
+        let mut served = newest.borrow_and_update().clone().ok_or_else(|| {
+            self.refuse(
+                "unready",
+                Status::unavailable("no configuration has been read yet"),
+            )
+        })?;
 
         let stream = self.next_stream.fetch_add(1, Ordering::Relaxed);
         let node = Arc::new(node);
         let span = info_span!("ads", stream, node = %node.id);
-        let target = Target { generation: served.snapshot.generation, catalogs: served.generic.clone() };
-        let session = Session::new(A::MODE, stream, target, self.encoder.clone(), Instant::now());
-        let connection =
-            Arc::new(Connection::new(stream, node.clone(), peer.map(|id| id.to_string()), session));
+        let target = Target {
+            generation: served.snapshot.generation,
+            catalogs: served.generic.clone(),
+        };
+        let session = Session::new(
+            A::MODE,
+            stream,
+            target,
+            self.encoder.clone(),
+            Instant::now(),
+        );
+        let connection = Arc::new(Connection::new(
+            stream,
+            node.clone(),
+            peer.map(|id| id.to_string()),
+            session,
+        ));
         let _entry = self.ledger.enter(connection.clone());
         let _gauge = Connected::new(self.metrics.clone());
         span.in_scope(|| info!(mode = ?A::MODE, "connected"));
@@ -316,7 +336,8 @@ impl Discovery {
         if connection.noticed_live(live) {
             self.ledger.touch();
             if live == served.snapshot.generation {
-                self.metrics.converged(served.changed_at.elapsed().as_secs_f64());
+                self.metrics
+                    .converged(served.changed_at.elapsed().as_secs_f64());
             }
             debug!(generation = live, "live");
         }
@@ -333,7 +354,11 @@ impl Discovery {
         let responses = connection.session().take_responses();
         for response in responses {
             let started = Instant::now();
-            let bytes = response.set.iter().map(|encoded| encoded.body.value.len()).sum();
+            let bytes = response
+                .set
+                .iter()
+                .map(|encoded| encoded.body.value.len())
+                .sum();
             let kind = response.kind.clone();
             debug!(
                 kind = kind.short(),
@@ -345,11 +370,16 @@ impl Discovery {
                 "send"
             );
             match answers.send_timeout(Ok(response.into()), SEND_WAIT).await {
-                Ok(()) => self.metrics.sent(&kind, bytes, started.elapsed().as_secs_f64()),
+                Ok(()) => self
+                    .metrics
+                    .sent(&kind, bytes, started.elapsed().as_secs_f64()),
                 Err(mpsc::error::SendTimeoutError::Closed(_)) => return Err(Status::ok("gone")),
                 Err(mpsc::error::SendTimeoutError::Timeout(_)) => {
                     self.metrics.write_timed_out();
-                    warn!(kind = kind.short(), "the client does not read; closing its stream");
+                    warn!(
+                        kind = kind.short(),
+                        "the client does not read; closing its stream"
+                    );
                     return Err(Status::deadline_exceeded("responses are not being read"));
                 }
             }
@@ -357,13 +387,21 @@ impl Discovery {
         Ok(())
     }
 
-    async fn compute_owned(self: Arc<Self>, served: Arc<Served>, node: Arc<Node>, xds: bool) -> Option<Target> {
+    async fn compute_owned(
+        self: Arc<Self>,
+        served: Arc<Served>,
+        node: Arc<Node>,
+        xds: bool,
+    ) -> Option<Target> {
         self.compute(served, node, xds).await
     }
 
     /// What a node should have; `None` if translation failed.
     async fn compute(&self, served: Arc<Served>, node: Arc<Node>, xds: bool) -> Option<Target> {
-        let mut target = Target { generation: served.snapshot.generation, catalogs: served.generic.clone() };
+        let mut target = Target {
+            generation: served.snapshot.generation,
+            catalogs: served.generic.clone(),
+        };
         if !xds {
             return Some(target);
         }
@@ -371,10 +409,11 @@ impl Discovery {
         let started = Instant::now();
         let encoder = self.encoder.clone();
         // Off the runtime: a large mesh takes tens of milliseconds, and acknowledgements should not wait.
-        let catalogs = tokio::task::spawn_blocking(move || catalogs(&served.snapshot, &node, &encoder))
-            .await
-            .inspect_err(|e| error!(error = %e, "translation panicked"))
-            .ok()?;
+        let catalogs =
+            tokio::task::spawn_blocking(move || catalogs(&served.snapshot, &node, &encoder))
+                .await
+                .inspect_err(|e| error!(error = %e, "translation panicked"))
+                .ok()?;
         self.metrics.translated(started.elapsed().as_secs_f64());
         target.catalogs.extend(catalogs);
         Some(target)
@@ -396,16 +435,32 @@ async fn finish(computing: &mut Option<Computing>) -> (Arc<Served>, Option<Targe
 }
 
 /// A node's resources, encoded.
-pub fn catalogs(snapshot: &Snapshot, node: &Node, encoder: &Encoder) -> BTreeMap<Kind, Arc<Catalog>> {
+pub fn catalogs(
+    snapshot: &Snapshot,
+    node: &Node,
+    encoder: &Encoder,
+) -> BTreeMap<Kind, Arc<Catalog>> {
     let resources = translate(snapshot, node);
-    let clusters: Catalog =
-        resources.clusters.iter().map(|(name, message)| (name.as_str().into(), encoder.encode(name, message))).collect();
-    let endpoints: Catalog =
-        resources.endpoints.iter().map(|(name, message)| (name.as_str().into(), encoder.encode(name, message))).collect();
-    let listeners: Catalog =
-        resources.listeners.iter().map(|(name, message)| (name.as_str().into(), encoder.encode(name, message))).collect();
-    let routes: Catalog =
-        resources.routes.iter().map(|(name, message)| (name.as_str().into(), encoder.encode(name, message))).collect();
+    let clusters: Catalog = resources
+        .clusters
+        .iter()
+        .map(|(name, message)| (name.as_str().into(), encoder.encode(name, message)))
+        .collect();
+    let endpoints: Catalog = resources
+        .endpoints
+        .iter()
+        .map(|(name, message)| (name.as_str().into(), encoder.encode(name, message)))
+        .collect();
+    let listeners: Catalog = resources
+        .listeners
+        .iter()
+        .map(|(name, message)| (name.as_str().into(), encoder.encode(name, message)))
+        .collect();
+    let routes: Catalog = resources
+        .routes
+        .iter()
+        .map(|(name, message)| (name.as_str().into(), encoder.encode(name, message)))
+        .collect();
     BTreeMap::from([
         (Kind::Cluster, Arc::new(clusters)),
         (Kind::Endpoint, Arc::new(endpoints)),
@@ -418,7 +473,9 @@ pub fn catalogs(snapshot: &Snapshot, node: &Node, encoder: &Encoder) -> BTreeMap
 /// does not claim is taken from the certificate.
 fn check_identity(peer: &SpiffeId, node: &mut Node) -> Result<(), Status> {
     let (Some(namespace), Some(account)) = (peer.namespace(), peer.service_account()) else {
-        return Err(Status::permission_denied(format!("{peer} is not the identity of a workload")));
+        return Err(Status::permission_denied(format!(
+            "{peer} is not the identity of a workload"
+        )));
     };
     if namespace != node.namespace {
         return Err(Status::permission_denied(format!(
@@ -464,7 +521,10 @@ pub struct Ads {
 }
 
 impl Ads {
-    fn accept<A, R>(&self, request: Request<Streaming<A>>) -> Result<Response<AnswerStream<R>>, Status>
+    fn accept<A, R>(
+        &self,
+        request: Request<Streaming<A>>,
+    ) -> Result<Response<AnswerStream<R>>, Status>
     where
         A: Ask,
         R: From<session::Response> + Send + 'static,
@@ -472,18 +532,31 @@ impl Ads {
         let discovery = &self.discovery;
         let peer = match self.trust {
             Trust::Network => None,
-            Trust::Certificate(identity) => Some(identity(request.extensions()).ok_or_else(|| {
-                discovery.refuse("identity", Status::unauthenticated("present a certificate of the mesh"))
-            })?),
+            Trust::Certificate(identity) => {
+                Some(identity(request.extensions()).ok_or_else(|| {
+                    discovery.refuse(
+                        "identity",
+                        Status::unauthenticated("present a certificate of the mesh"),
+                    )
+                })?)
+            }
         };
         if discovery.drain.is_cancelled() {
-            return Err(discovery.refuse("draining", Status::unavailable("pilot is stopping; connect again")));
+            return Err(discovery.refuse(
+                "draining",
+                Status::unavailable("pilot is stopping; connect again"),
+            ));
         }
         let permit = discovery.streams.clone().try_acquire_owned().map_err(|_| {
-            discovery.refuse("full", Status::resource_exhausted("too many streams; try another pilot"))
+            discovery.refuse(
+                "full",
+                Status::resource_exhausted("too many streams; try another pilot"),
+            )
         })?;
         let (answers, stream) = mpsc::channel(SEND_QUEUE);
-        let task = discovery.clone().converse(request.into_inner(), answers, peer);
+        let task = discovery
+            .clone()
+            .converse(request.into_inner(), answers, peer);
         discovery.tasks.spawn(async move {
             task.await;
             drop(permit);

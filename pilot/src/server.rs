@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use lateen_config::Folder;
 use lateen_identity::{ClientAuth, SpiffeId};
 use lateen_service::admin::Admin;
 use lateen_service::identity::{self, IdentityArgs, IdentityError};
@@ -70,13 +71,22 @@ pub enum StartError {
     #[error("cannot serve health and metrics")]
     Admin(#[source] std::io::Error),
     /// The folder.
-    #[error("cannot watch {folder}")]
+    #[error("cannot read the folder {folder}")]
     Folder {
         /// Which.
         folder: PathBuf,
         /// Why not.
         #[source]
         source: std::io::Error,
+    },
+    /// The folder's changes.
+    #[error("cannot watch the folder {folder}; is fs.inotify.max_user_watches used up?")]
+    Watch {
+        /// Which.
+        folder: PathBuf,
+        /// Why not.
+        #[source]
+        source: notify::Error,
     },
     /// The identity flags.
     #[error(transparent)]
@@ -102,8 +112,17 @@ impl Pilot {
     /// # Errors
     /// A port cannot be bound, the folder cannot be watched, or the identity flags are wrong.
     pub async fn start(config: &Config, drain: &Drain) -> Result<Self, StartError> {
-        let source = folder(&config.config_dir, drain)
-            .map_err(|source| StartError::Folder { folder: config.config_dir.clone(), source })?;
+        let folder = || config.config_dir.clone();
+        let source = Folder::open(folder())
+            .map_err(|source| StartError::Folder {
+                folder: folder(),
+                source,
+            })?
+            .watch()
+            .map_err(|source| StartError::Watch {
+                folder: folder(),
+                source,
+            })?;
         Self::with_source(config, source, drain).await
     }
 
@@ -111,7 +130,11 @@ impl Pilot {
     ///
     /// # Errors
     /// As [`Pilot::start`].
-    pub async fn with_source(config: &Config, source: Source, drain: &Drain) -> Result<Self, StartError> {
+    pub async fn with_source(
+        config: &Config,
+        source: Source,
+        drain: &Drain,
+    ) -> Result<Self, StartError> {
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
         let identity = identity::Source::start(&config.identity, drain)?;
@@ -134,13 +157,25 @@ impl Pilot {
         });
 
         let (grpc, listener) = bind(config.bind, config.grpc_port).await?;
-        serve(drain, "grpc", tls::serve_plain(listener), &discovery, Trust::Network);
+        serve(
+            drain,
+            "grpc",
+            tls::serve_plain(listener),
+            &discovery,
+            Trust::Network,
+        );
         let tls = match identity {
             None => None,
             Some(identity) => {
                 let (address, listener) = bind(config.bind, config.tls_port).await?;
                 let incoming = tls::serve(listener, identity.server_config(ClientAuth::Required));
-                serve(drain, "grpc over mTLS", incoming, &discovery, Trust::Certificate(peer));
+                serve(
+                    drain,
+                    "grpc over mTLS",
+                    incoming,
+                    &discovery,
+                    Trust::Certificate(peer),
+                );
                 let certified = admin.readiness().gate("certificate");
                 drain.spawn_until_stop(async move {
                     identity.ready().await;
@@ -161,20 +196,13 @@ impl Pilot {
             stopping.await;
             streams.drained().await;
         });
-        Ok(Self { grpc, tls, http, discovery })
+        Ok(Self {
+            grpc,
+            tls,
+            http,
+            discovery,
+        })
     }
-}
-
-/// The folder as a source. Its task ends with `drain`.
-fn folder(dir: &std::path::Path, drain: &Drain) -> Result<Source, std::io::Error> {
-    let folder = lateen_config::Folder::open(dir)?;
-    let source = folder.subscribe();
-    drain.spawn_until_stop(async move {
-        // Watching ends when the folder is dropped.
-        let _folder = folder;
-        std::future::pending::<()>().await;
-    });
-    Ok(source)
 }
 
 async fn bind(ip: IpAddr, port: u16) -> Result<(SocketAddr, TcpListener), StartError> {
@@ -184,8 +212,13 @@ async fn bind(ip: IpAddr, port: u16) -> Result<(SocketAddr, TcpListener), StartE
     Ok((listener.local_addr().map_err(fail)?, listener))
 }
 
-fn serve<S>(drain: &Drain, name: &'static str, incoming: S, discovery: &Arc<Discovery>, trust: Trust)
-where
+fn serve<S>(
+    drain: &Drain,
+    name: &'static str,
+    incoming: S,
+    discovery: &Arc<Discovery>,
+    trust: Trust,
+) where
     S: tokio_stream::Stream<Item = std::io::Result<tls::Conn>> + Send + 'static,
 {
     let service = discovery.service(trust);

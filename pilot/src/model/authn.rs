@@ -31,7 +31,11 @@ impl Policies {
                 Spec::PeerAuthentication(policy) => match policy.labels() {
                     // With a selector in the root namespace it is for nobody (Istio).
                     Some(_) if namespace == mesh.root_namespace => {}
-                    Some(_) => all.workloads.entry(namespace).or_default().push(object.clone()),
+                    Some(_) => all
+                        .workloads
+                        .entry(namespace)
+                        .or_default()
+                        .push(object.clone()),
                     None if namespace == mesh.root_namespace => {
                         all.mesh.get_or_insert(policy.mode());
                     }
@@ -45,7 +49,10 @@ impl Policies {
                     } else if policy.targets.is_empty() {
                         all.old_namespaces.entry(namespace).or_insert(policy.mode());
                     } else {
-                        all.old_services.entry(namespace).or_default().push(object.clone());
+                        all.old_services
+                            .entry(namespace)
+                            .or_default()
+                            .push(object.clone());
                     }
                 }
                 _ => {}
@@ -64,24 +71,37 @@ impl Policies {
     ) -> MutualTlsMode {
         let own = self.own_policy(namespace, labels);
         let said = [
-            own.and_then(|policy| policy.port_level_mtls.get(&workload_port)).map(|tls| tls.mode),
+            own.and_then(|policy| policy.port_level_mtls.get(&workload_port))
+                .map(|tls| tls.mode),
             own.map(PeerAuthentication::mode),
             self.namespaces.get(namespace).copied(),
             self.mesh,
         ];
-        if let Some(mode) = said.into_iter().flatten().find(|mode| *mode != MutualTlsMode::Unset) {
+        if let Some(mode) = said
+            .into_iter()
+            .flatten()
+            .find(|mode| *mode != MutualTlsMode::Unset)
+        {
             return mode;
         }
-        self.old_mode(namespace, workload_port, services).unwrap_or(MutualTlsMode::Permissive)
+        self.old_mode(namespace, workload_port, services)
+            .unwrap_or(MutualTlsMode::Permissive)
     }
 
     fn own_policy(&self, namespace: &str, labels: &Labels) -> Option<&PeerAuthentication> {
-        self.workloads.get(namespace)?.iter().find_map(|object| match &object.spec {
-            Spec::PeerAuthentication(policy) if policy.labels().is_some_and(|selector| selects(selector, labels)) => {
-                Some(policy)
-            }
-            _ => None,
-        })
+        self.workloads
+            .get(namespace)?
+            .iter()
+            .find_map(|object| match &object.spec {
+                Spec::PeerAuthentication(policy)
+                    if policy
+                        .labels()
+                        .is_some_and(|selector| selects(selector, labels)) =>
+                {
+                    Some(policy)
+                }
+                _ => None,
+            })
     }
 
     fn old_mode(
@@ -94,32 +114,40 @@ impl Policies {
             let services = services();
             policies.iter().find_map(|object| match &object.spec {
                 Spec::AuthenticationPolicy(policy)
-                    if services.iter().any(|service| targets(policy, service, workload_port)) =>
+                    if services
+                        .iter()
+                        .any(|service| targets(policy, service, workload_port)) =>
                 {
                     Some(policy.mode())
                 }
                 _ => None,
             })
         });
-        of_service.or_else(|| self.old_namespaces.get(namespace).copied()).or(self.old_mesh)
+        of_service
+            .or_else(|| self.old_namespaces.get(namespace).copied())
+            .or(self.old_mesh)
     }
 }
 
 /// Whether a Policy is for the port of a service that leads to that port of the workload.
 fn targets(policy: &AuthenticationPolicy, service: &Service, workload_port: u16) -> bool {
-    policy.targets.iter().filter(|target| target.name == service.name).any(|target| {
-        target.ports.is_empty()
-            || target.ports.iter().any(|wanted| {
-                service.ports.iter().any(|port| {
-                    let leads = match port.target {
-                        Target::Number(number) => number == workload_port,
-                        // Not resolved here; the safe reading is that it is meant.
-                        Target::Named(_) => true,
-                    };
-                    leads
-                        && (wanted.number == Some(port.number)
-                            || wanted.name.as_deref().is_some_and(|name| name == port.name))
+    policy
+        .targets
+        .iter()
+        .filter(|target| target.name == service.name)
+        .any(|target| {
+            target.ports.is_empty()
+                || target.ports.iter().any(|wanted| {
+                    service.ports.iter().any(|port| {
+                        let leads = match port.target {
+                            Target::Number(number) => number == workload_port,
+                            // Not resolved here; the safe reading is that it is meant.
+                            Target::Named(_) => true,
+                        };
+                        leads
+                            && (wanted.number == Some(port.number)
+                                || wanted.name.as_deref().is_some_and(|name| name == port.name))
+                    })
                 })
-            })
-    })
+        })
 }

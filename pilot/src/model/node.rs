@@ -121,9 +121,13 @@ impl Node {
             return Err(bad_id());
         }
         let mut parts = node.id.split('~');
-        let (Some(role), Some(ip), Some(name), Some(domain), None) =
-            (parts.next(), parts.next(), parts.next(), parts.next(), parts.next())
-        else {
+        let (Some(role), Some(ip), Some(name), Some(domain), None) = (
+            parts.next(),
+            parts.next(),
+            parts.next(),
+            parts.next(),
+            parts.next(),
+        ) else {
             return Err(bad_id());
         };
         let role = match role {
@@ -178,17 +182,27 @@ impl Node {
             })?;
         let outbound_bind = facts
             .parsed("OUTBOUND_BIND")
-            .map_err(|()| NodeError::Metadata { key: "OUTBOUND_BIND", wanted: "an IP address" })?;
-        let http_proxy_port = facts
-            .parsed("HTTP_PROXY_PORT")
-            .map_err(|()| NodeError::Metadata { key: "HTTP_PROXY_PORT", wanted: "a port" })?;
+            .map_err(|()| NodeError::Metadata {
+                key: "OUTBOUND_BIND",
+                wanted: "an IP address",
+            })?;
+        let http_proxy_port =
+            facts
+                .parsed("HTTP_PROXY_PORT")
+                .map_err(|()| NodeError::Metadata {
+                    key: "HTTP_PROXY_PORT",
+                    wanted: "a port",
+                })?;
         let some = |key| facts.text(key).filter(|text| !text.is_empty());
 
         Ok(Self {
             id: node.id.clone(),
             role,
             addresses,
-            name: name.rsplit_once('.').map_or(name, |(name, _)| name).to_owned(),
+            name: name
+                .rsplit_once('.')
+                .map_or(name, |(name, _)| name)
+                .to_owned(),
             namespace,
             domain: domain.to_owned(),
             labels: facts.map("LABELS"),
@@ -286,7 +300,14 @@ mod tests {
             metadata: Some(Struct {
                 fields: metadata
                     .iter()
-                    .map(|(k, v)| ((*k).to_owned(), Value { kind: Some(v.clone()) }))
+                    .map(|(k, v)| {
+                        (
+                            (*k).to_owned(),
+                            Value {
+                                kind: Some(v.clone()),
+                            },
+                        )
+                    })
                     .collect(),
             }),
             ..Default::default()
@@ -296,7 +317,13 @@ mod tests {
     #[test]
     fn a_sidecar_is_read_whole() {
         let ports = Struct {
-            fields: [("9080".to_owned(), Value { kind: Some(Kind::StringValue("127.30.0.11:19080".into())) })].into(),
+            fields: [(
+                "9080".to_owned(),
+                Value {
+                    kind: Some(Kind::StringValue("127.30.0.11:19080".into())),
+                },
+            )]
+            .into(),
         };
         let mut raw = node(
             "sidecar~127.30.0.11~reviews-v1-x.default~default.svc.cluster.local",
@@ -320,12 +347,18 @@ mod tests {
     #[test]
     fn four_parts_and_an_address_are_required() {
         assert_eq!(Node::parse(None), Err(NodeError::Missing));
-        assert!(matches!(Node::parse(Some(&node("sidecar~a~b", &[]))), Err(NodeError::Id(_))));
+        assert!(matches!(
+            Node::parse(Some(&node("sidecar~a~b", &[]))),
+            Err(NodeError::Id(_))
+        ));
         assert!(matches!(
             Node::parse(Some(&node("sidecar~nope~a.b~b.svc", &[]))),
             Err(NodeError::Address(_))
         ));
-        let saved = node("sidecar~nope~a.b~b.svc", &[("INSTANCE_IPS", Kind::StringValue("x,10.0.0.1".into()))]);
+        let saved = node(
+            "sidecar~nope~a.b~b.svc",
+            &[("INSTANCE_IPS", Kind::StringValue("x,10.0.0.1".into()))],
+        );
         let parsed = Node::parse(Some(&saved)).unwrap();
         assert_eq!(parsed.ip(), "10.0.0.1".parse::<IpAddr>().unwrap());
         assert_eq!(parsed.namespace, "b", "taken from the domain");
@@ -333,7 +366,16 @@ mod tests {
 
     #[test]
     fn a_broken_fact_refuses_the_node() {
-        let raw = node("sidecar~10.0.0.1~a.b~b.svc", &[("OUTBOUND_BIND", Kind::StringValue("x".into()))]);
-        assert!(matches!(Node::parse(Some(&raw)), Err(NodeError::Metadata { key: "OUTBOUND_BIND", .. })));
+        let raw = node(
+            "sidecar~10.0.0.1~a.b~b.svc",
+            &[("OUTBOUND_BIND", Kind::StringValue("x".into()))],
+        );
+        assert!(matches!(
+            Node::parse(Some(&raw)),
+            Err(NodeError::Metadata {
+                key: "OUTBOUND_BIND",
+                ..
+            })
+        ));
     }
 }

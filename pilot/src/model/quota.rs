@@ -29,7 +29,10 @@ impl Quotas {
         for object in objects {
             match &object.spec {
                 Spec::QuotaSpec(_) => {
-                    let key = (object.key.namespace.to_string(), object.key.name.to_string());
+                    let key = (
+                        object.key.namespace.to_string(),
+                        object.key.name.to_string(),
+                    );
                     all.specs.insert(key, object.clone());
                 }
                 Spec::QuotaSpecBinding(_) => all.bindings.push(object.clone()),
@@ -43,10 +46,17 @@ impl Quotas {
         let mut bound: BTreeMap<&(String, String), &Arc<Object>> = BTreeMap::new();
         for object in &self.bindings {
             let own_namespace = &*object.key.namespace;
-            let Spec::QuotaSpecBinding(QuotaSpecBinding { services, quota_specs }) = &object.spec else {
+            let Spec::QuotaSpecBinding(QuotaSpecBinding {
+                services,
+                quota_specs,
+            }) = &object.spec
+            else {
                 continue;
             };
-            if !services.iter().any(|service| service.means(hostname, own_namespace)) {
+            if !services
+                .iter()
+                .any(|service| service.means(hostname, own_namespace))
+            {
                 continue;
             }
             for reference in quota_specs {
@@ -61,7 +71,11 @@ impl Quotas {
         bound
             .into_iter()
             .filter_map(|((namespace, name), object)| match &object.spec {
-                Spec::QuotaSpec(spec) => Some(BoundQuota { namespace, name, spec }),
+                Spec::QuotaSpec(spec) => Some(BoundQuota {
+                    namespace,
+                    name,
+                    spec,
+                }),
                 _ => None,
             })
             .collect()

@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use lateen_config::kubernetes::{self, IntOrString, Pod};
-use lateen_config::networking::{Location, Resolution as EntryResolution, ServiceEntry, WorkloadEntry};
+use lateen_config::networking::{
+    Location, Resolution as EntryResolution, ServiceEntry, WorkloadEntry,
+};
 use lateen_config::{MeshConfig, Object, Spec};
 
 use super::service::{
-    Container, Endpoint, ExportTo, Labels, Port, Protocol, Registry, Resolution, Service, Target, TlsMode, Workload,
-    selects,
+    Container, Endpoint, ExportTo, Labels, Port, Protocol, Registry, Resolution, Service, Target,
+    TlsMode, Workload, selects,
 };
 use super::{DNS_DOMAIN, Status};
 
@@ -79,18 +81,27 @@ pub(super) fn read(objects: &[Arc<Object>], mesh: &MeshConfig, status: &mut Stat
     for service in services.values() {
         let entry = entries.get(&service.hostname).map(|(entry, _)| *entry);
         let mut ports = BTreeMap::new();
-        for port in service.ports.iter().filter(|port| port.protocol != Protocol::Udp) {
+        for port in service
+            .ports
+            .iter()
+            .filter(|port| port.protocol != Protocol::Udp)
+        {
             let mut all = selected_endpoints(service, port, &instances);
             if let Some(entry) = entry {
                 all.extend(listed_endpoints(service, port, entry, mesh));
             }
-            all.sort_by(|a, b| (&a.address, a.port, &a.labels).cmp(&(&b.address, b.port, &b.labels)));
+            all.sort_by(|a, b| {
+                (&a.address, a.port, &a.labels).cmp(&(&b.address, b.port, &b.labels))
+            });
             all.dedup();
             ports.insert(port.number, all);
         }
         if let Some((_, external_name)) = external_name(objects, service) {
             for port in &service.ports {
-                ports.insert(port.number, vec![dns_endpoint(service, port, external_name)]);
+                ports.insert(
+                    port.number,
+                    vec![dns_endpoint(service, port, external_name)],
+                );
             }
         }
         endpoints.insert(service.hostname.clone(), ports);
@@ -100,13 +111,22 @@ pub(super) fn read(objects: &[Arc<Object>], mesh: &MeshConfig, status: &mut Stat
         instance.workload.services = services
             .values()
             .filter(|service| service.namespace == instance.workload.namespace)
-            .filter(|service| !service.selector.is_empty() && selects(&service.selector, &instance.workload.labels))
+            .filter(|service| {
+                !service.selector.is_empty()
+                    && selects(&service.selector, &instance.workload.labels)
+            })
             .map(|service| service.hostname.clone())
             .collect();
     }
-    let workloads =
-        instances.into_iter().map(|instance| (instance.workload.uid.clone(), Arc::new(instance.workload))).collect();
-    Read { services, workloads, endpoints }
+    let workloads = instances
+        .into_iter()
+        .map(|instance| (instance.workload.uid.clone(), Arc::new(instance.workload)))
+        .collect();
+    Read {
+        services,
+        workloads,
+        endpoints,
+    }
 }
 
 fn kubernetes_service(object: &Object, spec: &kubernetes::Service, mesh: &MeshConfig) -> Service {
@@ -128,14 +148,23 @@ fn kubernetes_service(object: &Object, spec: &kubernetes::Service, mesh: &MeshCo
         export_to: ExportTo::of(&export_to, &namespace, &mesh.default_service_export_to),
         namespace,
         labels: object.labels.clone(),
-        selector: if is_external_name { Labels::new() } else { spec.selector.clone() },
+        selector: if is_external_name {
+            Labels::new()
+        } else {
+            spec.selector.clone()
+        },
         ports: spec
             .ports
             .iter()
             .map(|port| Port {
                 name: port.name.clone(),
                 number: port.port,
-                protocol: Protocol::of_service_port(port.app_protocol.as_deref(), &port.name, port.port, &port.protocol),
+                protocol: Protocol::of_service_port(
+                    port.app_protocol.as_deref(),
+                    &port.name,
+                    port.port,
+                    &port.protocol,
+                ),
                 target: match &port.target_port {
                     None => Target::Number(port.port),
                     Some(IntOrString::Int(0)) => Target::Number(port.port),
@@ -167,21 +196,35 @@ fn entry_service(object: &Object, entry: &ServiceEntry, host: &str, mesh: &MeshC
     Service {
         hostname: host.to_ascii_lowercase().into(),
         name: object.key.name.to_string(),
-        export_to: ExportTo::of(&entry.export_to, &namespace, &mesh.default_service_export_to),
+        export_to: ExportTo::of(
+            &entry.export_to,
+            &namespace,
+            &mesh.default_service_export_to,
+        ),
         namespace,
         labels: object.labels.clone(),
-        selector: entry.workload_selector.as_ref().map(|selector| selector.labels.clone()).unwrap_or_default(),
+        selector: entry
+            .workload_selector
+            .as_ref()
+            .map(|selector| selector.labels.clone())
+            .unwrap_or_default(),
         ports: entry
             .ports
             .iter()
             .filter_map(|port| {
-                let number = u16::try_from(port.number).ok().filter(|number| *number != 0)?;
-                let target = u16::try_from(port.target_port).ok().filter(|target| *target != 0).unwrap_or(number);
+                let number = u16::try_from(port.number)
+                    .ok()
+                    .filter(|number| *number != 0)?;
+                let target = u16::try_from(port.target_port)
+                    .ok()
+                    .filter(|target| *target != 0)
+                    .unwrap_or(number);
                 Some(Port {
                     name: port.name.clone(),
                     number,
-                    protocol: Protocol::by_name(&port.protocol)
-                        .unwrap_or_else(|| Protocol::of_service_port(None, &port.name, number, "TCP")),
+                    protocol: Protocol::by_name(&port.protocol).unwrap_or_else(|| {
+                        Protocol::of_service_port(None, &port.name, number, "TCP")
+                    }),
                     target: Target::Number(target),
                 })
             })
@@ -201,7 +244,10 @@ fn entry_service(object: &Object, entry: &ServiceEntry, host: &str, mesh: &MeshC
     }
 }
 
-fn external_name<'a>(objects: &'a [Arc<Object>], service: &Service) -> Option<(&'a Object, &'a str)> {
+fn external_name<'a>(
+    objects: &'a [Arc<Object>],
+    service: &Service,
+) -> Option<(&'a Object, &'a str)> {
     if service.registry != Registry::Kubernetes || service.resolution != Resolution::Dns {
         return None;
     }
@@ -255,7 +301,12 @@ fn instances(objects: &[Arc<Object>], mesh: &MeshConfig, status: &mut Status) ->
     all
 }
 
-fn pod_workload(object: &Object, pod: &Pod, deployments: &HashSet<(&str, &str)>, mesh: &MeshConfig) -> Workload {
+fn pod_workload(
+    object: &Object,
+    pod: &Pod,
+    deployments: &HashSet<(&str, &str)>,
+    mesh: &MeshConfig,
+) -> Workload {
     let namespace = object.key.namespace.to_string();
     let name = object.key.name.to_string();
     let account = pod.spec.account().to_owned();
@@ -274,7 +325,11 @@ fn pod_workload(object: &Object, pod: &Pod, deployments: &HashSet<(&str, &str)>,
             .iter()
             .map(|container| Container {
                 name: container.name.clone(),
-                ports: container.ports.iter().map(|port| (port.name.clone(), port.container_port)).collect(),
+                ports: container
+                    .ports
+                    .iter()
+                    .map(|port| (port.name.clone(), port.container_port))
+                    .collect(),
             })
             .collect(),
         tls_mode: tls_mode(&object.labels),
@@ -291,16 +346,26 @@ fn owner(object: &Object, pod: &Pod, deployments: &HashSet<(&str, &str)>) -> (St
     let Some(owner) = pod.owner_references.first() else {
         return (
             object.key.name.to_string(),
-            format!("kubernetes://apis/v1/namespaces/{namespace}/pods/{}", object.key.name),
+            format!(
+                "kubernetes://apis/v1/namespaces/{namespace}/pods/{}",
+                object.key.name
+            ),
         );
     };
     let (kind, name) = if owner.kind == "ReplicaSet" {
-        let hash = object.labels.get("pod-template-hash").map(|hash| format!("-{hash}"));
+        let hash = object
+            .labels
+            .get("pod-template-hash")
+            .map(|hash| format!("-{hash}"));
         let stripped = hash.and_then(|hash| owner.name.strip_suffix(&hash));
         let known = |name: &&str| deployments.contains(&(namespace, *name));
-        let by_name = Some(owner.name.as_str())
-            .filter(known)
-            .or_else(|| owner.name.rsplit_once('-').map(|(stem, _)| stem).filter(known));
+        let by_name = Some(owner.name.as_str()).filter(known).or_else(|| {
+            owner
+                .name
+                .rsplit_once('-')
+                .map(|(stem, _)| stem)
+                .filter(known)
+        });
         match stripped.or(by_name) {
             Some(deployment) => ("Deployment", deployment),
             None => ("ReplicaSet", owner.name.as_str()),
@@ -308,8 +373,15 @@ fn owner(object: &Object, pod: &Pod, deployments: &HashSet<(&str, &str)>) -> (St
     } else {
         (owner.kind.as_str(), owner.name.as_str())
     };
-    let version = if owner.api_version.is_empty() { "apps/v1" } else { owner.api_version.as_str() };
-    let uid = format!("kubernetes://apis/{version}/namespaces/{namespace}/{}s/{name}", kind.to_ascii_lowercase());
+    let version = if owner.api_version.is_empty() {
+        "apps/v1"
+    } else {
+        owner.api_version.as_str()
+    };
+    let uid = format!(
+        "kubernetes://apis/{version}/namespaces/{namespace}/{}s/{name}",
+        kind.to_ascii_lowercase()
+    );
     (name.to_owned(), uid)
 }
 
@@ -331,7 +403,10 @@ fn entry_workload(object: &Object, entry: &WorkloadEntry, mesh: &MeshConfig) -> 
         workload_name: name.clone(),
         owner: String::new(),
         services: Vec::new(),
-        containers: vec![Container { name: String::new(), ports: entry_ports(entry).into_iter().collect() }],
+        containers: vec![Container {
+            name: String::new(),
+            ports: entry_ports(entry).into_iter().collect(),
+        }],
         tls_mode: tls_mode(&labels),
         ready: true,
         labels: Arc::new(labels),
@@ -344,7 +419,12 @@ fn entry_ports(entry: &WorkloadEntry) -> BTreeMap<String, u16> {
     entry
         .ports
         .iter()
-        .filter_map(|(name, number)| Some((name.clone(), u16::try_from(*number).ok().filter(|number| *number != 0)?)))
+        .filter_map(|(name, number)| {
+            Some((
+                name.clone(),
+                u16::try_from(*number).ok().filter(|number| *number != 0)?,
+            ))
+        })
         .collect()
 }
 
@@ -370,7 +450,9 @@ fn selected_endpoints(service: &Service, port: &Port, instances: &[Instance]) ->
     }
     instances
         .iter()
-        .filter(|instance| instance.workload.namespace == service.namespace && instance.workload.ready)
+        .filter(|instance| {
+            instance.workload.namespace == service.namespace && instance.workload.ready
+        })
         .filter(|instance| selects(&service.selector, &instance.workload.labels))
         .filter_map(|instance| {
             let workload = &instance.workload;
@@ -400,8 +482,16 @@ fn selected_endpoints(service: &Service, port: &Port, instances: &[Instance]) ->
 }
 
 /// Endpoints a ServiceEntry lists itself; of a DNS one that lists none, its host.
-fn listed_endpoints(service: &Service, port: &Port, entry: &ServiceEntry, mesh: &MeshConfig) -> Vec<Endpoint> {
-    let dns = matches!(service.resolution, Resolution::Dns | Resolution::DnsRoundRobin);
+fn listed_endpoints(
+    service: &Service,
+    port: &Port,
+    entry: &ServiceEntry,
+    mesh: &MeshConfig,
+) -> Vec<Endpoint> {
+    let dns = matches!(
+        service.resolution,
+        Resolution::Dns | Resolution::DnsRoundRobin
+    );
     if entry.endpoints.is_empty() {
         let concrete = !service.hostname.starts_with('*');
         return if dns && concrete && service.selector.is_empty() {
@@ -419,7 +509,10 @@ fn listed_endpoints(service: &Service, port: &Port, entry: &ServiceEntry, mesh: 
         .iter()
         .map(|endpoint| {
             let unix = endpoint.address.starts_with("unix://");
-            let number = entry_ports(endpoint).get(&port.name).copied().unwrap_or(target);
+            let number = entry_ports(endpoint)
+                .get(&port.name)
+                .copied()
+                .unwrap_or(target);
             Endpoint {
                 address: endpoint.address.clone(),
                 port: if unix { 0 } else { number },

@@ -68,7 +68,11 @@ impl DestinationPolicy {
     }
 
     fn selector(&self) -> Option<&Labels> {
-        self.rule.workload_selector.as_ref().map(|selector| &selector.labels).filter(|labels| !labels.is_empty())
+        self.rule
+            .workload_selector
+            .as_ref()
+            .map(|selector| &selector.labels)
+            .filter(|labels| !labels.is_empty())
     }
 }
 
@@ -88,8 +92,12 @@ impl Routing {
         let mut routing = Self::default();
         for object in objects {
             match &object.spec {
-                Spec::VirtualService(spec) => routing.add_virtual_service(object, spec, mesh, status),
-                Spec::DestinationRule(spec) => routing.add_destination_rule(object, spec, mesh, status),
+                Spec::VirtualService(spec) => {
+                    routing.add_virtual_service(object, spec, mesh, status)
+                }
+                Spec::DestinationRule(spec) => {
+                    routing.add_destination_rule(object, spec, mesh, status)
+                }
                 _ => {}
             }
         }
@@ -107,23 +115,43 @@ impl Routing {
         let gateways = if spec.gateways.is_empty() {
             vec![MESH.to_owned()]
         } else {
-            spec.gateways.iter().map(|gateway| full_gateway(gateway, namespace)).collect()
+            spec.gateways
+                .iter()
+                .map(|gateway| full_gateway(gateway, namespace))
+                .collect()
         };
         let routes = Arc::new(Routes {
             object: object.clone(),
-            hosts: spec.hosts.iter().map(|host| full_host(&host.to_ascii_lowercase(), namespace)).collect(),
+            hosts: spec
+                .hosts
+                .iter()
+                .map(|host| full_host(&host.to_ascii_lowercase(), namespace))
+                .collect(),
             gateways,
-            export_to: ExportTo::of(&spec.export_to, namespace, &mesh.default_virtual_service_export_to),
+            export_to: ExportTo::of(
+                &spec.export_to,
+                namespace,
+                &mesh.default_virtual_service_export_to,
+            ),
         });
-        self.by_name.insert((namespace.to_owned(), object.key.name.to_string()), routes.clone());
+        self.by_name.insert(
+            (namespace.to_owned(), object.key.name.to_string()),
+            routes.clone(),
+        );
         for gateway in &routes.gateways {
             if gateway != MESH {
-                self.by_gateway.entry(gateway.clone()).or_default().push(routes.clone());
+                self.by_gateway
+                    .entry(gateway.clone())
+                    .or_default()
+                    .push(routes.clone());
                 continue;
             }
             for host in &routes.hosts {
                 let all = self.mesh_by_host.entry(host.clone()).or_default();
-                if let Some(winner) = all.iter().find(|other| other.export_to == ExportTo::Everyone) {
+                if let Some(winner) = all
+                    .iter()
+                    .find(|other| other.export_to == ExportTo::Everyone)
+                {
                     status.conflicts.push(format!(
                         "{}:{}: host {host} of {} is already routed by {}, which is older and wins",
                         object.origin.file,
@@ -147,7 +175,11 @@ impl Routing {
     ) {
         let namespace = &*object.key.namespace;
         let host = full_host(&spec.host.to_ascii_lowercase(), namespace);
-        let export_to = ExportTo::of(&spec.export_to, namespace, &mesh.default_destination_rule_export_to);
+        let export_to = ExportTo::of(
+            &spec.export_to,
+            namespace,
+            &mesh.default_destination_rule_export_to,
+        );
         let policies = self
             .destinations
             .entry(namespace.to_owned())
@@ -155,9 +187,9 @@ impl Routing {
             .entry(host.clone())
             .or_default();
         // Rules for the same clients merge; those for others stand beside each other.
-        let same = policies
-            .iter_mut()
-            .find(|other| other.export_to == export_to && other.rule.workload_selector == spec.workload_selector);
+        let same = policies.iter_mut().find(|other| {
+            other.export_to == export_to && other.rule.workload_selector == spec.workload_selector
+        });
         let Some(policy) = same.and_then(Arc::get_mut) else {
             policies.push(Arc::new(DestinationPolicy {
                 host,
@@ -169,7 +201,12 @@ impl Routing {
             return;
         };
         for subset in &spec.subsets {
-            if policy.rule.subsets.iter().any(|other| other.name == subset.name) {
+            if policy
+                .rule
+                .subsets
+                .iter()
+                .any(|other| other.name == subset.name)
+            {
                 status.conflicts.push(format!(
                     "{}:{}: subset {} of {} for {host} is already defined by an older rule, which wins",
                     object.origin.file,
@@ -200,13 +237,18 @@ impl Routing {
 
     pub(super) fn for_mesh(&self, hostname: &str, namespace: &str) -> Option<&Arc<Routes>> {
         patterns(hostname).find_map(|pattern| {
-            self.mesh_by_host.get(pattern.as_str())?.iter().find(|routes| routes.export_to.allows(namespace))
+            self.mesh_by_host
+                .get(pattern.as_str())?
+                .iter()
+                .find(|routes| routes.export_to.allows(namespace))
         })
     }
 
     /// Hosts which VirtualServices route in the mesh, with those VirtualServices, oldest first.
     pub fn mesh_hosts(&self) -> impl Iterator<Item = (&str, &[Arc<Routes>])> {
-        self.mesh_by_host.iter().map(|(host, all)| (host.as_str(), all.as_slice()))
+        self.mesh_by_host
+            .iter()
+            .map(|(host, all)| (host.as_str(), all.as_slice()))
     }
 
     pub(super) fn for_gateway(&self, gateway: &str) -> &[Arc<Routes>] {
@@ -223,7 +265,9 @@ impl Routing {
     ) -> Option<&Arc<DestinationPolicy>> {
         // In the client's own namespace exportTo does not matter; elsewhere workload selectors do not.
         let own = |policy: &&Arc<DestinationPolicy>| {
-            policy.selector().is_none_or(|labels| selects(labels, client_labels))
+            policy
+                .selector()
+                .is_none_or(|labels| selects(labels, client_labels))
         };
         let exported = |policy: &&Arc<DestinationPolicy>| {
             policy.selector().is_none() && policy.export_to.allows(client_namespace)
@@ -274,7 +318,9 @@ fn patterns(hostname: &str) -> impl Iterator<Item = String> + '_ {
         .char_indices()
         .filter(|(at, c)| *c == '.' && *at > 0)
         .map(move |(at, _)| format!("*{}", hostname.get(at..).unwrap_or_default()));
-    std::iter::once(hostname.to_owned()).chain(suffixes).chain(std::iter::once("*".to_owned()))
+    std::iter::once(hostname.to_owned())
+        .chain(suffixes)
+        .chain(std::iter::once("*".to_owned()))
 }
 
 /// Whether a pattern, a host or `*` or `*.SUFFIX`, covers a host (which may be a wildcard itself).

@@ -10,7 +10,9 @@ pub type Labels = BTreeMap<String, String>;
 /// Whether every label of `selector` is among `labels`; an empty selector selects everything.
 #[must_use]
 pub fn selects(selector: &Labels, labels: &Labels) -> bool {
-    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+    selector
+        .iter()
+        .all(|(key, value)| labels.get(key) == Some(value))
 }
 
 /// What a port speaks.
@@ -49,7 +51,12 @@ impl Protocol {
     /// The protocol a Kubernetes service port declares: `appProtocol`, else its name's prefix,
     /// else TCP for well-known server-first ports, else unknown.
     #[must_use]
-    pub fn of_service_port(app_protocol: Option<&str>, name: &str, number: u16, transport: &str) -> Self {
+    pub fn of_service_port(
+        app_protocol: Option<&str>,
+        name: &str,
+        number: u16,
+        transport: &str,
+    ) -> Self {
         if transport.eq_ignore_ascii_case("udp") {
             return Self::Udp;
         }
@@ -59,7 +66,11 @@ impl Protocol {
         if let Some(named) = Self::by_port_name(name) {
             return named;
         }
-        if SERVER_FIRST_PORTS.contains(&number) { Self::Tcp } else { Self::Unknown }
+        if SERVER_FIRST_PORTS.contains(&number) {
+            Self::Tcp
+        } else {
+            Self::Unknown
+        }
     }
 
     fn by_app_protocol(text: &str) -> Option<Self> {
@@ -104,7 +115,14 @@ impl Protocol {
     pub fn is_http(self) -> bool {
         match self {
             Self::Http | Self::Http2 | Self::Grpc | Self::GrpcWeb => true,
-            Self::Https | Self::Tls | Self::Tcp | Self::Mongo | Self::Redis | Self::Mysql | Self::Unknown | Self::Udp => false,
+            Self::Https
+            | Self::Tls
+            | Self::Tcp
+            | Self::Mongo
+            | Self::Redis
+            | Self::Mysql
+            | Self::Unknown
+            | Self::Udp => false,
         }
     }
 
@@ -229,7 +247,14 @@ impl ExportTo {
         }
         Self::Namespaces(
             list.iter()
-                .map(|item| if item == "." { namespace } else { item.as_str() }.to_owned())
+                .map(|item| {
+                    if item == "." {
+                        namespace
+                    } else {
+                        item.as_str()
+                    }
+                    .to_owned()
+                })
                 .collect(),
         )
     }
@@ -357,7 +382,10 @@ mod tests {
         assert_eq!(of(Some("kubernetes.io/h2c"), "tcp", 80), Protocol::Http2);
         assert_eq!(of(None, "db", 3306), Protocol::Tcp);
         assert_eq!(of(None, "web", 80), Protocol::Unknown);
-        assert_eq!(Protocol::of_service_port(None, "http", 80, "UDP"), Protocol::Udp);
+        assert_eq!(
+            Protocol::of_service_port(None, "http", 80, "UDP"),
+            Protocol::Udp
+        );
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::session::{Mode, Rejection, Session, Step};
 use crate::encode::Kind;
-use crate::model::Node;
+use crate::model::{Node, Role};
 
 /// One connected client.
 #[derive(Debug)]
@@ -30,8 +30,20 @@ pub struct Connection {
 }
 
 impl Connection {
-    pub(crate) fn new(stream: u64, node: Arc<Node>, peer: Option<String>, session: Session) -> Self {
-        Self { stream, node, peer, connected_at: Instant::now(), session: Mutex::new(session), noticed_live: AtomicU64::new(0) }
+    pub(crate) fn new(
+        stream: u64,
+        node: Arc<Node>,
+        peer: Option<String>,
+        session: Session,
+    ) -> Self {
+        Self {
+            stream,
+            node,
+            peer,
+            connected_at: Instant::now(),
+            session: Mutex::new(session),
+            noticed_live: AtomicU64::new(0),
+        }
     }
 
     /// The session, for as short as possible.
@@ -54,7 +66,10 @@ pub struct Ledger {
 
 impl Default for Ledger {
     fn default() -> Self {
-        Self { connections: Mutex::default(), changed: watch::Sender::new(0) }
+        Self {
+            connections: Mutex::default(),
+            changed: watch::Sender::new(0),
+        }
     }
 }
 
@@ -74,14 +89,19 @@ impl Drop for Entry {
 
 impl Ledger {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Connection>>> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+        self.connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn enter(self: &Arc<Self>, connection: Arc<Connection>) -> Entry {
         let stream = connection.stream;
         self.lock().insert(stream, connection);
         self.touch();
-        Entry { ledger: self.clone(), stream }
+        Entry {
+            ledger: self.clone(),
+            stream,
+        }
     }
 
     /// Tells those who wait that an acknowledgement or a connection came or went.
@@ -104,14 +124,22 @@ impl Ledger {
     /// The clients with that node id.
     #[must_use]
     pub fn find(&self, node_id: &str) -> Vec<Arc<Connection>> {
-        self.lock().values().filter(|connection| connection.node.id == node_id).cloned().collect()
+        self.lock()
+            .values()
+            .filter(|connection| connection.node.id == node_id)
+            .cloned()
+            .collect()
     }
 
     /// The newest generation of which every connected client has acknowledged everything it asks for;
     /// `current` when nobody is connected.
     #[must_use]
     pub fn live(&self, current: u64) -> u64 {
-        self.connections().iter().map(|connection| connection.session().live()).min().unwrap_or(current)
+        self.connections()
+            .iter()
+            .map(|connection| connection.session().live())
+            .min()
+            .unwrap_or(current)
     }
 
     /// Refusals that stand, in words.
@@ -137,14 +165,20 @@ impl Ledger {
     /// `/debug/syncz`.
     #[must_use]
     pub fn syncz(&self, resources: bool) -> Vec<ProxyStatus> {
-        self.connections().iter().map(|connection| ProxyStatus::of(connection, resources)).collect()
+        self.connections()
+            .iter()
+            .map(|connection| ProxyStatus::of(connection, resources))
+            .collect()
     }
 }
 
 /// One client in `/debug/syncz`.
 #[derive(Clone, Debug, Serialize)]
 pub struct ProxyStatus {
-    proxy: String,
+    /// Its node id.
+    pub proxy: String,
+    /// Whether it reads configuration objects only: Mixer, tools.
+    pub reader: bool,
     stream: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     identity: Option<String>,
@@ -163,8 +197,10 @@ pub struct ProxyStatus {
 struct TypeStatus {
     sent: String,
     acked: String,
-    /// `SYNCED`, `STALE` (sent, not answered) or `ERROR` (refused).
-    state: &'static str,
+    /// `SYNCED`, `STALE` (sent, not answered) or `NACKED`.
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     nacked: Option<Rejection>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -185,29 +221,39 @@ impl ProxyStatus {
             .kinds()
             .map(|(kind, status)| {
                 let nacked = status.rejection();
-                let waiting = status.in_flight().map(|(_, sent_at)| sent_at.elapsed()).max();
+                let waiting = status
+                    .in_flight()
+                    .map(|(_, sent_at)| sent_at.elapsed())
+                    .max();
                 let state = match (&nacked, waiting) {
-                    (Some(_), _) => "ERROR",
+                    (Some(_), _) => "NACKED",
                     (None, Some(_)) => "STALE",
                     (None, None) => "SYNCED",
                 };
                 let status = TypeStatus {
                     sent: status.sent().to_owned(),
                     acked: status.acked().to_owned(),
-                    state,
+                    status: state,
+                    error: nacked.as_ref().map(|rejection| rejection.message.clone()),
                     nacked,
                     unacked: status.unacked().iter().map(ToString::to_string).collect(),
                     unclaimed: status.unclaimed().iter().map(ToString::to_string).collect(),
-                    waiting_milliseconds: waiting.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+                    waiting_milliseconds: waiting
+                        .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
                     resources: resources.then(|| {
-                        status.resources().iter().map(|(name, version)| (name.to_string(), version.to_string())).collect()
+                        status
+                            .resources()
+                            .iter()
+                            .map(|(name, version)| (name.to_string(), version.to_string()))
+                            .collect()
                     }),
                 };
-                (kind.short().to_owned(), status)
+                (column(kind), status)
             })
             .collect();
         Self {
             proxy: connection.node.id.clone(),
+            reader: connection.node.role == Role::Reader,
             stream: connection.stream,
             identity: connection.peer.clone(),
             protocol: session.mode(),
@@ -217,6 +263,14 @@ impl ProxyStatus {
             step: session.step(),
             types,
         }
+    }
+}
+
+/// `CDS`, `EDS`, ...; a type URL as it is.
+fn column(kind: &Kind) -> String {
+    match kind {
+        Kind::Generic(url) => url.to_string(),
+        other => other.short().to_ascii_uppercase(),
     }
 }
 

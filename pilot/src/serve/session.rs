@@ -90,7 +90,9 @@ pub enum Misuse {
     #[error("a stream may watch at most {KIND_LIMIT} types")]
     TooManyTypes,
     /// More names than any proxy needs.
-    #[error("a stream may ask for at most {NAME_LIMIT} names of one type, of at most {NAME_BYTES_LIMIT} bytes each")]
+    #[error(
+        "a stream may ask for at most {NAME_LIMIT} names of one type, of at most {NAME_BYTES_LIMIT} bytes each"
+    )]
     TooManyNames,
     /// It asks and asks, and acknowledges nothing.
     #[error("{IN_FLIGHT_LIMIT} responses of one type are unacknowledged")]
@@ -219,7 +221,13 @@ pub struct Session {
 impl Session {
     /// A stream that has asked for nothing yet. `stream` makes nonces unlike those of other streams.
     #[must_use]
-    pub fn new(mode: Mode, stream: u64, target: Target, encoder: Arc<Encoder>, now: Instant) -> Self {
+    pub fn new(
+        mode: Mode,
+        stream: u64,
+        target: Target,
+        encoder: Arc<Encoder>,
+        now: Instant,
+    ) -> Self {
         Self {
             mode,
             watches: BTreeMap::new(),
@@ -263,14 +271,31 @@ impl Session {
         let wildcard = matches!(kind, Kind::Cluster | Kind::Listener) || names.is_empty();
 
         let verdict = match self.watches.get_mut(kind) {
-            None if error.is_some() => Verdict::Nack { message: error.unwrap_or_default(), names: Vec::new() },
+            None if error.is_some() => Verdict::Nack {
+                message: error.unwrap_or_default(),
+                names: Vec::new(),
+            },
             None => {
-                self.open(kind, Watch { wildcard, names, reconnected: !version.is_empty(), ..Watch::default() })?;
+                self.open(
+                    kind,
+                    Watch {
+                        wildcard,
+                        names,
+                        reconnected: !version.is_empty(),
+                        ..Watch::default()
+                    },
+                )?;
                 Verdict::None
             }
             // A fresh start within the stream.
             Some(watch) if nonce.is_empty() && error.is_none() => {
-                *watch = Watch { wildcard, asked: names.clone(), names, must_answer: true, ..Watch::default() };
+                *watch = Watch {
+                    wildcard,
+                    asked: names.clone(),
+                    names,
+                    must_answer: true,
+                    ..Watch::default()
+                };
                 self.step = Step::Make;
                 Verdict::None
             }
@@ -307,14 +332,22 @@ impl Session {
     ) -> Result<Verdict, Misuse> {
         check_names(&ask.subscribe)?;
         check_names(&ask.unsubscribe)?;
-        if ask.initial.len() > NAME_LIMIT || ask.initial.iter().any(|(n, v)| n.len().max(v.len()) > NAME_BYTES_LIMIT) {
+        if ask.initial.len() > NAME_LIMIT
+            || ask
+                .initial
+                .iter()
+                .any(|(n, v)| n.len().max(v.len()) > NAME_BYTES_LIMIT)
+        {
             return Err(Misuse::TooManyNames);
         }
         let star = |names: &[String]| names.iter().any(|name| name == "*");
 
         let Some(watch) = self.watches.get_mut(kind) else {
             if let Some(message) = error {
-                return Ok(Verdict::Nack { message, names: Vec::new() });
+                return Ok(Verdict::Nack {
+                    message,
+                    names: Vec::new(),
+                });
             }
             if ask.subscribe.is_empty() && !kind.is_wildcard() {
                 return Ok(Verdict::None);
@@ -327,7 +360,10 @@ impl Session {
             let mut watch = Watch {
                 wildcard: kind.is_wildcard() && (ask.subscribe.is_empty() || star(&ask.subscribe)),
                 reconnected: !held.is_empty(),
-                acked: held.iter().map(|(name, held)| (name.clone(), held.version().into())).collect(),
+                acked: held
+                    .iter()
+                    .map(|(name, held)| (name.clone(), held.version().into()))
+                    .collect(),
                 held,
                 ..Watch::default()
             };
@@ -340,8 +376,14 @@ impl Session {
         // A subscription changes even when the nonce is stale: delta requests are increments.
         let verdict = match (nonce.is_empty(), error) {
             (true, None) => Verdict::None,
-            (true, Some(message)) => Verdict::Nack { message, names: Vec::new() },
-            (false, error) if nonce == watch.last_nonce || watch.in_flight.iter().any(|sent| sent.nonce == nonce) => {
+            (true, Some(message)) => Verdict::Nack {
+                message,
+                names: Vec::new(),
+            },
+            (false, error)
+                if nonce == watch.last_nonce
+                    || watch.in_flight.iter().any(|sent| sent.nonce == nonce) =>
+            {
                 match error {
                     Some(message) => watch.refuse_one(nonce, message),
                     None => watch.accept_one(nonce),
@@ -369,7 +411,11 @@ impl Session {
         if !watch.wildcard && watch.names.is_empty() && watch.in_flight.is_empty() {
             self.watches.remove(kind);
         }
-        if self.watches.get(kind).is_some_and(|watch| watch.in_flight.len() >= IN_FLIGHT_LIMIT) {
+        if self
+            .watches
+            .get(kind)
+            .is_some_and(|watch| watch.in_flight.len() >= IN_FLIGHT_LIMIT)
+        {
             return Err(Misuse::TooManyUnacknowledged);
         }
         self.pump(now);
@@ -407,7 +453,10 @@ impl Session {
     /// Fills in the resources of the present target that were not computed before, because nothing had
     /// asked for their kind.
     pub fn complete(&mut self, target: Target) {
-        debug_assert_eq!(target.generation, self.target.generation, "the same target, more of it");
+        debug_assert_eq!(
+            target.generation, self.target.generation,
+            "the same target, more of it"
+        );
         self.target = target;
     }
 
@@ -471,15 +520,21 @@ impl Session {
 
     /// The state of each type, for the ledger.
     pub fn kinds(&self) -> impl Iterator<Item = (&Kind, KindStatus<'_>)> {
-        self.watches.iter().map(|(kind, watch)| (kind, KindStatus { watch }))
+        self.watches
+            .iter()
+            .map(|(kind, watch)| (kind, KindStatus { watch }))
     }
 
     /// Everything sent of one type, for configuration dumps.
     pub fn held(&self, kind: &Kind) -> impl Iterator<Item = &Arc<Encoded>> {
-        self.watches.get(kind).into_iter().flat_map(|watch| &watch.held).filter_map(|(_, held)| match held {
-            Held::Sent(encoded) => Some(encoded),
-            Held::Known(_) | Held::Absent => None,
-        })
+        self.watches
+            .get(kind)
+            .into_iter()
+            .flat_map(|watch| &watch.held)
+            .filter_map(|(_, held)| match held {
+                Held::Sent(encoded) => Some(encoded),
+                Held::Known(_) | Held::Absent => None,
+            })
     }
 
     /// Whether it watches any type that is computed for it alone.
@@ -502,7 +557,10 @@ impl Session {
             let quiet = match self.step {
                 Step::Make => self.is_quiet(&Kind::Cluster) && self.is_quiet(&Kind::Endpoint),
                 Step::Switch => self.is_quiet(&Kind::Listener) && self.is_quiet(&Kind::Route),
-                Step::Break => self.watches.values().all(|watch| watch.in_flight.is_empty()),
+                Step::Break => self
+                    .watches
+                    .values()
+                    .all(|watch| watch.in_flight.is_empty()),
                 Step::Settled => false,
             };
             if !quiet {
@@ -526,18 +584,27 @@ impl Session {
     }
 
     fn is_quiet(&self, kind: &Kind) -> bool {
-        self.watches.get(kind).is_none_or(|watch| watch.in_flight.is_empty() && !watch.must_answer)
+        self.watches
+            .get(kind)
+            .is_none_or(|watch| watch.in_flight.is_empty() && !watch.must_answer)
     }
 
     /// Whether everything of the target that the client asks for is acknowledged.
     fn is_clean(&self) -> bool {
         // A proxy asks for clusters first. Until it has asked for listeners it is still starting.
-        let starting = self.watches.contains_key(&Kind::Cluster) && !self.watches.contains_key(&Kind::Listener);
+        let starting = self.watches.contains_key(&Kind::Cluster)
+            && !self.watches.contains_key(&Kind::Listener);
         !starting
-            && self.watches.values().all(|watch| watch.in_flight.is_empty() && watch.unacked.is_empty())
+            && self
+                .watches
+                .values()
+                .all(|watch| watch.in_flight.is_empty() && watch.unacked.is_empty())
             && self.awaited(&Kind::Cluster, &Kind::Endpoint).is_empty()
             && self.awaited(&Kind::Listener, &Kind::Route).is_empty()
-            && self.watches.keys().all(|kind| self.changes(kind, Scope::Everything).is_empty())
+            && self
+                .watches
+                .keys()
+                .all(|kind| self.changes(kind, Scope::Everything).is_empty())
     }
 
     /// Names of kind `to` that accepted resources of kind `from` stand on, and that the client has not
@@ -550,7 +617,12 @@ impl Session {
         watch
             .held
             .iter()
-            .filter(|(name, held)| watch.acked.get(*name).is_some_and(|version| **version == *held.version()))
+            .filter(|(name, held)| {
+                watch
+                    .acked
+                    .get(*name)
+                    .is_some_and(|version| **version == *held.version())
+            })
             .filter_map(|(_, held)| match held {
                 Held::Sent(encoded) => Some(&encoded.refers),
                 Held::Known(_) | Held::Absent => None,
@@ -572,12 +644,17 @@ impl Session {
             _ => true,
         };
         let may_push = may_change && watch.in_flight.is_empty();
-        let answers = !watch.asked.is_empty() || (watch.must_answer && (may_change || !watch.reconnected));
+        let answers =
+            !watch.asked.is_empty() || (watch.must_answer && (may_change || !watch.reconnected));
         if !may_push && !answers {
             return;
         }
         let whole_state = self.mode == Mode::Sotw && !kind.is_sticky();
-        let scope = if may_push || watch.must_answer || whole_state { Scope::Everything } else { Scope::Asked };
+        let scope = if may_push || watch.must_answer || whole_state {
+            Scope::Everything
+        } else {
+            Scope::Asked
+        };
         let changes = self.changes(kind, scope);
         if changes.is_empty() && !answers {
             return;
@@ -592,7 +669,11 @@ impl Session {
         let Some(watch) = self.watches.get(kind) else {
             return changes;
         };
-        let wanted: &Catalog = self.target.catalogs.get(kind).map_or(&EMPTY, |catalog| catalog);
+        let wanted: &Catalog = self
+            .target
+            .catalogs
+            .get(kind)
+            .map_or(&EMPTY, |catalog| catalog);
 
         let consider = |changes: &mut Changes, name: &Arc<str>, wanted: Option<&Arc<Encoded>>| {
             let held = watch.held.get(name);
@@ -637,7 +718,9 @@ impl Session {
                     }
                 }
                 for name in &watch.names {
-                    if !watch.wildcard || !(wanted.contains_key(name) || watch.held.contains_key(name)) {
+                    if !watch.wildcard
+                        || !(wanted.contains_key(name) || watch.held.contains_key(name))
+                    {
                         consider(&mut changes, name, wanted.get(name));
                     }
                 }
@@ -652,10 +735,9 @@ impl Session {
         *kind == Kind::Route
             && self.watches.get(&Kind::Cluster).is_some_and(|clusters| {
                 !clusters.unacked.is_empty()
-                    && encoded
-                        .refers
-                        .iter()
-                        .any(|name| clusters.unacked.contains(name) && !clusters.acked.contains_key(name))
+                    && encoded.refers.iter().any(|name| {
+                        clusters.unacked.contains(name) && !clusters.acked.contains_key(name)
+                    })
             })
     }
 
@@ -665,23 +747,38 @@ impl Session {
         match kind {
             Kind::Endpoint => self.encoder.encode(
                 name,
-                &ClusterLoadAssignment { cluster_name: name.to_string(), ..Default::default() },
+                &ClusterLoadAssignment {
+                    cluster_name: name.to_string(),
+                    ..Default::default()
+                },
             ),
             _ => self.encoder.encode(
                 name,
-                &RouteConfiguration { name: name.to_string(), ..Default::default() },
+                &RouteConfiguration {
+                    name: name.to_string(),
+                    ..Default::default()
+                },
             ),
         }
     }
 
-    fn send(&mut self, kind: &Kind, changes: Changes, whole_state: bool, pushed: bool, now: Instant) {
+    fn send(
+        &mut self,
+        kind: &Kind,
+        changes: Changes,
+        whole_state: bool,
+        pushed: bool,
+        now: Instant,
+    ) {
         let Some(watch) = self.watches.get_mut(kind) else {
             return;
         };
         let mut log = Vec::with_capacity(changes.set.len() + changes.removed.len());
         let mut stands_on: Vec<Arc<str>> = Vec::new();
         for encoded in &changes.set {
-            let before = watch.held.insert(encoded.name.clone(), Held::Sent(encoded.clone()));
+            let before = watch
+                .held
+                .insert(encoded.name.clone(), Held::Sent(encoded.clone()));
             if before.is_none_or(|held| *held.version() != *encoded.version) {
                 stands_on.extend(encoded.refers.iter().cloned());
             }
@@ -697,7 +794,12 @@ impl Session {
             watch.unacked.insert(name.clone());
             log.push((name.clone(), None));
         }
-        let version = set_version(watch.held.iter().map(|(name, held)| (&**name, held.version())));
+        let version = set_version(
+            watch
+                .held
+                .iter()
+                .map(|(name, held)| (&**name, held.version())),
+        );
         let set = if whole_state {
             watch
                 .held
@@ -736,10 +838,25 @@ impl Session {
             _ => None,
         };
         if let Some(dependent) = dependent.and_then(|kind| self.watches.get_mut(&kind)) {
-            dependent.force.extend(stands_on.into_iter().filter(|name| dependent.names.contains(name)));
+            dependent.force.extend(
+                stands_on
+                    .into_iter()
+                    .filter(|name| dependent.names.contains(name)),
+            );
         }
-        let removed = if self.mode == Mode::Delta { changes.removed } else { Vec::new() };
-        self.out.push_back(Response { kind: kind.clone(), nonce, version, set, removed, pushed });
+        let removed = if self.mode == Mode::Delta {
+            changes.removed
+        } else {
+            Vec::new()
+        };
+        self.out.push_back(Response {
+            kind: kind.clone(),
+            nonce,
+            version,
+            set,
+            removed,
+            pushed,
+        });
     }
 }
 
@@ -798,7 +915,11 @@ impl Watch {
 
     fn accepted(&mut self, sent: InFlight) {
         for (name, version) in sent.changes {
-            let current = self.held.get(&name).map(Held::version).filter(|version| !version.is_empty());
+            let current = self
+                .held
+                .get(&name)
+                .map(Held::version)
+                .filter(|version| !version.is_empty());
             if current == version.as_deref() {
                 self.unacked.remove(&name);
             }
@@ -815,7 +936,10 @@ impl Watch {
 
     /// The response of that nonce is refused; those before it are no longer waited for (state of the world).
     fn refuse(&mut self, nonce: &str, message: String) -> Verdict {
-        while self.in_flight.front().is_some_and(|sent| sent.nonce != nonce)
+        while self
+            .in_flight
+            .front()
+            .is_some_and(|sent| sent.nonce != nonce)
             && self.in_flight.iter().any(|sent| sent.nonce == nonce)
         {
             self.in_flight.pop_front();
@@ -829,10 +953,22 @@ impl Watch {
         let sent = at.and_then(|at| self.in_flight.remove(at));
         let (version, names) = sent.map_or_else(
             || (self.sent_version.clone(), Vec::new()),
-            |sent| (sent.version, sent.changes.iter().map(|(name, _)| name.to_string()).collect()),
+            |sent| {
+                (
+                    sent.version,
+                    sent.changes
+                        .iter()
+                        .map(|(name, _)| name.to_string())
+                        .collect(),
+                )
+            },
         );
         let message: String = message.chars().take(4096).collect();
-        self.rejection = Some(Rejection { version, message: message.clone(), resources: names.clone() });
+        self.rejection = Some(Rejection {
+            version,
+            message: message.clone(),
+            resources: names.clone(),
+        });
         Verdict::Nack { message, names }
     }
 
@@ -913,14 +1049,19 @@ impl<'a> KindStatus<'a> {
     #[must_use]
     pub fn rejection(&self) -> Option<Rejection> {
         self.watch.rejection.clone().map(|mut rejection| {
-            rejection.resources.retain(|name| self.watch.unacked.contains(name.as_str()));
+            rejection
+                .resources
+                .retain(|name| self.watch.unacked.contains(name.as_str()));
             rejection
         })
     }
 
     /// Nonces not answered yet, with when they were sent.
     pub fn in_flight(&self) -> impl Iterator<Item = (&'a str, Instant)> {
-        self.watch.in_flight.iter().map(|sent| (sent.nonce.as_str(), sent.sent_at))
+        self.watch
+            .in_flight
+            .iter()
+            .map(|sent| (sent.nonce.as_str(), sent.sent_at))
     }
 
     /// Acknowledged version of each resource.

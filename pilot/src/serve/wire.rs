@@ -32,7 +32,14 @@ impl Ask for xds::DiscoveryRequest {
 
     fn apply(self, session: &mut Session, kind: &Kind, now: Instant) -> Result<Verdict, Misuse> {
         let error = self.error_detail.map(|status| status.message);
-        session.sotw(kind, &self.version_info, &self.resource_names, &self.response_nonce, error, now)
+        session.sotw(
+            kind,
+            &self.version_info,
+            &self.resource_names,
+            &self.response_nonce,
+            error,
+            now,
+        )
     }
 }
 
@@ -62,7 +69,11 @@ impl From<Response> for xds::DiscoveryResponse {
     fn from(response: Response) -> Self {
         Self {
             version_info: response.version,
-            resources: response.set.iter().map(|encoded| encoded.body.clone()).collect(),
+            resources: response
+                .set
+                .iter()
+                .map(|encoded| encoded.body.clone())
+                .collect(),
             type_url: response.kind.type_url().to_owned(),
             nonce: response.nonce,
             ..Self::default()
