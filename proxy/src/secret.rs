@@ -117,7 +117,10 @@ impl SecretSlot {
     }
 
     fn fill(&self, secret: &Secret) -> Result<(), ConfigError> {
-        let within = |e: ConfigError| e.within(format_args!("secret {}", self.name));
+        let within = |e: ConfigError| match self.source {
+            Source::Inline => e,
+            _ => e.within(format_args!("secret {}", self.name)),
+        };
         match &secret.r#type {
             Some(Type::TlsCertificate(certificate)) => {
                 let certificate = Certificate::load(certificate).map_err(within)?;

@@ -718,4 +718,6 @@ fn cipher_name(suite: SupportedCipherSuite) -> String {
 }
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;

@@ -1,1 +1,296 @@
+use envoy_types::pb::envoy::{
+    config::core::v3::{
+        AggregatedConfigSource, ConfigSource, config_source::ConfigSourceSpecifier,
+    },
+    extensions::transport_sockets::tls::v3::{
+        CertificateValidationContext, SdsSecretConfig, Secret, secret::Type,
+    },
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::{testing::*, *};
+
+const CLIENT: &str = "spiffe://cluster.local/ns/a/sa/client";
+const SERVER: &str = "spiffe://cluster.local/ns/b/sa/server";
+
+/// One handshake and one byte each way; both sides' view, or the errors.
+async fn meet(
+    server: &ServerContext,
+    client: &ClientContext,
+    sni: Option<&str>,
+) -> (io::Result<TlsInfo>, io::Result<TlsInfo>) {
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let serve = async {
+        let (mut stream, info) = server.accept(near).await?;
+        let byte = stream.read_u8().await?;
+        stream.write_u8(byte).await?;
+        stream.flush().await?;
+        Ok(info)
+    };
+    let call = async {
+        let (mut stream, info) = client.connect(far, sni, None).await?;
+        stream.write_u8(7).await?;
+        stream.flush().await?;
+        stream.read_u8().await?;
+        Ok(info)
+    };
+    tokio::join!(serve, call)
+}
+
+fn server(context: &DownstreamTlsContext) -> ServerContext {
+    ServerContext::compile(context, &SecretStore::new()).unwrap()
+}
+
+fn client(context: &UpstreamTlsContext) -> ClientContext {
+    ClientContext::compile(context, &SecretStore::new()).unwrap()
+}
+
+#[tokio::test]
+async fn both_sides_know_each_other_by_mutual_tls() {
+    let ca = Authority::new();
+    let (ours, theirs) = (ca.issue(SERVER, &[]), ca.issue(CLIENT, &["client.example"]));
+    let server = server(&downstream(
+        common(Some(&ours), Some(&ca.pem()), &[], &["istio", "h2"]),
+        true,
+    ));
+    let client = client(&upstream(
+        common(Some(&theirs), Some(&ca.pem()), &[SERVER], &["h2"]),
+        "outbound_.9080_._.reviews.default.svc.cluster.local",
+    ));
+    let (at_server, at_client) = meet(&server, &client, None).await;
+    let (at_server, at_client) = (at_server.unwrap(), at_client.unwrap());
+    assert_eq!(at_server.peer_uri_san.as_deref(), Some(CLIENT));
+    assert_eq!(at_server.peer_dns_sans, ["client.example".into()]);
+    assert_eq!(at_server.local_uri_san.as_deref(), Some(SERVER));
+    assert_eq!(at_server.alpn.as_deref(), Some(&b"h2"[..]));
+    assert_eq!(
+        (at_server.version, at_server.cipher.as_str()),
+        ("TLSv1.3", "TLS_AES_256_GCM_SHA384")
+    );
+    assert!(at_server.is_mutual());
+    assert_eq!(at_client.peer_uri_san.as_deref(), Some(SERVER));
+    assert_eq!(at_client.local_uri_san.as_deref(), Some(CLIENT));
+}
+
+#[tokio::test]
+async fn a_peer_without_the_right_name_chain_or_certificate_is_refused() {
+    let (ca, foreign) = (Authority::new(), Authority::new());
+    let ours = ca.issue(SERVER, &[]);
+    let server = server(&downstream(
+        common(Some(&ours), Some(&ca.pem()), &[CLIENT], &[]),
+        true,
+    ));
+    let meet_as = |issued: Option<Issued>| {
+        let client = client(&upstream(
+            common(issued.as_ref(), Some(&ca.pem()), &[], &[]),
+            "",
+        ));
+        let server = &server;
+        async move { meet(server, &client, None).await.0 }
+    };
+    assert!(meet_as(Some(ca.issue(CLIENT, &[]))).await.is_ok());
+    let other = meet_as(Some(ca.issue("spiffe://cluster.local/ns/a/sa/other", &[])))
+        .await
+        .unwrap_err();
+    assert!(format!("{other:?}").contains("Name("), "{other:?}");
+    assert!(meet_as(Some(foreign.issue(CLIENT, &[]))).await.is_err());
+    assert!(meet_as(None).await.is_err());
+}
+
+#[tokio::test]
+async fn a_server_with_another_name_or_root_is_refused() {
+    let (ca, foreign) = (Authority::new(), Authority::new());
+    let ours = ca.issue(SERVER, &["*.example.com"]);
+    let server = server(&downstream(common(Some(&ours), None, &[], &[]), false));
+    let name = client(&upstream(common(None, Some(&ca.pem()), &[CLIENT], &[]), ""));
+    assert!(meet(&server, &name, None).await.1.is_err());
+    let root = client(&upstream(common(None, Some(&foreign.pem()), &[], &[]), ""));
+    assert!(meet(&server, &root, None).await.1.is_err());
+    let mut by_sni = upstream(common(None, Some(&ca.pem()), &[], &[]), "a.example.com");
+    by_sni.auto_sni_san_validation = true;
+    let by_sni = client(&by_sni);
+    assert!(meet(&server, &by_sni, None).await.1.is_ok());
+    assert!(
+        meet(&server, &by_sni, Some("a.example.org"))
+            .await
+            .1
+            .is_err()
+    );
+}
+
+#[tokio::test]
+async fn nobody_has_an_identity_that_was_not_verified() {
+    let ca = Authority::new();
+    let (ours, theirs) = (ca.issue(SERVER, &[]), ca.issue(CLIENT, &[]));
+    let server = server(&downstream(common(Some(&ours), None, &[], &[]), false));
+    let client = client(&upstream(common(Some(&theirs), None, &[], &[]), ""));
+    let (at_server, at_client) = meet(&server, &client, None).await;
+    assert!(!at_server.unwrap().is_mutual());
+    let at_client = at_client.unwrap();
+    assert_eq!(
+        (at_client.peer_uri_san, at_client.peer_subject),
+        (None, None)
+    );
+}
+
+fn sds(name: &str) -> SdsSecretConfig {
+    SdsSecretConfig {
+        name: name.into(),
+        sds_config: Some(ConfigSource {
+            config_source_specifier: Some(ConfigSourceSpecifier::Ads(AggregatedConfigSource {})),
+            ..ConfigSource::default()
+        }),
+    }
+}
+
+fn secret(name: &str, kind: Type) -> Secret {
+    Secret {
+        name: name.into(),
+        r#type: Some(kind),
+    }
+}
+
+#[tokio::test]
+async fn a_rotated_secret_is_used_by_the_next_handshake_and_no_connection_breaks() {
+    let store = SecretStore::new();
+    let (old, new) = (Authority::new(), Authority::new());
+    let context = downstream(
+        CommonTlsContext {
+            tls_certificate_sds_secret_configs: vec![sds("cert")],
+            validation_context_type: Some(ValidationContextType::ValidationContextSdsSecretConfig(
+                sds("roots"),
+            )),
+            ..CommonTlsContext::default()
+        },
+        true,
+    );
+    let server = ServerContext::compile(&context, &store).unwrap();
+    let wanted = store.wanted();
+    let names: Vec<&str> = wanted.iter().map(|slot| &**slot.name()).collect();
+    assert_eq!(names, ["cert", "roots"]);
+    let slot = |name: &str| wanted.iter().find(|s| &**s.name() == name).unwrap();
+    let client_of = |ca: &Authority| {
+        client(&upstream(
+            common(
+                Some(&ca.issue(CLIENT, &[])),
+                Some(&ca.pem()),
+                &[SERVER],
+                &[],
+            ),
+            "",
+        ))
+    };
+
+    assert!(!server.ready());
+    let early = meet(&server, &client_of(&old), None).await.0.unwrap_err();
+    assert_eq!(early.to_string(), "TLS secret cert is not there yet");
+
+    let give = |ca: &Authority| {
+        let roots = secret(
+            "roots",
+            Type::ValidationContext(CertificateValidationContext {
+                trusted_ca: inline(&ca.pem()),
+                ..CertificateValidationContext::default()
+            }),
+        );
+        slot("roots").set(&roots).unwrap();
+        let own = ca.issue(SERVER, &[]);
+        slot("cert")
+            .set(&secret("cert", Type::TlsCertificate(certificate(&own))))
+            .unwrap();
+    };
+    give(&old);
+    assert!(server.ready());
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let before = client_of(&old);
+    let (accepted, connected) = tokio::join!(server.accept(near), before.connect(far, None, None));
+    let ((mut accepted, _), (mut connected, _)) = (accepted.unwrap(), connected.unwrap());
+
+    give(&new);
+    assert!(meet(&server, &client_of(&new), None).await.0.is_ok());
+    assert!(meet(&server, &client_of(&old), None).await.0.is_err());
+    connected.write_u8(9).await.unwrap();
+    connected.flush().await.unwrap();
+    assert_eq!(accepted.read_u8().await.unwrap(), 9);
+
+    let broken = Type::TlsCertificate(certificate(&Issued {
+        chain: new.issue(SERVER, &[]).chain,
+        key: new.issue(SERVER, &[]).key,
+    }));
+    let error = slot("cert").set(&secret("cert", broken)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "secret cert: private_key: does not belong to the certificate"
+    );
+    assert!(meet(&server, &client_of(&new), None).await.0.is_ok());
+}
+
+#[test]
+fn what_could_not_be_enforced_is_refused() {
+    let ca = Authority::new();
+    let store = SecretStore::new();
+    let own = ca.issue(SERVER, &[]);
+    let refused = |change: &dyn Fn(&mut CertificateValidationContext)| {
+        let mut common = common(Some(&own), Some(&ca.pem()), &[], &[]);
+        if let Some(ValidationContextType::ValidationContext(context)) =
+            &mut common.validation_context_type
+        {
+            change(context);
+        }
+        ServerContext::compile(&downstream(common, false), &store)
+            .unwrap_err()
+            .to_string()
+    };
+    let prefix = "common_tls_context: validation_context: ";
+    assert_eq!(
+        refused(&|c| c.crl = inline("x")),
+        format!("{prefix}crl: is not supported")
+    );
+    assert!(refused(&|c| c.trust_chain_verification = 1).contains("ACCEPT_UNTRUSTED"));
+    assert!(refused(&|c| c.trusted_ca = inline("x")).contains("trusted_ca"));
+    let nameless = |c: &mut CertificateValidationContext| {
+        c.trusted_ca = None;
+        c.match_typed_subject_alt_names = vec![uri_is(CLIENT)];
+    };
+    assert!(refused(&nameless).contains("must be set when peers are held to names"));
+    let anybody = downstream(common(Some(&own), None, &[], &[]), true);
+    assert!(ServerContext::compile(&anybody, &store).is_err());
+    assert!(
+        ServerContext::compile(&downstream(common(None, None, &[], &[]), false), &store).is_err()
+    );
+}
+
+#[test]
+fn versions_and_ciphers_are_limited() {
+    use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::TlsParameters;
+    let params = |min: TlsProtocol, max: TlsProtocol, suites: &[&str]| {
+        let params = TlsParameters {
+            tls_minimum_protocol_version: min as i32,
+            tls_maximum_protocol_version: max as i32,
+            cipher_suites: suites.iter().map(ToString::to_string).collect(),
+            ..TlsParameters::default()
+        };
+        parameters(Some(&params), rustls::ALL_VERSIONS)
+            .map(|(provider, versions)| (provider.cipher_suites.len(), versions.len()))
+    };
+    let all = aws_lc_rs::default_provider().cipher_suites.len();
+    assert_eq!(
+        params(TlsProtocol::TlsAuto, TlsProtocol::TlsAuto, &[]).unwrap(),
+        (all, 2)
+    );
+    assert_eq!(
+        params(TlsProtocol::TlSv13, TlsProtocol::TlsAuto, &[]).unwrap(),
+        (all, 1)
+    );
+    assert_eq!(
+        params(
+            TlsProtocol::TlSv12,
+            TlsProtocol::TlSv12,
+            &["ECDHE-ECDSA-AES128-GCM-SHA256"]
+        )
+        .unwrap(),
+        (4, 1)
+    );
+    assert!(params(TlsProtocol::TlSv12, TlsProtocol::TlSv12, &["AES128-SHA"]).is_err());
+    assert!(params(TlsProtocol::TlSv10, TlsProtocol::TlSv11, &[]).is_err());
+}
