@@ -37,6 +37,11 @@ e2e: $(ENVOY) ## Only the end-to-end tests
 	$(CARGO) build --workspace --bins
 	ENVOY_BIN=$(abspath $(ENVOY)) $(CARGO) test -p e2e -- --test-threads=1
 
+.PHONY: bench
+bench: $(ENVOY) ## CPU per request and memory beside stock Envoy; writes docs/benchmarks.md
+	$(CARGO) build --release -p proxy -p e2e --bins
+	target/release/bench target/release/proxy $(ENVOY) --out docs/benchmarks.md
+
 .PHONY: lint
 lint: ## Formatting and clippy, warnings are errors
 	$(CARGO) fmt --all --check
