@@ -16,7 +16,7 @@ pub struct Tracker {
     enabled: bool,
     seen: Vec<Seen>, // by slot; grows when a slot is first seen
     keys: Vec<(Slot, Text, bool)>,
-    whole_map: bool,
+    maps: Vec<(Slot, StringMap)>, // looked at as a whole
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,7 +45,7 @@ impl Tracker {
     pub fn reset(&mut self) {
         self.seen.clear();
         self.keys.clear();
-        self.whole_map = false;
+        self.maps.clear();
     }
 
     /// Records a lookup and returns what the bag has.
@@ -78,18 +78,15 @@ impl Tracker {
 
     /// Records that an answer depends on every entry of a present map, including that there are no others.
     pub fn look_up_map(&mut self, bag: &Bag, slot: Slot, map: &StringMap) {
-        if self.enabled && !bag.is_generated(slot) {
-            self.whole_map = true;
-            for (key, _) in map.iter() {
-                self.look_up_key(bag, slot, key, true);
-            }
+        if self.enabled && !bag.is_generated(slot) && !self.maps.iter().any(|(s, _)| *s == slot) {
+            self.maps.push((slot, map.clone()));
         }
     }
 
     /// Whether the answer depends on a map as a whole. The protocol cannot say "no other key", so such an
     /// answer must not be cached by the asker: give it no valid use.
     pub fn whole_map(&self) -> bool {
-        self.whole_map
+        !self.maps.is_empty()
     }
 
     /// What was looked up, sorted: `name`, `-name` when absent, `name[key]`, `-name[key]`.
@@ -114,12 +111,20 @@ impl Tracker {
         names
     }
 
-    /// The wire form for an asker who knows the first `global_words` words. A present map stands for
-    /// itself by its keys only; sorted by name and key, so that equal sets encode equally.
+    /// The wire form for an asker who knows the first `global_words` words. A present map is told by its keys
+    /// only, all of them when it was looked at as a whole; sorted by name and key, so that equal sets encode equally.
     pub fn encode(&self, table: &AttributeTable, global_words: usize) -> ReferencedAttributes {
         let mut list = WordList::new(global_words);
-        let mut keys: Vec<&(Slot, Text, bool)> = self.keys.iter().collect();
+        let mut keys: Vec<(Slot, &Text, bool)> = self
+            .keys
+            .iter()
+            .map(|(slot, key, found)| (*slot, key, *found))
+            .collect();
+        for (slot, map) in &self.maps {
+            keys.extend(map.iter().map(|(key, _)| (*slot, key, true)));
+        }
         keys.sort();
+        keys.dedup();
         let mut matches = Vec::with_capacity(self.seen.len().min(16) + keys.len());
         let mut entry = |name: i32, map_key: i32, found: bool| {
             let condition = if found {
@@ -144,8 +149,8 @@ impl Tracker {
             }
         }
         for (slot, key, found) in keys {
-            let name = list.index(table.name(*slot));
-            entry(name, list.index(key), *found);
+            let name = list.index(table.name(slot));
+            entry(name, list.index(key), found);
         }
         ReferencedAttributes {
             words: list.into_words(),
