@@ -11,7 +11,7 @@ mod verify;
 pub use bundle::{BundleError, TrustBundle};
 pub use id::{IdError, SpiffeId, TrustDomain};
 pub use peer::{PeerError, peer_identity};
-pub use svid::{Svid, SvidCell, SvidError};
+pub use svid::{Svid, SvidCell, SvidError, certificate_pem};
 pub use verify::{
     ClientAuth, PeerMatch, SpiffeClientVerifier, SpiffeServerVerifier, Trust, client_config,
     provider, server_config,

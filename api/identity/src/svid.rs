@@ -242,6 +242,11 @@ fn system_time(unix_seconds: i64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(u64::try_from(unix_seconds).unwrap_or_default())
 }
 
+/// One certificate as PEM.
+pub fn certificate_pem(certificate: &CertificateDer<'_>) -> String {
+    pem_block("CERTIFICATE", certificate)
+}
+
 pub(crate) fn pem_block(label: &str, der: &[u8]) -> String {
     // Room for all of it, so that no growth leaves a copy of a key behind.
     let mut text = String::with_capacity(der.len() * 3 / 2 + 2 * label.len() + 80);

@@ -1,14 +1,13 @@
 //! A program's own identity: asks Auth for a certificate with a join token, later with the certificate it
 //! holds, renews long before the end, keeps serving the old one while Auth is away.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use lateen_identity::{
-    BundleError, ClientAuth, PeerMatch, SpiffeClientVerifier, SpiffeServerVerifier, Svid, SvidCell,
-    Trust, TrustBundle,
+    BundleError, ClientAuth, PeerMatch, SpiffeClientVerifier, SpiffeId, SpiffeServerVerifier, Svid,
+    SvidCell, Trust, TrustBundle,
 };
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -36,6 +35,8 @@ const RETRY_MIN: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 /// The wall clock is looked at again after this time, because a suspended machine's timers stand still.
 const CLOCK_CHECK: Duration = Duration::from_secs(30);
+/// Whose roots those are that do not say it.
+const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 /// Largest file read as token or root bundle.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
@@ -54,6 +55,10 @@ pub struct IdentityArgs {
     /// Folder of this program alone where certificate and key are kept, so that a restart needs no new token.
     #[arg(long, value_name = "DIR", requires = "auth_address")]
     pub svid_dir: Option<PathBuf>,
+    /// SPIFFE ID that Auth must have [default: /ns/istio-system/sa/auth in the trust domain that the roots
+    /// name by their own URI name, or else in cluster.local]
+    #[arg(long, value_name = "ID", requires = "auth_address")]
+    pub auth_id: Option<SpiffeId>,
 }
 
 /// Why there is no identity source.
@@ -65,26 +70,6 @@ pub enum IdentityError {
     /// The address of Auth.
     #[error("--auth-address is wrong")]
     Address(#[source] crate::tls::AddressError),
-    /// The root file.
-    #[error(
-        "cannot use the roots in {path}; Auth publishes them as public/root-cert.pem in its state folder"
-    )]
-    Roots {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: BundleError,
-    },
-    /// A file that cannot be read.
-    #[error("cannot read {path}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
     /// What was stored.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -140,6 +125,7 @@ impl Source {
             roots,
             token: args.join_token_file.clone(),
             dir: args.svid_dir.clone(),
+            auth_id: args.auth_id.clone(),
         };
         drain.spawn_until_stop(renewer.run());
         Ok(Some(source))
@@ -253,6 +239,7 @@ struct Renewer {
     roots: PathBuf,
     token: Option<PathBuf>,
     dir: Option<PathBuf>,
+    auth_id: Option<SpiffeId>,
 }
 
 impl Renewer {
@@ -306,21 +293,39 @@ impl Renewer {
             .current()
             .filter(|svid| !svid.remaining(SystemTime::now()).is_zero());
         match held {
-            Some(held) => request::renew(&self.address, held).await,
+            Some(held) => request::renew(&self.address, self.auth_id.as_ref(), held).await,
             None => {
                 let token = self.token.as_deref().ok_or(RequestError::Expired)?;
                 let token = Zeroizing::new(read(token).await?.trim().to_owned());
-                let roots = read(&self.roots).await?;
-                let bundle =
-                    TrustBundle::from_described_pem(&roots).map_err(RequestError::Roots)?;
+                let bundle = Arc::new(
+                    self.roots(&read(&self.roots).await?)
+                        .map_err(RequestError::Roots)?,
+                );
+                let before = self.source.current();
                 request::join(
                     &self.address,
+                    self.auth_id.as_ref(),
                     &token,
-                    Arc::new(bundle),
-                    self.source.current().as_deref(),
+                    bundle,
+                    before.as_deref(),
                 )
                 .await
             }
+        }
+    }
+
+    /// The roots for the first contact. Whose they are is said by `--auth-id`, or by the roots, or is the
+    /// mesh's default.
+    fn roots(&self, pem: &str) -> Result<TrustBundle, BundleError> {
+        if let Some(id) = &self.auth_id {
+            return TrustBundle::from_pem(id.trust_domain().clone(), pem);
+        }
+        match TrustBundle::from_described_pem(pem) {
+            Err(undescribed @ BundleError::Domain(_)) => match DEFAULT_TRUST_DOMAIN.parse() {
+                Ok(domain) => TrustBundle::from_pem(domain, pem),
+                Err(_) => Err(undescribed),
+            },
+            answer => answer,
         }
     }
 }

@@ -87,6 +87,7 @@ pub enum RequestError {
 /// The first certificate: the token says who we are, `roots` say who Auth is.
 pub(super) async fn join(
     address: &str,
+    auth_id: Option<&SpiffeId>,
     token: &str,
     roots: Arc<TrustBundle>,
     before: Option<&Svid>,
@@ -97,22 +98,29 @@ pub(super) async fn join(
     if token.is_empty() {
         return Err(RequestError::Token);
     }
-    let expected = auth_ids(&roots)?;
+    let expected = auth_ids(auth_id, &roots)?;
     let verifier = SpiffeServerVerifier::new(Trust::Fixed(roots), expected);
     let config = lateen_identity::client_config(None, verifier, &[tls::ALPN_H2]);
     request(address, config, Some(bearer), before.map(Svid::spiffe_id)).await
 }
 
 /// A further certificate: the one we hold says who we are.
-pub(super) async fn renew(address: &str, held: Arc<Svid>) -> Result<Svid, RequestError> {
-    let expected = auth_ids(held.bundle())?;
+pub(super) async fn renew(
+    address: &str,
+    auth_id: Option<&SpiffeId>,
+    held: Arc<Svid>,
+) -> Result<Svid, RequestError> {
+    let expected = auth_ids(auth_id, held.bundle())?;
     let verifier = SpiffeServerVerifier::new(Trust::Fixed(Arc::clone(held.bundle())), expected);
     let cell = SvidCell::holding(Arc::clone(&held));
     let config = lateen_identity::client_config(Some(cell), verifier, &[tls::ALPN_H2]);
     request(address, config, None, Some(held.spiffe_id())).await
 }
 
-fn auth_ids(roots: &TrustBundle) -> Result<PeerMatch, RequestError> {
+fn auth_ids(given: Option<&SpiffeId>, roots: &TrustBundle) -> Result<PeerMatch, RequestError> {
+    if let Some(id) = given {
+        return Ok(PeerMatch::id(id.clone()));
+    }
     let (namespace, account) = AUTH_ACCOUNT;
     let ids = roots
         .trust_domains()
