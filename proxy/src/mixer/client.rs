@@ -1,0 +1,567 @@
+//! Calls to one Mixer cluster: Check with its cache and configuration generation, and Report in batches.
+//! The rules of the cache are docs/adr/0003-check-cache-generation.md.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    rc::Rc,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use lateen_engine::dictionary::{GLOBAL_WORDS, WordList};
+use lateen_protocols::{
+    envoy::envoy::config::route::v3 as route,
+    istio::mixer::v1::{
+        CheckRequest, CheckResponse, ReportRequest, check_request::QuotaParams,
+        config::client::TransportConfig, report_request::RepeatedAttributesSemantics,
+    },
+};
+use prost::Message as _;
+use tokio::time::Instant;
+
+use super::{
+    attributes::Attributes,
+    cache::{Answer, Cache},
+    verdict::{OK, UNAVAILABLE, Verdict},
+};
+use crate::{
+    body::{Body, Frame},
+    config_error::ConfigError,
+    head::{Headers, Known, Name, Protocol, RequestHead},
+    info::{ConnectionInfo, StreamInfo},
+    route::policy::{ForwardPolicy, Target},
+    router,
+    shared::Shared,
+    stats::{Counter, Scope},
+};
+
+/// Longest wait for an answer to Check; then the fail policy decides.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest wait for an answer to Report. Istio's client: 5 s.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
+/// An answer may be used while Mixer's generation was confirmed at most this long ago.
+const CONFIRMED_FOR: Duration = Duration::from_secs(1);
+/// After a failed call nobody asks for this long, so that a dead Mixer costs a request nothing.
+const REST_AFTER_FAILURE: Duration = Duration::from_millis(100);
+/// Largest answer of Mixer.
+const MAX_ANSWER_BYTES: usize = 1 << 20;
+/// Reports that wait on one worker; more are dropped and counted.
+const MAX_WAITING_REPORTS: usize = 10_000;
+const GENERATION_HEADER: &[u8] = b"lateen-config-generation";
+const OBEYS_HEADER: &[u8] = b"lateen-cache-generation";
+
+/// What became of a Check.
+#[derive(Debug)]
+pub(super) struct Checked {
+    pub(super) verdict: Arc<Verdict>,
+    pub(super) cached: bool,
+    /// Name of the first quota that was not granted.
+    pub(super) exhausted: Option<String>,
+}
+
+/// Mixer could not be asked or did not answer; nothing in the cache stands in for it.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Unavailable(pub(super) String);
+
+#[derive(Debug)]
+struct Stats {
+    check_calls: Counter,
+    remote_check_calls: Counter,
+    remote_check_errors: Counter,
+    check_cache_hits: Counter,
+    remote_quota_calls: Counter,
+    report_calls: Counter,
+    remote_report_calls: Counter,
+    remote_report_errors: Counter,
+    reports_dropped: Counter,
+}
+
+impl Stats {
+    fn new(scope: &Scope) -> Stats {
+        Stats {
+            check_calls: scope.counter("check_calls"),
+            remote_check_calls: scope.counter("remote_check_calls"),
+            remote_check_errors: scope.counter("remote_check_errors"),
+            check_cache_hits: scope.counter("check_cache_hits"),
+            remote_quota_calls: scope.counter("remote_quota_calls"),
+            report_calls: scope.counter("report_calls"),
+            remote_report_calls: scope.counter("remote_report_calls"),
+            remote_report_errors: scope.counter("remote_report_errors"),
+            reports_dropped: scope.counter("reports_dropped"),
+        }
+    }
+}
+
+/// One upstream of a client.
+#[derive(Debug)]
+struct Upstream {
+    policy: ForwardPolicy,
+    target: Target,
+}
+
+impl Upstream {
+    fn new(cluster: &str, timeout: Duration) -> Result<Upstream, ConfigError> {
+        let action = route::RouteAction {
+            cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(
+                cluster.to_owned(),
+            )),
+            timeout: Some(lateen_protocols::envoy::google::protobuf::Duration {
+                seconds: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+                nanos: i32::try_from(timeout.subsec_nanos()).unwrap_or(0),
+            }),
+            ..route::RouteAction::default()
+        };
+        Ok(Upstream {
+            policy: ForwardPolicy::compile(
+                &action,
+                &route::Route::default(),
+                &route::VirtualHost::default(),
+            )?,
+            target: Target {
+                cluster: cluster.into(),
+                subset: None,
+            },
+        })
+    }
+}
+
+/// A client, shared by all workers and by all filters with the same transport configuration.
+#[derive(Debug)]
+pub(super) struct Client {
+    check: Upstream,
+    report: Upstream,
+    cache: Option<Cache>,
+    /// (generation, confirmed at); written at most once per answer of Mixer.
+    generation: Mutex<(u64, Option<Instant>)>,
+    /// Milliseconds after `born` before which nobody asks.
+    rest_until: AtomicU64,
+    born: Instant,
+    batch_entries: usize,
+    batch_time: Duration,
+    deduplication: (String, AtomicU64),
+    stats: Stats,
+}
+
+/// Clients by transport configuration, so that a new listener keeps the cache of the old one.
+static CLIENTS: Mutex<Vec<(Vec<u8>, std::sync::Weak<Client>)>> = Mutex::new(Vec::new());
+
+impl Client {
+    /// The client for a transport configuration.
+    pub(super) fn get(
+        transport: &TransportConfig,
+        shared: &Shared,
+    ) -> Result<Arc<Client>, ConfigError> {
+        // Which Shared it counts in is part of the key: tests run several in one process.
+        let mut key = transport.encode_to_vec();
+        key.extend_from_slice(&(std::ptr::from_ref(&*shared.stats) as usize).to_ne_bytes());
+        let mut clients = CLIENTS.lock().unwrap_or_else(PoisonError::into_inner);
+        clients.retain(|(_, client)| client.strong_count() > 0);
+        if let Some(client) = clients
+            .iter()
+            .find_map(|(known, client)| (*known == key).then(|| client.upgrade())?)
+        {
+            return Ok(client);
+        }
+        let client = Arc::new(Client::new(transport, shared)?);
+        clients.push((key, Arc::downgrade(&client)));
+        Ok(client)
+    }
+
+    fn new(transport: &TransportConfig, shared: &Shared) -> Result<Client, ConfigError> {
+        let cluster = |name: &str, field: &str, timeout| {
+            if name.is_empty() {
+                return Err(ConfigError::new(field, "no cluster is named"));
+            }
+            Upstream::new(name, timeout)
+        };
+        let report_cluster = if transport.report_cluster.is_empty() {
+            &transport.check_cluster
+        } else {
+            &transport.report_cluster
+        };
+        Ok(Client {
+            check: cluster(&transport.check_cluster, "check_cluster", CHECK_TIMEOUT)?,
+            report: cluster(report_cluster, "report_cluster", REPORT_TIMEOUT)?,
+            cache: (!transport.disable_check_cache).then(Cache::new),
+            generation: Mutex::new((0, None)),
+            rest_until: AtomicU64::new(0),
+            born: Instant::now(),
+            batch_entries: match transport.report_batch_max_entries {
+                _ if transport.disable_report_batch => 1,
+                0 => 100,
+                entries => entries as usize,
+            },
+            batch_time: transport
+                .report_batch_max_time
+                .and_then(|time| Duration::try_from(time).ok())
+                .filter(|time| !time.is_zero())
+                .unwrap_or(Duration::from_secs(1)),
+            deduplication: (uuid::Uuid::new_v4().to_string(), AtomicU64::new(0)),
+            stats: Stats::new(&shared.stats.scope("mixer.http.")),
+        })
+    }
+
+    /// Asks whether a request may go on, of the cache if that knows.
+    pub(super) async fn check(
+        &self,
+        shared: &Arc<Shared>,
+        attributes: &Attributes,
+        quotas: &[(&str, i64)],
+        retries: &Retries,
+    ) -> Result<Checked, Unavailable> {
+        self.stats.check_calls.inc();
+        let now = Instant::now();
+        let found = self.cache.as_ref().and_then(|cache| cache.find(attributes));
+        let (generation, confirmed) = *self.lock_generation();
+        let fresh = confirmed.is_some_and(|at| now.duration_since(at) <= CONFIRMED_FOR);
+        // Quota is never answered from the cache: it stays exact, at the price of a call.
+        if let Some(answer) = &found
+            && answer.generation == generation
+            && fresh
+            && answer.take(now)
+            && (quotas.is_empty() || answer.verdict.code != OK)
+        {
+            self.stats.check_cache_hits.inc();
+            return Ok(Checked {
+                verdict: answer.verdict.clone(),
+                cached: true,
+                exhausted: None,
+            });
+        }
+        match self.ask(shared, attributes, quotas, retries).await {
+            Ok(checked) => Ok(checked),
+            Err(error) => match found {
+                // A refusal that is still valid outlives Mixer; an approval does so only if the fail
+                // policy would let the request go on anyway, and then it need not be looked up.
+                Some(answer) if answer.verdict.code != OK && answer.is_unexpired(now) => {
+                    Ok(Checked {
+                        verdict: answer.verdict.clone(),
+                        cached: true,
+                        exhausted: None,
+                    })
+                }
+                _ => Err(error),
+            },
+        }
+    }
+
+    async fn ask(
+        &self,
+        shared: &Arc<Shared>,
+        attributes: &Attributes,
+        quotas: &[(&str, i64)],
+        retries: &Retries,
+    ) -> Result<Checked, Unavailable> {
+        let mut words = WordList::new(GLOBAL_WORDS.len());
+        let mut compressed = attributes.write(&mut words);
+        compressed.words = words.into_words();
+        let number = self.deduplication.1.fetch_add(1, Ordering::Relaxed);
+        let request = CheckRequest {
+            attributes: Some(compressed),
+            global_word_count: u32::try_from(GLOBAL_WORDS.len()).unwrap_or(u32::MAX),
+            deduplication_id: format!("{}{number}", self.deduplication.0),
+            quotas: quotas
+                .iter()
+                .map(|(name, amount)| {
+                    let asked = QuotaParams {
+                        amount: *amount,
+                        best_effort: false,
+                    };
+                    ((*name).to_owned(), asked)
+                })
+                .collect(),
+        }
+        .encode_to_vec();
+        let mut wait = retries.base;
+        for attempt in 0.. {
+            if self.rests() {
+                return Err(Unavailable("Mixer did not answer a moment ago".to_owned()));
+            }
+            self.stats.remote_check_calls.inc();
+            if !quotas.is_empty() {
+                self.stats.remote_quota_calls.inc();
+            }
+            let sent = Instant::now();
+            let path = "/istio.mixer.v1.Mixer/Check";
+            match unary::<CheckResponse>(shared, &self.check, path, &request).await {
+                Ok((response, generation)) => {
+                    let generation = self.confirm(generation, sent);
+                    return Ok(self.take_over(response, generation, attributes, sent));
+                }
+                Err(error) if attempt >= retries.max => {
+                    self.stats.remote_check_errors.inc();
+                    self.rest();
+                    return Err(error);
+                }
+                Err(_) => {
+                    self.stats.remote_check_errors.inc();
+                    tokio::time::sleep(wait.mul_f64(0.5 + rand::random::<f64>() / 2.0)).await;
+                    wait = (wait * 2).min(retries.longest);
+                }
+            }
+        }
+        Err(Unavailable("no attempt was made".to_owned()))
+    }
+
+    fn take_over(
+        &self,
+        response: CheckResponse,
+        generation: u64,
+        attributes: &Attributes,
+        now: Instant,
+    ) -> Checked {
+        let precondition = response.precondition.unwrap_or_default();
+        let status = precondition.status.unwrap_or_default();
+        let verdict = Arc::new(Verdict {
+            code: status.code,
+            message: status.message,
+            directive: precondition.route_directive,
+        });
+        // UNAVAILABLE is "no result" and never reused. A use count of 0 cannot be reused either.
+        if let (Some(cache), Some(referenced)) = (&self.cache, &precondition.referenced_attributes)
+            && verdict.code != UNAVAILABLE
+            && precondition.valid_use_count != 0
+        {
+            let valid = precondition
+                .valid_duration
+                .and_then(|valid| Duration::try_from(valid).ok());
+            let answer = Answer::new(
+                verdict.clone(),
+                generation,
+                valid,
+                precondition.valid_use_count,
+                now,
+            );
+            cache.keep(referenced, attributes, answer);
+        }
+        let exhausted = response
+            .quotas
+            .into_iter()
+            .filter(|(_, quota)| quota.granted_amount <= 0)
+            .map(|(name, _)| name)
+            .min();
+        Checked {
+            verdict,
+            cached: false,
+            exhausted,
+        }
+    }
+
+    /// Takes over what an answer says of Mixer's configuration; gives the generation it belongs to.
+    fn confirm(&self, generation: Option<u64>, sent: Instant) -> u64 {
+        // A Mixer that does not say (Istio's own) has one generation, and its durations are all there is.
+        let generation = generation.unwrap_or(0);
+        let mut current = self.lock_generation();
+        if current.1.is_none_or(|confirmed| sent >= confirmed) {
+            let changed = current.0 != generation;
+            *current = (generation, Some(sent));
+            drop(current);
+            if changed && let Some(cache) = &self.cache {
+                cache.clear();
+            }
+        }
+        generation
+    }
+
+    fn lock_generation(&self) -> std::sync::MutexGuard<'_, (u64, Option<Instant>)> {
+        self.generation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn rests(&self) -> bool {
+        self.elapsed() < self.rest_until.load(Ordering::Relaxed)
+    }
+
+    fn rest(&self) {
+        let rest = u64::try_from(REST_AFTER_FAILURE.as_millis()).unwrap_or(0);
+        self.rest_until
+            .store(self.elapsed() + rest, Ordering::Relaxed);
+    }
+
+    fn elapsed(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Puts a report into this worker's batch; a full or old batch is sent.
+    pub(super) fn report(self: &Arc<Client>, shared: &Arc<Shared>, attributes: Attributes) {
+        self.stats.report_calls.inc();
+        let batch = self.batch();
+        let waiting = {
+            let mut batch = batch.borrow_mut();
+            if batch.list.len() >= MAX_WAITING_REPORTS {
+                self.stats.reports_dropped.inc();
+                return;
+            }
+            batch.list.push(attributes);
+            batch.list.len()
+        };
+        if waiting >= self.batch_entries {
+            let list = std::mem::take(&mut batch.borrow_mut().list);
+            tokio::task::spawn_local(self.clone().send(shared.clone(), list));
+        } else if waiting == 1 {
+            let (client, shared) = (self.clone(), shared.clone());
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(client.batch_time).await;
+                let list = std::mem::take(&mut batch.borrow_mut().list);
+                if !list.is_empty() {
+                    client.send(shared, list).await;
+                }
+            });
+        }
+    }
+
+    fn batch(self: &Arc<Client>) -> Rc<RefCell<Batch>> {
+        thread_local! {
+            static BATCHES: RefCell<HashMap<usize, Rc<RefCell<Batch>>>> = RefCell::default();
+        }
+        let key = Arc::as_ptr(self) as usize;
+        BATCHES.with_borrow_mut(|batches| batches.entry(key).or_default().clone())
+    }
+
+    async fn send(self: Arc<Client>, shared: Arc<Shared>, list: Vec<Attributes>) {
+        // One word list for the whole batch.
+        let mut words = WordList::new(GLOBAL_WORDS.len());
+        let attributes = list.iter().map(|a| a.write(&mut words)).collect();
+        let request = ReportRequest {
+            attributes,
+            default_words: words.into_words(),
+            global_word_count: u32::try_from(GLOBAL_WORDS.len()).unwrap_or(u32::MAX),
+            repeated_attributes_semantics: RepeatedAttributesSemantics::IndependentEncoding.into(),
+        }
+        .encode_to_vec();
+        self.stats.remote_report_calls.inc();
+        let sent = Instant::now();
+        let path = "/istio.mixer.v1.Mixer/Report";
+        match unary::<lateen_protocols::istio::mixer::v1::ReportResponse>(
+            &shared,
+            &self.report,
+            path,
+            &request,
+        )
+        .await
+        {
+            Ok((_, generation)) if self.check.target.cluster == self.report.target.cluster => {
+                self.confirm(generation, sent);
+            }
+            Ok(_) => {}
+            Err(error) => {
+                self.stats.remote_report_errors.inc();
+                self.stats.reports_dropped.add(list.len() as u64);
+                tracing::debug!(%error, reports = list.len(), "reports are lost");
+            }
+        }
+    }
+}
+
+/// Reports that wait on one worker.
+#[derive(Debug, Default)]
+struct Batch {
+    list: Vec<Attributes>,
+}
+
+/// How a failed Check is tried again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Retries {
+    pub(super) max: u32,
+    pub(super) base: Duration,
+    pub(super) longest: Duration,
+}
+
+/// One unary gRPC call through the proxy's own upstream machinery (load balancing, mutual TLS, outlier
+/// ejection); the answer and the configuration generation it carries.
+async fn unary<M: prost::Message + Default>(
+    shared: &Arc<Shared>,
+    upstream: &Upstream,
+    path: &'static str,
+    message: &[u8],
+) -> Result<(M, Option<u64>), Unavailable> {
+    let mut headers = Headers::with_capacity(3);
+    headers.append(Known::ContentType, "application/grpc");
+    headers.append(Known::Te, "trailers");
+    headers.append(Name::from_lower(Bytes::from_static(OBEYS_HEADER)), "1");
+    let head = RequestHead {
+        method: Bytes::from_static(b"POST"),
+        scheme: Bytes::from_static(b"http"),
+        authority: Bytes::from(upstream.target.cluster.to_string().replace('|', "_")),
+        path: Bytes::from_static(path.as_bytes()),
+        protocol: Protocol::Http2,
+        headers,
+    };
+    let mut body = BytesMut::with_capacity(5 + message.len());
+    body.put_u8(0);
+    body.put_u32(
+        u32::try_from(message.len()).map_err(|_| Unavailable("message too large".to_owned()))?,
+    );
+    body.put_slice(message);
+    let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+    let info = Rc::new(RefCell::new(StreamInfo::new(
+        Rc::new(ConnectionInfo {
+            id: 0,
+            remote: nobody,
+            local: nobody,
+            tls: None,
+            requested_server_name: None,
+            started: Instant::now(),
+        }),
+        Some(Protocol::Http2),
+    )));
+    let body = Body::full(body.freeze());
+    let (response, mut body) =
+        router::forward(shared, &upstream.policy, &upstream.target, head, body, &info)
+            .await
+            .map_err(|reject| Unavailable(reject.body.into_owned()))?;
+    if response.status != 200 {
+        return Err(Unavailable(format!("HTTP status {}", response.status)));
+    }
+    let mut data = BytesMut::new();
+    let mut trailers = None;
+    while let Some(frame) = body.frame().await {
+        match frame.map_err(|error| Unavailable(error.to_string()))? {
+            Frame::Data(piece) if data.len() + piece.len() <= MAX_ANSWER_BYTES => {
+                data.extend_from_slice(&piece);
+            }
+            Frame::Data(_) => return Err(Unavailable("the answer is too large".to_owned())),
+            Frame::Trailers(all) => trailers = Some(all),
+        }
+    }
+    let status = |headers: &Headers| -> Option<i32> {
+        std::str::from_utf8(headers.known(Known::GrpcStatus)?)
+            .ok()?
+            .parse()
+            .ok()
+    };
+    let ended = trailers.as_ref().and_then(status);
+    match ended.or_else(|| status(&response.headers)) {
+        Some(OK) => {}
+        Some(code) => {
+            let message = trailers
+                .as_ref()
+                .unwrap_or(&response.headers)
+                .known(Known::GrpcMessage)
+                .map(|m| String::from_utf8_lossy(m).into_owned())
+                .unwrap_or_default();
+            return Err(Unavailable(format!("gRPC status {code}: {message}")));
+        }
+        None => return Err(Unavailable("the answer has no gRPC status".to_owned())),
+    }
+    let generation = response
+        .headers
+        .get(&Name::from_lower(Bytes::from_static(GENERATION_HEADER)))
+        .and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
+    // One message: a flag byte (0, not compressed) and its length.
+    let [0, a, b, c, d, message @ ..] = &data[..] else {
+        return Err(Unavailable("the answer is not one gRPC message".to_owned()));
+    };
+    if u32::from_be_bytes([*a, *b, *c, *d]) as usize != message.len() {
+        return Err(Unavailable("the answer is cut short".to_owned()));
+    }
+    let message = M::decode(message).map_err(|error| Unavailable(error.to_string()))?;
+    Ok((message, generation))
+}
