@@ -410,3 +410,114 @@ fn vocabulary() {
     }
     eprintln!("attribute_vocabulary.yaml: {count} declarations are the same");
 }
+
+/// Kinds whose `spec` is a rule or an instance's parameters.
+const INSTANCE_KINDS: [&str; 12] = [
+    "apikey",
+    "authorization",
+    "checknothing",
+    "edge",
+    "instance",
+    "kubernetes",
+    "listentry",
+    "logentry",
+    "metric",
+    "quota",
+    "reportnothing",
+    "tracespan",
+];
+
+fn expressions_of(doc: &Json) -> Vec<(bool, String)> {
+    let mut found = Vec::new();
+    let spec = &doc["spec"];
+    match doc["kind"].as_str() {
+        Some("rule") => {
+            let texts = spec["match"]
+                .as_str()
+                .into_iter()
+                .map(|m| (true, m.to_owned()));
+            found.extend(texts.filter(|(_, m)| !m.is_empty()));
+        }
+        Some("instance") => strings(&spec["params"], &mut found),
+        Some(kind) if INSTANCE_KINDS.contains(&kind) => strings(spec, &mut found),
+        _ => {}
+    }
+    found
+}
+
+fn strings(json: &Json, found: &mut Vec<(bool, String)>) {
+    match json {
+        Json::String(text) if text.is_empty() => {} // an empty parameter is none
+        Json::String(text) => found.push((false, text.clone())),
+        Json::Object(map) => map
+            .iter()
+            // Bindings read a generator's output; `name` and the like are no expressions.
+            .filter(|(key, _)| {
+                !["attribute_bindings", "attributeBindings", "name"].contains(&key.as_str())
+            })
+            .for_each(|(_, v)| strings(v, found)),
+        Json::Array(list) => list.iter().for_each(|v| strings(v, found)),
+        _ => {}
+    }
+}
+
+fn yaml_files(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            yaml_files(&path, found);
+        } else if path.extension().is_some_and(|e| e == "yaml") {
+            found.push(path);
+        }
+    }
+}
+
+/// Rules and instances that Istio shipped compile with the built-in vocabulary.
+#[test]
+fn shipped_configuration() {
+    let Some(index) = corpus("yaml/INDEX.json") else {
+        return;
+    };
+    let root = index.parent().unwrap();
+    let mut files = Vec::new();
+    for folder in [
+        "1.0.9/install",
+        "1.4.10/install",
+        "1.0.9/samples",
+        "1.4.10/samples",
+        "1.0.9/mixer/testdata",
+        "1.4.10/mixer/testdata",
+        "1.0.9/mixer/adapter",
+        "1.4.10/mixer/adapter",
+    ] {
+        let folder = root.join(folder);
+        if folder.is_dir() {
+            yaml_files(&folder, &mut files);
+        }
+    }
+    files.sort();
+    let table = AttributeTable::default_vocabulary();
+    let (mut rules, mut params, mut failures) = (0, 0, Vec::new());
+    for file in &files {
+        let text = std::fs::read_to_string(file).unwrap();
+        let Ok(docs) = serde_saphyr::from_multiple::<Json>(&text) else {
+            continue;
+        }; // a template
+        for (is_match, expr) in docs.iter().flat_map(expressions_of) {
+            match Expression::compile(&expr, &table) {
+                Ok(e) if !is_match => {
+                    params += 1;
+                    assert!(e.faults().is_empty(), "{expr}: {:?}", e.faults());
+                }
+                Ok(e) if e.value_type() == ValueType::Bool => rules += 1,
+                Ok(e) => failures.push(format!("{}: {expr}: {}", file.display(), e.value_type())),
+                Err(e) => failures.push(format!("{}: {expr}: {e}", file.display())),
+            }
+        }
+    }
+    eprintln!(
+        "shipped configuration: {rules} matches and {params} parameters compile, {} do not",
+        failures.len()
+    );
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
