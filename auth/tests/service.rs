@@ -110,13 +110,28 @@ impl Fixture {
 }
 
 async fn run(state: &Path, ttl: Duration, ahead_seconds: &Arc<AtomicU64>) -> (Running, Drain) {
+    run_at(
+        state,
+        SocketAddr::from(([127, 0, 0, 1], 0)),
+        ttl,
+        ahead_seconds,
+    )
+    .await
+}
+
+async fn run_at(
+    state: &Path,
+    address: SocketAddr,
+    ttl: Duration,
+    ahead_seconds: &Arc<AtomicU64>,
+) -> (Running, Drain) {
     lateen_service::init_crypto();
     let drain = Drain::new();
     let ahead = Arc::clone(ahead_seconds);
     let config = Config {
         state: state.to_owned(),
         trust_domain: "cluster.local".parse().unwrap(),
-        address: SocketAddr::from(([127, 0, 0, 1], 0)),
+        address,
         admin_address: SocketAddr::from(([127, 0, 0, 1], 0)),
         workload_ttl: ttl,
         max_workload_ttl: Duration::from_secs(86_400),
@@ -460,35 +475,23 @@ async fn a_workload_waits_for_auth() {
     assert!(auth.drain.finish(PATIENCE).await);
     let dir = tempfile::tempdir().unwrap();
     let drain = Drain::new();
-    // Bound, so that nobody else gets the port, but not served: the first requests hang or fail.
     let args = IdentityArgs {
         auth_address: Some(address.to_string()),
         ..auth.workload(&token, dir.path())
     };
     let source = Source::start(&args, &drain).unwrap().unwrap();
     assert!(source.current().is_none());
-    let config_ahead = Arc::clone(&auth.ahead_seconds);
-    let state = auth.state.path().to_owned();
-    (auth.running, auth.drain) = run_at(&state, address, &config_ahead).await;
+    (auth.running, auth.drain) = run_at(
+        auth.state.path(),
+        address,
+        Duration::from_secs(3600),
+        &auth.ahead_seconds,
+    )
+    .await;
     let svid = tokio::time::timeout(PATIENCE, source.ready())
         .await
         .unwrap();
     assert_eq!(svid.spiffe_id().to_string(), REVIEWS);
-}
-
-async fn run_at(state: &Path, address: SocketAddr, _ahead: &Arc<AtomicU64>) -> (Running, Drain) {
-    let drain = Drain::new();
-    let config = Config {
-        state: state.to_owned(),
-        trust_domain: "cluster.local".parse().unwrap(),
-        address,
-        admin_address: SocketAddr::from(([127, 0, 0, 1], 0)),
-        workload_ttl: Duration::from_secs(3600),
-        max_workload_ttl: Duration::from_secs(86_400),
-        dns_names: Vec::new(),
-        clock: Clock::system(),
-    };
-    (auth::start(config, &drain).await.unwrap(), drain)
 }
 
 /// Two workloads over mutual TLS: rotation swaps what new handshakes use and leaves connections alone.

@@ -108,10 +108,10 @@ type Handler = Arc<dyn Fn(Query) -> Pin<Box<dyn Future<Output = Reply> + Send>> 
 
 /// Whether the program is ready, as a set of named gates that must all be open.
 #[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<Mutex<Vec<(String, Arc<AtomicBool>)>>>);
+pub struct Readiness(Arc<Mutex<Vec<(String, Gate)>>>);
 
 /// One condition of readiness; closed at first.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Gate(Arc<AtomicBool>);
 
 impl Readiness {
@@ -122,18 +122,16 @@ impl Readiness {
 
     /// Adds a closed gate.
     pub fn gate(&self, name: impl Into<String>) -> Gate {
-        let open = Arc::new(AtomicBool::new(false));
+        let gate = Gate::default();
         let mut gates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        gates.push((name.into(), Arc::clone(&open)));
-        Gate(open)
+        gates.push((name.into(), gate.clone()));
+        gate
     }
 
     /// Names of the gates that are closed.
     pub fn closed(&self) -> Vec<String> {
         let gates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let closed = gates
-            .iter()
-            .filter(|(_, open)| !open.load(Ordering::Acquire));
+        let closed = gates.iter().filter(|(_, gate)| !gate.is_open());
         closed.map(|(name, _)| name.clone()).collect()
     }
 
