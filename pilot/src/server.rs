@@ -123,21 +123,22 @@ impl Pilot {
                 folder: folder(),
                 source,
             })?;
-        Self::with_source(config, source, drain).await
+        let identity = identity::Source::start(&config.identity, drain)?;
+        Self::with_source(config, source, identity, drain).await
     }
 
-    /// Starts with any source.
+    /// Starts with any source, and any identity.
     ///
     /// # Errors
     /// As [`Pilot::start`].
     pub async fn with_source(
         config: &Config,
         source: Source,
+        identity: Option<identity::Source>,
         drain: &Drain,
     ) -> Result<Self, StartError> {
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
-        let identity = identity::Source::start(&config.identity, drain)?;
         if let Some(identity) = &identity {
             identity.register(&mut registry);
         }

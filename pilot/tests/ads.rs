@@ -13,11 +13,16 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 };
 use envoy_types::pb::google::rpc::Status as RpcStatus;
 use lateen_config::{ConfigSet, parse_file};
+use lateen_identity::{PeerMatch, Svid, TrustBundle};
 use lateen_protocols::istio::mcp::v1alpha1::Resource;
-use lateen_service::identity::IdentityArgs;
+use lateen_service::identity::{self, IdentityArgs};
 use lateen_service::shutdown::Drain;
+use lateen_service::tls;
 use pilot::server::{Config, Pilot};
 use prost::Message;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose, SanType,
+};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -72,7 +77,7 @@ impl World {
     async fn new(yaml: &str) -> Self {
         let (source, receiver) = watch::channel(set(1, yaml));
         let drain = Drain::new();
-        let pilot = Pilot::with_source(&config(), receiver, &drain)
+        let pilot = Pilot::with_source(&config(), receiver, None, &drain)
             .await
             .unwrap();
         let world = Self {
@@ -519,4 +524,96 @@ async fn the_debug_pages_and_metrics_are_there() {
     ] {
         assert!(metrics.contains(name), "{name}");
     }
+}
+
+/// A certificate authority of this test alone.
+struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    bundle: Arc<TrustBundle>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let domain = "spiffe://cluster.local".try_into().unwrap();
+        params.subject_alt_names = vec![SanType::URI(domain)];
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let bundle =
+            TrustBundle::from_pem("cluster.local".parse().unwrap(), &issuer.pem()).unwrap();
+        Self {
+            issuer,
+            bundle: Arc::new(bundle),
+        }
+    }
+
+    fn identity(&self, id: &str) -> identity::Source {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.subject_alt_names = vec![SanType::URI(id.try_into().unwrap())];
+        let key = KeyPair::generate().unwrap();
+        let leaf = params.signed_by(&key, &self.issuer).unwrap();
+        let svid = Svid::from_pem(&leaf.pem(), &key.serialize_pem(), self.bundle.clone()).unwrap();
+        identity::Source::fixed(svid)
+    }
+}
+
+#[tokio::test]
+async fn over_mtls_a_client_is_who_its_certificate_says() {
+    lateen_service::init_crypto();
+    let authority = Authority::new();
+    let pilot_id = "spiffe://cluster.local/ns/istio-system/sa/pilot";
+    let (_source, receiver) = watch::channel(set(1, &rule("a", "\"true\"")));
+    let drain = Drain::new();
+    let pilot = Pilot::with_source(
+        &config(),
+        receiver,
+        Some(authority.identity(pilot_id)),
+        &drain,
+    )
+    .await
+    .unwrap();
+    let mut served = pilot.discovery.subscribe();
+    timeout(SOON, served.wait_for(Option::is_some))
+        .await
+        .unwrap()
+        .unwrap();
+    let address = pilot.tls.unwrap().to_string();
+    let connect = async |id: &str| {
+        let expected = PeerMatch::id(pilot_id.parse().unwrap());
+        let channel =
+            tls::channel(&address, authority.identity(id).client_config(expected)).unwrap();
+        let (sender, receiver) = mpsc::channel(16);
+        let mut client = AggregatedDiscoveryServiceClient::new(channel);
+        let answers = client
+            .delta_aggregated_resources(ReceiverStream::new(receiver))
+            .await
+            .unwrap()
+            .into_inner();
+        let client = Client { sender, answers };
+        client.ask(first(RULE)).await;
+        client
+    };
+
+    let mut own = connect("spiffe://cluster.local/ns/istio-system/sa/mixer").await;
+    assert_eq!(names(&own.answer().await), ["ns/a"]);
+    let (_, syncz) = get(pilot.http, "/debug/syncz").await;
+    assert!(
+        syncz.contains("spiffe://cluster.local/ns/istio-system/sa/mixer"),
+        "{syncz}"
+    );
+    let mut other = connect("spiffe://cluster.local/ns/default/sa/mixer").await;
+    assert_eq!(other.end().await.code(), Code::PermissionDenied);
+
+    // Without a certificate there is no connection at all.
+    let mut plain = AggregatedDiscoveryServiceClient::connect(format!("http://{address}")).await;
+    let refused = match &mut plain {
+        Err(_) => true,
+        Ok(client) => client
+            .delta_aggregated_resources(tokio_stream::iter([first(RULE)]))
+            .await
+            .is_err(),
+    };
+    assert!(refused);
 }
