@@ -1,1 +1,24 @@
-//! Placeholder.
+//! Mixer: attribute-based policy and telemetry.
+//!
+//! One check, from left to right: [`serve`] (limits, deadline) → [`attribute`] (decode) → [`preprocess`]
+//! (attribute generators) → [`check`] (rules that apply, their instances, all handlers at once) → [`merge`]
+//! (one verdict of many) → quota → [`encode`]. A [`report`] goes the same way up to its handlers. [`config`]
+//! makes the snapshot that a request reads from start to end, [`handler`] keeps what adapters do wrong from
+//! everybody else, [`adapter`] has the built-in ones. The expression language and the choice of rules are
+//! `lateen_engine`'s.
+
+pub mod serve;
+pub mod attribute;
+pub mod preprocess;
+pub mod check;
+pub mod report;
+pub mod merge;
+pub mod encode;
+pub mod handler;
+pub mod adapter;
+pub mod config;
+pub mod workloads;
+pub mod metrics;
+pub mod server;
+
+pub use server::{Args, Running, StartError, start};

@@ -1,0 +1,392 @@
+//! Instances: what Mixer hands to a handler, one type per template.
+
+use std::sync::Arc;
+
+use lateen_engine::{Text, Value};
+
+use crate::template::Template;
+
+/// Named values, in the order of the configuration.
+pub type Values = Vec<(Arc<str>, Value)>;
+
+/// An evaluated instance before it takes its template's type. The server makes these.
+#[derive(Clone, Debug, Default)]
+pub struct Fields(pub Vec<(&'static str, FieldValue)>);
+
+/// The value of one field.
+#[derive(Clone, Debug)]
+pub enum FieldValue {
+    /// Of a field with one value.
+    One(Value),
+    /// Of a field that is a map.
+    Map(Values),
+    /// Of a field that is a message.
+    Message(Fields),
+}
+
+impl Fields {
+    fn take(&mut self, name: &str) -> Option<FieldValue> {
+        let at = self.0.iter().position(|(n, _)| *n == name)?;
+        Some(self.0.swap_remove(at).1)
+    }
+
+    fn value(&mut self, name: &str) -> Option<Value> {
+        match self.take(name)? {
+            FieldValue::One(value) => Some(value),
+            FieldValue::Map(_) | FieldValue::Message(_) => None,
+        }
+    }
+
+    fn string(&mut self, name: &str) -> Text {
+        match self.value(name) {
+            Some(Value::String(text)) => text,
+            _ => Text::EMPTY,
+        }
+    }
+
+    fn map(&mut self, name: &str) -> Values {
+        match self.take(name) {
+            Some(FieldValue::Map(values)) => values,
+            _ => Values::new(),
+        }
+    }
+
+    fn message(&mut self, name: &str) -> Self {
+        match self.take(name) {
+            Some(FieldValue::Message(fields)) => fields,
+            _ => Self::default(),
+        }
+    }
+}
+
+/// Instance `instance` of template `template` cannot be made of what was evaluated.
+#[derive(Debug, thiserror::Error)]
+#[error("{instance} is no instance for {wanted}: its template is {template}")]
+pub struct WrongTemplate {
+    instance: Arc<str>,
+    template: &'static str,
+    wanted: &'static str,
+}
+
+/// What a check is about.
+#[derive(Clone, Debug)]
+pub enum CheckInstance {
+    /// Template `checknothing`.
+    CheckNothing(CheckNothing),
+    /// Template `listentry`.
+    ListEntry(ListEntry),
+    /// Template `apikey`.
+    ApiKey(ApiKey),
+    /// Template `authorization`.
+    Authorization(Authorization),
+}
+
+/// The rule matched.
+#[derive(Clone, Debug)]
+pub struct CheckNothing {
+    /// Full name of the instance.
+    pub name: Arc<str>,
+}
+
+/// A value to be looked up.
+#[derive(Clone, Debug)]
+pub struct ListEntry {
+    /// Full name of the instance.
+    pub name: Arc<str>,
+    /// What to look up; absent when the instance has no such field.
+    pub value: Option<Value>,
+}
+
+/// An API call and its key.
+#[derive(Clone, Debug)]
+pub struct ApiKey {
+    /// Full name of the instance.
+    pub name: Arc<str>,
+    /// The API.
+    pub api: Text,
+    /// Its version.
+    pub api_version: Text,
+    /// The operation called.
+    pub api_operation: Text,
+    /// The key presented.
+    pub api_key: Text,
+    /// When.
+    pub timestamp: Option<Value>,
+}
+
+/// Who wants to do what.
+#[derive(Clone, Debug)]
+pub struct Authorization {
+    /// Full name of the instance.
+    pub name: Arc<str>,
+    /// Who.
+    pub subject: Subject,
+    /// What.
+    pub action: Action,
+}
+
+/// Who wants to act.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// The user.
+    pub user: Text,
+    /// The user's groups.
+    pub groups: Text,
+    /// What else is known.
+    pub properties: Values,
+}
+
+/// What someone wants to do.
+#[derive(Clone, Debug)]
+pub struct Action {
+    /// Where the service lives.
+    pub namespace: Text,
+    /// The service.
+    pub service: Text,
+    /// How: GET, POST.
+    pub method: Text,
+    /// On what.
+    pub path: Text,
+    /// What else is known.
+    pub properties: Values,
+}
+
+impl CheckInstance {
+    /// Types `fields` as `template` says.
+    ///
+    /// # Errors
+    /// When `template` is not for checks.
+    pub fn new(
+        template: &'static Template,
+        name: Arc<str>,
+        mut fields: Fields,
+    ) -> Result<Self, WrongTemplate> {
+        Ok(match template.name {
+            "checknothing" => Self::CheckNothing(CheckNothing { name }),
+            "listentry" => Self::ListEntry(ListEntry {
+                name,
+                value: fields.value("value"),
+            }),
+            "apikey" => Self::ApiKey(ApiKey {
+                name,
+                api: fields.string("api"),
+                api_version: fields.string("api_version"),
+                api_operation: fields.string("api_operation"),
+                api_key: fields.string("api_key"),
+                timestamp: fields.value("timestamp"),
+            }),
+            "authorization" => {
+                let mut subject = fields.message("subject");
+                let mut action = fields.message("action");
+                Self::Authorization(Authorization {
+                    name,
+                    subject: Subject {
+                        user: subject.string("user"),
+                        groups: subject.string("groups"),
+                        properties: subject.map("properties"),
+                    },
+                    action: Action {
+                        namespace: action.string("namespace"),
+                        service: action.string("service"),
+                        method: action.string("method"),
+                        path: action.string("path"),
+                        properties: action.map("properties"),
+                    },
+                })
+            }
+            other => {
+                return Err(WrongTemplate {
+                    instance: name,
+                    template: other,
+                    wanted: "checks",
+                });
+            }
+        })
+    }
+
+    /// Full name of the instance.
+    pub fn name(&self) -> &Arc<str> {
+        match self {
+            Self::CheckNothing(i) => &i.name,
+            Self::ListEntry(i) => &i.name,
+            Self::ApiKey(i) => &i.name,
+            Self::Authorization(i) => &i.name,
+        }
+    }
+}
+
+/// What a report is about.
+#[derive(Clone, Debug)]
+pub enum ReportInstance {
+    /// Template `reportnothing`.
+    ReportNothing(ReportNothing),
+    /// Template `metric`.
+    Metric(Metric),
+    /// Template `logentry`.
+    LogEntry(LogEntry),
+}
+
+/// The rule matched.
+#[derive(Clone, Debug)]
+pub struct ReportNothing {
+    /// Full name of the instance.
+    pub name: Arc<str>,
+}
+
+/// A sample of a metric.
+#[derive(Clone, Debug)]
+pub struct Metric {
+    /// Full name of the instance.
+    pub name: Arc<str>,
+    /// The sample; absent when the instance has no such field.
+    pub value: Option<Value>,
+    /// What it is a sample of.
+    pub dimensions: Values,
+    /// Stackdriver's resource type.
+    pub monitored_resource_type: Text,
+    /// Stackdriver's resource labels.
+    pub monitored_resource_dimensions: Values,
+}
+
+/// A line of a log.
+#[derive(Clone, Debug)]
+pub struct LogEntry {
+    /// Full name of the instance.
+    pub name: Arc<str>,
+    /// What it says.
+    pub variables: Values,
+    /// When.
+    pub timestamp: Option<Value>,
+    /// How grave, in the words of the configuration.
+    pub severity: Text,
+    /// Stackdriver's resource type.
+    pub monitored_resource_type: Text,
+    /// Stackdriver's resource labels.
+    pub monitored_resource_dimensions: Values,
+}
+
+impl ReportInstance {
+    /// Types `fields` as `template` says.
+    ///
+    /// # Errors
+    /// When `template` is not for reports.
+    pub fn new(
+        template: &'static Template,
+        name: Arc<str>,
+        mut fields: Fields,
+    ) -> Result<Self, WrongTemplate> {
+        Ok(match template.name {
+            "reportnothing" => Self::ReportNothing(ReportNothing { name }),
+            "metric" => Self::Metric(Metric {
+                name,
+                value: fields.value("value"),
+                dimensions: fields.map("dimensions"),
+                monitored_resource_type: fields.string("monitored_resource_type"),
+                monitored_resource_dimensions: fields.map("monitored_resource_dimensions"),
+            }),
+            "logentry" => Self::LogEntry(LogEntry {
+                name,
+                variables: fields.map("variables"),
+                timestamp: fields.value("timestamp"),
+                severity: fields.string("severity"),
+                monitored_resource_type: fields.string("monitored_resource_type"),
+                monitored_resource_dimensions: fields.map("monitored_resource_dimensions"),
+            }),
+            other => {
+                return Err(WrongTemplate {
+                    instance: name,
+                    template: other,
+                    wanted: "reports",
+                });
+            }
+        })
+    }
+}
+
+/// The counter an amount is taken from.
+#[derive(Clone, Debug)]
+pub struct QuotaInstance {
+    /// Full name of the instance.
+    pub name: Arc<str>,
+    /// Which of its counters.
+    pub dimensions: Values,
+}
+
+impl QuotaInstance {
+    /// Types `fields` as `template` says.
+    ///
+    /// # Errors
+    /// When `template` is not for quota.
+    pub fn new(
+        template: &'static Template,
+        name: Arc<str>,
+        mut fields: Fields,
+    ) -> Result<Self, WrongTemplate> {
+        if template.name != "quota" {
+            return Err(WrongTemplate {
+                instance: name,
+                template: template.name,
+                wanted: "quota",
+            });
+        }
+        Ok(Self {
+            name,
+            dimensions: fields.map("dimensions"),
+        })
+    }
+}
+
+/// What attributes are generated from.
+#[derive(Clone, Debug)]
+pub enum GenerateInstance {
+    /// Template `kubernetes`.
+    Kubernetes(Kubernetes),
+}
+
+/// What is known of the two ends of a request.
+#[derive(Clone, Debug)]
+pub struct Kubernetes {
+    /// Full name of the instance.
+    pub name: Arc<str>,
+    /// `kubernetes://POD.NAMESPACE`, or empty.
+    pub source_uid: Text,
+    /// Address of the caller.
+    pub source_ip: Option<Value>,
+    /// `kubernetes://POD.NAMESPACE`, or empty.
+    pub destination_uid: Text,
+    /// Address called.
+    pub destination_ip: Option<Value>,
+    /// Port called; 0: unknown.
+    pub destination_port: i64,
+}
+
+impl GenerateInstance {
+    /// Types `fields` as `template` says.
+    ///
+    /// # Errors
+    /// When `template` is not for attribute generators.
+    pub fn new(
+        template: &'static Template,
+        name: Arc<str>,
+        mut fields: Fields,
+    ) -> Result<Self, WrongTemplate> {
+        match template.name {
+            "kubernetes" => Ok(Self::Kubernetes(Kubernetes {
+                name,
+                source_uid: fields.string("source_uid"),
+                source_ip: fields.value("source_ip"),
+                destination_uid: fields.string("destination_uid"),
+                destination_ip: fields.value("destination_ip"),
+                destination_port: match fields.value("destination_port") {
+                    Some(Value::Int64(port)) => port,
+                    _ => 0,
+                },
+            })),
+            other => Err(WrongTemplate {
+                instance: name,
+                template: other,
+                wanted: "attribute generators",
+            }),
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! The adapters that are part of Mixer.
+
+pub mod denier;
+pub mod kubernetesenv;
+pub mod listchecker;
+pub mod memquota;
+pub mod noop;
+pub mod prometheus;
+pub mod stdio;
+
+use std::sync::Arc;
+
+use lateen_adapter::Adapter;
+
+use self::prometheus::Exposition;
+
+/// The adapters a server has, by name.
+#[derive(Clone)]
+pub struct Inventory(Vec<Arc<dyn Adapter>>);
+
+impl Inventory {
+    /// No adapter.
+    pub fn empty() -> Self {
+        Self(Vec::new())
+    }
+
+    /// The built-in adapters; the prometheus adapter's metrics go to `exposition`.
+    pub fn built_in(exposition: Arc<Exposition>) -> Self {
+        Self::empty()
+            .with(Arc::new(denier::Denier))
+            .with(Arc::new(listchecker::ListChecker))
+            .with(Arc::new(memquota::MemQuota))
+            .with(Arc::new(prometheus::Prometheus::new(exposition)))
+            .with(Arc::new(stdio::Stdio::default()))
+            .with(Arc::new(kubernetesenv::KubernetesEnv))
+            .with(Arc::new(noop::Noop))
+    }
+
+    /// And `adapter`; one of the same name is replaced.
+    #[must_use]
+    pub fn with(mut self, adapter: Arc<dyn Adapter>) -> Self {
+        self.0.retain(|a| a.info().name != adapter.info().name);
+        self.0.push(adapter);
+        self
+    }
+
+    /// The adapter called `name`.
+    pub fn find(&self, name: &str) -> Option<&Arc<dyn Adapter>> {
+        self.0.iter().find(|a| a.info().name == name)
+    }
+
+    /// All names.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.0.iter().map(|a| a.info().name)
+    }
+}
+
+impl std::fmt::Debug for Inventory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.names()).finish()
+    }
+}

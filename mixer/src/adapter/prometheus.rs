@@ -1,0 +1,805 @@
+//! Keeps metrics and shows them to Prometheus.
+//!
+//! All handlers write to one [`Exposition`]. A series that was not written to for the handler's expiry time
+//! disappears; a metric has at most [`MAX_SERIES`] series, more are refused and counted.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt::Write as _,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+
+use futures::{FutureExt as _, future::BoxFuture};
+use lateen_adapter::{
+    Adapter, BuildError, Call, Candidate, Clock, Code, Env, Handler, HandlerError, Info,
+    ReportHandler, Text, Value, ValueType,
+    instance::{Metric, ReportInstance},
+    params, template, value,
+};
+use serde::Deserialize;
+
+/// Series of one metric. Labels come from requests: without a bound a caller could fill our memory.
+pub const MAX_SERIES: usize = 10_000;
+/// Bounds of a histogram.
+const MAX_BUCKETS: usize = 200;
+
+/// The adapter.
+#[derive(Debug)]
+pub struct Prometheus {
+    exposition: Arc<Exposition>,
+}
+
+impl Prometheus {
+    /// An adapter whose handlers write to `exposition`.
+    pub fn new(exposition: Arc<Exposition>) -> Self {
+        Self { exposition }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Params {
+    metrics: Vec<MetricInfo>,
+    #[serde(alias = "metrics_expiration_policy")]
+    metrics_expiration_policy: Option<ExpirationPolicy>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct ExpirationPolicy {
+    #[serde(
+        alias = "metrics_expiry_duration",
+        deserialize_with = "params::duration"
+    )]
+    metrics_expiry_duration: Duration,
+    /// Accepted; expired series are dropped whenever the metrics are read or a metric is full.
+    #[serde(
+        alias = "expiry_check_interval_duration",
+        deserialize_with = "params::duration"
+    )]
+    #[allow(dead_code, reason = "accepted so that Istio's configuration loads")]
+    expiry_check_interval_duration: Duration,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct MetricInfo {
+    namespace: String,
+    name: String,
+    #[serde(alias = "instance_name")]
+    instance_name: String,
+    description: String,
+    kind: RawKind,
+    buckets: Option<Buckets>,
+    #[serde(alias = "label_names")]
+    label_names: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+enum RawKind {
+    #[default]
+    Unspecified,
+    Gauge,
+    Counter,
+    Distribution,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+enum Buckets {
+    #[serde(alias = "linear_buckets")]
+    LinearBuckets(Linear),
+    #[serde(alias = "exponential_buckets")]
+    ExponentialBuckets(Exponential),
+    #[serde(alias = "explicit_buckets")]
+    ExplicitBuckets(Explicit),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Linear {
+    #[serde(alias = "num_finite_buckets", deserialize_with = "params::integer")]
+    num_finite_buckets: u32,
+    width: f64,
+    #[serde(default)]
+    offset: f64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Exponential {
+    #[serde(alias = "num_finite_buckets", deserialize_with = "params::integer")]
+    num_finite_buckets: u32,
+    #[serde(alias = "growth_factor")]
+    growth_factor: f64,
+    scale: f64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Explicit {
+    bounds: Vec<f64>,
+}
+
+const DEFAULT_BOUNDS: &[f64] = &[
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+]; // the client libraries'
+
+impl Buckets {
+    fn bounds(&self) -> Result<Vec<f64>, String> {
+        let finite = match self {
+            Self::LinearBuckets(b) => b.num_finite_buckets,
+            Self::ExponentialBuckets(b) => b.num_finite_buckets,
+            Self::ExplicitBuckets(b) => u32::try_from(b.bounds.len()).unwrap_or(u32::MAX),
+        };
+        if finite as usize >= MAX_BUCKETS {
+            return Err(format!("buckets: {finite} are more than {MAX_BUCKETS}"));
+        }
+        let bounds: Vec<f64> = match self {
+            Self::LinearBuckets(b) => (0..=finite)
+                .map(|i| b.offset + f64::from(i) * b.width)
+                .collect(),
+            Self::ExponentialBuckets(b) => {
+                let mut bound = b.scale;
+                (0..=finite)
+                    .map(|_| {
+                        let this = bound;
+                        bound *= b.growth_factor;
+                        this
+                    })
+                    .collect()
+            }
+            Self::ExplicitBuckets(b) => b.bounds.clone(),
+        };
+        let grow = bounds
+            .windows(2)
+            .all(|pair| matches!(pair, [a, b] if a < b));
+        if !grow || bounds.iter().any(|b| !b.is_finite()) {
+            return Err("buckets: bounds must grow".into());
+        }
+        Ok(bounds)
+    }
+}
+
+impl MetricInfo {
+    fn definition(&self, expiry: Option<Duration>) -> Result<Definition, String> {
+        let namespace = if self.namespace.is_empty() {
+            "istio"
+        } else {
+            &self.namespace
+        };
+        let fail = |what: String| format!("metrics: {}: {what}", self.name);
+        if self.name.is_empty() {
+            return Err("metrics: a metric has no name".into());
+        }
+        let kind = match self.kind {
+            RawKind::Gauge => Kind::Gauge,
+            RawKind::Counter => Kind::Counter,
+            RawKind::Distribution => Kind::Distribution,
+            RawKind::Unspecified => {
+                return Err(fail("kind must be COUNTER, GAUGE or DISTRIBUTION".into()));
+            }
+        };
+        let bounds = match (kind, &self.buckets) {
+            (Kind::Distribution, Some(buckets)) => buckets.bounds().map_err(fail)?,
+            (Kind::Distribution, None) => DEFAULT_BOUNDS.to_vec(),
+            (_, Some(_)) => return Err(fail("buckets are for DISTRIBUTION".into())),
+            (_, None) => Vec::new(),
+        };
+        let labels: Vec<String> = self.label_names.iter().map(|l| safe_name(l)).collect();
+        for (i, label) in labels.iter().enumerate() {
+            if labels.iter().take(i).any(|l| l == label) {
+                return Err(fail(format!("label {label} is there twice")));
+            }
+            if label == "le" || label.starts_with("__") || label.is_empty() {
+                return Err(fail(format!("{label:?} is no name for a label")));
+            }
+        }
+        Ok(Definition {
+            name: safe_name(&format!("{namespace}_{}", self.name)),
+            help: if self.description.is_empty() {
+                self.name.clone()
+            } else {
+                self.description.clone()
+            },
+            kind,
+            labels,
+            bounds,
+            expiry,
+        })
+    }
+}
+
+/// `name` with everything replaced that Prometheus does not allow.
+fn safe_name(name: &str) -> String {
+    let mut safe: String = name
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
+        .collect();
+    if safe.starts_with(|c: char| c.is_ascii_digit()) {
+        safe.insert(0, '_');
+    }
+    safe
+}
+
+/// The definitions of `params` with the instance each is for and the dimension of each label.
+fn definitions(raw: &serde_json::Value) -> Result<Vec<(MetricInfo, Definition)>, Vec<String>> {
+    let params = params::parse::<Params>(raw).map_err(|e| vec![e])?;
+    let expiry = params
+        .metrics_expiration_policy
+        .map(|p| p.metrics_expiry_duration)
+        .filter(|d| !d.is_zero());
+    let mut good = Vec::new();
+    let mut problems = Vec::new();
+    for metric in params.metrics {
+        match metric.definition(expiry) {
+            Ok(definition) => good.push((metric, definition)),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    if problems.is_empty() {
+        Ok(good)
+    } else {
+        Err(problems)
+    }
+}
+
+impl Adapter for Prometheus {
+    fn info(&self) -> Info {
+        Info {
+            name: "prometheus",
+            description: "keeps metrics for Prometheus to read",
+            templates: const { &[&template::METRIC] },
+        }
+    }
+
+    fn validate(&self, candidate: &Candidate<'_>) -> Vec<String> {
+        let definitions = match definitions(candidate.params) {
+            Ok(definitions) => definitions,
+            Err(problems) => return problems,
+        };
+        let mut problems = Vec::new();
+        for (i, (_, definition)) in definitions.iter().enumerate() {
+            if definitions
+                .iter()
+                .take(i)
+                .any(|(_, d)| d.name == definition.name)
+            {
+                problems.push(format!("metrics: {} is defined twice", definition.name));
+            }
+        }
+        for instance in candidate.instances {
+            let mut is_measured = false;
+            for (metric, _) in definitions
+                .iter()
+                .filter(|(m, _)| *m.instance_name == *instance.name)
+            {
+                is_measured = true;
+                for label in &metric.label_names {
+                    if instance.map("dimensions").all(|(name, _)| name != label) {
+                        problems.push(format!(
+                            "metrics: {}: {} has no dimension for label {label}",
+                            metric.name, instance.name
+                        ));
+                    }
+                }
+            }
+            if !is_measured {
+                problems.push(format!(
+                    "metrics: instance {} is sent here but no metric has it as instance_name; \
+                     metrics name the instance's full name",
+                    instance.name
+                ));
+            }
+            match instance.field("value") {
+                Some(
+                    ValueType::Int64 | ValueType::Double | ValueType::Duration | ValueType::String,
+                ) => {}
+                Some(other) => problems.push(format!(
+                    "metrics: value of {} is {other}, not a number",
+                    instance.name
+                )),
+                None => problems.push(format!("metrics: {} has no value", instance.name)),
+            }
+        }
+        problems
+    }
+
+    fn build(&self, candidate: &Candidate<'_>, _env: Env) -> Result<Handler, BuildError> {
+        let definitions =
+            definitions(candidate.params).map_err(|problems| BuildError(problems.join("; ")))?;
+        let mut by_instance: HashMap<String, Vec<Measured>> = HashMap::new();
+        for (metric, definition) in definitions {
+            let family = self
+                .exposition
+                .define(candidate.name, definition)
+                .map_err(BuildError)?;
+            by_instance
+                .entry(metric.instance_name)
+                .or_default()
+                .push(Measured {
+                    family,
+                    dimensions: metric.label_names,
+                });
+        }
+        Ok(Handler::new().with_report(Arc::new(Recorder {
+            by_instance,
+            clock: self.exposition.clock.clone(),
+        })))
+    }
+}
+
+struct Recorder {
+    by_instance: HashMap<String, Vec<Measured>>,
+    clock: Clock,
+}
+
+struct Measured {
+    family: Arc<Family>,
+    /// The dimension of each label, in the order of the family's labels.
+    dimensions: Vec<String>,
+}
+
+impl ReportHandler for Recorder {
+    fn report<'a>(
+        &'a self,
+        batch: Vec<ReportInstance>,
+        _call: &'a Call,
+    ) -> BoxFuture<'a, Result<(), HandlerError>> {
+        async move {
+            let now = self.clock.now();
+            let mut problem = Ok(());
+            for instance in batch {
+                let ReportInstance::Metric(metric) = instance else {
+                    continue;
+                };
+                if let Err(error) = self.record(&metric, now) {
+                    problem = Err(error); // the last one speaks for all; the others are recorded
+                }
+            }
+            problem
+        }
+        .boxed()
+    }
+}
+
+impl Recorder {
+    fn record(&self, metric: &Metric, now: Duration) -> Result<(), HandlerError> {
+        let name = &metric.name;
+        let measured = self
+            .by_instance
+            .get(&**name)
+            .ok_or_else(|| HandlerError::invalid(format!("{name} is no metric here")))?;
+        let sample = metric
+            .value
+            .as_ref()
+            .and_then(value::number)
+            .filter(|sample| !sample.is_nan())
+            .ok_or_else(|| HandlerError::invalid(format!("{name} has no number as its value")))?;
+        for Measured { family, dimensions } in measured {
+            let labels: Vec<Text> = dimensions
+                .iter()
+                .map(|label| {
+                    let found = metric.dimensions.iter().find(|(n, _)| **n == **label);
+                    found.map_or(Text::EMPTY, |(_, v)| label_text(v))
+                })
+                .collect();
+            family.record(&labels, sample, now)?;
+        }
+        Ok(())
+    }
+}
+
+fn label_text(value: &Value) -> Text {
+    match value.as_text() {
+        Some(text) => text.clone(),
+        None => Text::from(value.to_string()),
+    }
+}
+
+/// All metrics that live handlers define, in Prometheus' text format.
+#[derive(Debug)]
+pub struct Exposition {
+    clock: Clock,
+    families: Mutex<BTreeMap<String, Vec<Owned>>>,
+}
+
+/// A metric goes with the last handler that holds it.
+#[derive(Debug)]
+struct Owned {
+    handler: String,
+    family: Weak<Family>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Counter,
+    Gauge,
+    Distribution,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Definition {
+    name: String,
+    help: String,
+    kind: Kind,
+    labels: Vec<String>,
+    bounds: Vec<f64>,
+    expiry: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct Family {
+    definition: Definition,
+    series: Mutex<HashMap<Box<[Text]>, Series>>,
+}
+
+#[derive(Debug)]
+struct Series {
+    written: Duration,
+    /// The value, or the sum of a distribution.
+    value: f64,
+    /// Observations per bucket, the last one beyond all bounds.
+    buckets: Box<[u64]>,
+}
+
+impl Exposition {
+    /// Nothing to show yet.
+    pub fn new(clock: Clock) -> Self {
+        Self {
+            clock,
+            families: Mutex::default(),
+        }
+    }
+
+    /// The metric `definition` of `handler`. A metric that is already there with the same definition goes on
+    /// counting: a handler that is rebuilt loses nothing.
+    fn define(&self, handler: &str, definition: Definition) -> Result<Arc<Family>, String> {
+        let mut families = self.families.lock().unwrap_or_else(PoisonError::into_inner);
+        let owned = families.entry(definition.name.clone()).or_default();
+        owned.retain(|o| o.family.strong_count() > 0);
+        for other in owned.iter() {
+            let Some(family) = other.family.upgrade() else {
+                continue;
+            };
+            if family.definition == definition {
+                return Ok(family);
+            }
+            let differ = family.definition.kind != definition.kind
+                || family.definition.bounds != definition.bounds;
+            if differ && other.handler != handler {
+                return Err(format!(
+                    "metric {} is defined differently by {}",
+                    definition.name, other.handler
+                ));
+            }
+        }
+        let family = Arc::new(Family {
+            definition,
+            series: Mutex::default(),
+        });
+        owned.push(Owned {
+            handler: handler.to_owned(),
+            family: Arc::downgrade(&family),
+        });
+        Ok(family)
+    }
+
+    /// Everything, as `text/plain; version=0.0.4`. Drops what has expired.
+    pub fn render(&self) -> String {
+        let now = self.clock.now();
+        let mut families: Vec<Vec<Arc<Family>>> = Vec::new();
+        {
+            let mut all = self.families.lock().unwrap_or_else(PoisonError::into_inner);
+            all.retain(|_, owned| {
+                owned.retain(|o| o.family.strong_count() > 0);
+                families.push(owned.iter().filter_map(|o| o.family.upgrade()).collect());
+                !owned.is_empty()
+            });
+        }
+        let mut out = String::new();
+        for same_name in families {
+            let mut has_head = false;
+            for family in same_name {
+                family.render(now, &mut has_head, &mut out);
+            }
+        }
+        out
+    }
+}
+
+impl Family {
+    fn record(&self, labels: &[Text], sample: f64, now: Duration) -> Result<(), HandlerError> {
+        if self.definition.kind == Kind::Counter && sample < 0.0 {
+            return Err(HandlerError::invalid(format!(
+                "counter {} cannot go down by {sample}",
+                self.definition.name
+            )));
+        }
+        let mut all = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+        if !all.contains_key(labels) {
+            if all.len() >= MAX_SERIES {
+                self.expire(&mut all, now);
+            }
+            if all.len() >= MAX_SERIES {
+                return Err(HandlerError {
+                    code: Code::ResourceExhausted,
+                    message: format!(
+                        "metric {} has {MAX_SERIES} series; which label has so many values?",
+                        self.definition.name
+                    ),
+                });
+            }
+            let buckets = match self.definition.kind {
+                Kind::Distribution => vec![0; self.definition.bounds.len() + 1],
+                Kind::Counter | Kind::Gauge => Vec::new(),
+            };
+            // The texts are parts of the request they came in; a series outlives it.
+            let own: Box<[Text]> = labels.iter().map(Text::compact).collect();
+            all.insert(
+                own,
+                Series {
+                    written: now,
+                    value: 0.0,
+                    buckets: buckets.into(),
+                },
+            );
+        }
+        if let Some(series) = all.get_mut(labels) {
+            series.written = now;
+            match self.definition.kind {
+                Kind::Counter => series.value += sample,
+                Kind::Gauge => series.value = sample,
+                Kind::Distribution => {
+                    series.value += sample;
+                    let bucket = self
+                        .definition
+                        .bounds
+                        .partition_point(|bound| *bound < sample);
+                    if let Some(count) = series.buckets.get_mut(bucket) {
+                        *count += 1;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn expire(&self, all: &mut HashMap<Box<[Text]>, Series>, now: Duration) {
+        if let Some(expiry) = self.definition.expiry {
+            all.retain(|_, series| now.saturating_sub(series.written) < expiry);
+        }
+    }
+
+    fn render(&self, now: Duration, has_head: &mut bool, out: &mut String) {
+        let Definition {
+            name,
+            help,
+            kind,
+            labels,
+            bounds,
+            ..
+        } = &self.definition;
+        let mut all = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+        self.expire(&mut all, now);
+        if all.is_empty() {
+            return;
+        }
+        if !std::mem::replace(has_head, true) {
+            let kind = match kind {
+                Kind::Counter => "counter",
+                Kind::Gauge => "gauge",
+                Kind::Distribution => "histogram",
+            };
+            let help = help.replace('\\', "\\\\").replace('\n', "\\n");
+            let _infallible = write!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+        }
+        let mut sorted: Vec<_> = all.iter().collect();
+        sorted.sort_by(|a, b| a.0.cmp(b.0));
+        for (values, series) in sorted {
+            let pairs: Vec<String> = labels
+                .iter()
+                .zip(values.iter())
+                .map(|(label, value)| format!("{label}=\"{}\"", escape(value)))
+                .collect();
+            let pairs = pairs.join(",");
+            if *kind != Kind::Distribution {
+                line(out, name, "", &pairs, &go_float(series.value));
+                continue;
+            }
+            let comma = if pairs.is_empty() { "" } else { "," };
+            let mut count = 0;
+            let texts = bounds
+                .iter()
+                .map(|b| go_float(*b))
+                .chain(["+Inf".to_owned()]);
+            for (bound, observed) in texts.zip(series.buckets.iter()) {
+                count += observed;
+                let pairs = format!("{pairs}{comma}le=\"{bound}\"");
+                line(out, name, "_bucket", &pairs, &count.to_string());
+            }
+            line(out, name, "_sum", &pairs, &go_float(series.value));
+            line(out, name, "_count", &pairs, &count.to_string());
+        }
+    }
+}
+
+fn line(out: &mut String, name: &str, suffix: &str, pairs: &str, value: &str) {
+    out.push_str(name);
+    out.push_str(suffix);
+    if !pairs.is_empty() {
+        let _infallible = write!(out, "{{{pairs}}}");
+    }
+    let _infallible = writeln!(out, " {value}");
+}
+
+fn escape(label: &str) -> String {
+    label
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
+}
+
+/// A number as Go prints it, because label `le` is compared as text: `0.005`, `100000`, `1e+06`.
+fn go_float(number: f64) -> String {
+    if number.is_infinite() {
+        return if number > 0.0 {
+            "+Inf".into()
+        } else {
+            "-Inf".into()
+        };
+    }
+    let scientific = format!("{number:e}");
+    let Some((digits, exponent)) = scientific.split_once('e') else {
+        return scientific;
+    };
+    let exponent: i32 = exponent.parse().unwrap_or(0);
+    let precision = digits.chars().filter(char::is_ascii_digit).count().max(6);
+    // Go: %e when the exponent is below -4 or not below the number of digits, which counts as at least 6,
+    // but as 21 when the shortest form has more digits than the integer part.
+    let significant = i32::try_from(precision).unwrap_or(i32::MAX);
+    let limit = if significant > 6 && significant >= exponent + 1 {
+        21.max(significant)
+    } else {
+        6
+    };
+    if number != 0.0 && (exponent < -4 || exponent >= limit) {
+        let sign = if exponent < 0 { '-' } else { '+' };
+        format!("{digits}e{sign}{:02}", exponent.abs())
+    } else {
+        number.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn definition(kind: Kind, bounds: &[f64]) -> Definition {
+        Definition {
+            name: "istio_x".into(),
+            help: "x".into(),
+            kind,
+            labels: vec!["a".into(), "b".into()],
+            bounds: bounds.to_vec(),
+            expiry: Some(Duration::from_secs(60)),
+        }
+    }
+
+    fn labels(a: &str, b: &str) -> [Text; 2] {
+        [Text::from(a), Text::from(b)]
+    }
+
+    #[test]
+    fn numbers_are_printed_as_go_does() {
+        for (number, text) in [
+            (0.0, "0"),
+            (0.005, "0.005"),
+            (1.0, "1"),
+            (100_000.0, "100000"),
+            (1e6, "1e+06"),
+            (1e8, "1e+08"),
+            (0.00001, "1e-05"),
+            (2.5, "2.5"),
+            (f64::INFINITY, "+Inf"),
+        ] {
+            assert_eq!(go_float(number), text);
+        }
+        for number in [1_234_567.0, 123_456_789_012.5, 1.5e300, 12_345.678] {
+            assert_eq!(go_float(number).parse::<f64>(), Ok(number));
+        }
+    }
+
+    #[test]
+    fn what_is_recorded_is_rendered() {
+        let exposition = Exposition::new(Clock::manual());
+        let counter = exposition
+            .define("h", definition(Kind::Counter, &[]))
+            .unwrap();
+        counter
+            .record(&labels("1", "q\"\\\n"), 2.0, Duration::ZERO)
+            .unwrap();
+        counter
+            .record(&labels("1", "q\"\\\n"), 0.5, Duration::ZERO)
+            .unwrap();
+        assert!(
+            counter
+                .record(&labels("1", ""), -1.0, Duration::ZERO)
+                .is_err()
+        );
+        assert_eq!(
+            exposition.render(),
+            "# HELP istio_x x\n# TYPE istio_x counter\nistio_x{a=\"1\",b=\"q\\\"\\\\\\n\"} 2.5\n"
+        );
+        drop(counter);
+        assert_eq!(exposition.render(), "", "metrics go with their handler");
+    }
+
+    #[test]
+    fn distributions_are_cumulative() {
+        let exposition = Exposition::new(Clock::manual());
+        let family = exposition
+            .define("h", definition(Kind::Distribution, &[1.0, 10.0]))
+            .unwrap();
+        for sample in [0.5, 1.0, 3.0, 100.0] {
+            family
+                .record(&labels("1", "2"), sample, Duration::ZERO)
+                .unwrap();
+        }
+        assert_eq!(
+            exposition.render(),
+            "# HELP istio_x x\n# TYPE istio_x histogram\n\
+             istio_x_bucket{a=\"1\",b=\"2\",le=\"1\"} 2\n\
+             istio_x_bucket{a=\"1\",b=\"2\",le=\"10\"} 3\n\
+             istio_x_bucket{a=\"1\",b=\"2\",le=\"+Inf\"} 4\n\
+             istio_x_sum{a=\"1\",b=\"2\"} 104.5\n\
+             istio_x_count{a=\"1\",b=\"2\"} 4\n"
+        );
+    }
+
+    #[test]
+    fn idle_series_expire_and_crowds_are_refused() {
+        let clock = Clock::manual();
+        let exposition = Exposition::new(clock.clone());
+        let family = exposition
+            .define("h", definition(Kind::Gauge, &[]))
+            .unwrap();
+        for i in 0..MAX_SERIES {
+            family
+                .record(&labels(&i.to_string(), ""), 1.0, clock.now())
+                .unwrap();
+        }
+        assert!(
+            family
+                .record(&labels("one more", ""), 1.0, clock.now())
+                .is_err()
+        );
+        family.record(&labels("7", ""), 1.0, clock.now()).unwrap();
+        clock.advance(Duration::from_secs(60));
+        family
+            .record(&labels("one more", ""), 1.0, clock.now())
+            .unwrap();
+        assert_eq!(exposition.render().lines().count(), 3);
+    }
+
+    #[test]
+    fn a_rebuilt_handler_goes_on_counting() {
+        let exposition = Exposition::new(Clock::manual());
+        let old = exposition
+            .define("h", definition(Kind::Counter, &[]))
+            .unwrap();
+        old.record(&labels("1", "2"), 1.0, Duration::ZERO).unwrap();
+        let new = exposition
+            .define("h", definition(Kind::Counter, &[]))
+            .unwrap();
+        assert!(Arc::ptr_eq(&old, &new));
+        assert!(
+            exposition
+                .define("other", definition(Kind::Gauge, &[]))
+                .is_err()
+        );
+        assert!(exposition.define("h", definition(Kind::Gauge, &[])).is_ok());
+    }
+}

@@ -1,0 +1,362 @@
+//! Check: the verdict on one request, and the quota it may take.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use futures::future::join_all;
+use lateen_adapter::{
+    Call, CheckResult, Code, HandlerError, QuotaArgs, Status, Variety,
+    instance::{CheckInstance, QuotaInstance},
+};
+use lateen_engine::{Bag, EvalError, Tracker};
+use lateen_protocols::istio::mixer::v1::{
+    CheckRequest, CheckResponse,
+    check_request::QuotaParams,
+    check_response::{PreconditionResult, QuotaResult},
+};
+use tonic::Status as RpcStatus;
+
+use crate::{
+    config::{
+        Snapshot,
+        instance::Instance,
+        rule::{FailMode, Rule},
+    },
+    encode,
+    handler::LiveHandler,
+    merge::{Merged, Reuse, Verdict},
+    metrics::Metrics,
+    preprocess::preprocess,
+};
+
+/// Quotas that one request may ask for.
+const MAX_QUOTAS: usize = 64;
+
+/// One check under way: all that its phases share.
+struct Check<'a> {
+    snapshot: &'a Snapshot,
+    metrics: &'a Metrics,
+    call: &'a Call,
+    bag: Bag,
+    global_words: usize,
+    knows_generation: bool,
+}
+
+/// Answers `request` by `snapshot`. The caller learns of configuration changes by itself if `knows_generation`.
+///
+/// # Errors
+/// When the request makes no sense; a request that is denied is no error.
+pub async fn check(
+    snapshot: &Snapshot,
+    metrics: &Metrics,
+    request: CheckRequest,
+    call: &Call,
+    knows_generation: bool,
+) -> Result<CheckResponse, RpcStatus> {
+    if request.quotas.len() > MAX_QUOTAS {
+        let count = request.quotas.len();
+        return Err(RpcStatus::invalid_argument(format!(
+            "{count} quotas are more than {MAX_QUOTAS}"
+        )));
+    }
+    if let Some((name, params)) = request.quotas.iter().find(|(_, p)| p.amount < 0) {
+        let amount = params.amount;
+        return Err(RpcStatus::invalid_argument(format!(
+            "quota {name}: {amount} is negative"
+        )));
+    }
+    let attributes = request.attributes.unwrap_or_default();
+    let bag = crate::attribute::decode(&attributes, request.global_word_count, &snapshot.table)?;
+    metrics.took(0, bag.ignored());
+    let mut check = Check {
+        snapshot,
+        metrics,
+        call,
+        bag,
+        global_words: crate::attribute::known_words(request.global_word_count),
+        knows_generation,
+    };
+
+    let mut tracker = Tracker::new();
+    let denied = preprocess(snapshot, metrics, &mut check.bag, &mut tracker, call).await;
+    let after_preprocess = tracker.clone();
+    let merged = match denied {
+        Err(status) => Merged::denied(status),
+        Ok(()) => check.precondition(&mut tracker).await?,
+    };
+    let is_ok = merged.status.is_ok();
+    let precondition = check.encode(merged, &tracker);
+    let mut quotas = std::collections::HashMap::new();
+    if is_ok {
+        // In the order of their names, so that the same request takes them in the same order.
+        let wanted: BTreeMap<String, QuotaParams> = request.quotas.into_iter().collect();
+        for (name, params) in wanted {
+            let mut tracker = after_preprocess.clone();
+            let result = check
+                .quota(&name, params, &request.deduplication_id, &mut tracker)
+                .await?;
+            quotas.insert(name, result);
+        }
+    }
+    Ok(CheckResponse {
+        precondition: Some(precondition),
+        quotas,
+    })
+}
+
+/// Where a verdict comes from: an answer, or one that was settled without asking.
+enum Asked<F> {
+    Settled(Verdict),
+    Waiting {
+        handler: Arc<LiveHandler>,
+        fail_mode: FailMode,
+        answer: F,
+    },
+}
+
+impl Check<'_> {
+    async fn precondition(&self, tracker: &mut Tracker) -> Result<Merged, RpcStatus> {
+        let selected = self
+            .snapshot
+            .check
+            .select(&self.bag, tracker)
+            .map_err(internal)?;
+        let mut asked = Vec::new();
+        let mut matched: Vec<&Arc<Rule>> = Vec::new();
+        for one in &selected {
+            let Some(rule) = one.rule.actions().first() else {
+                continue;
+            };
+            if let Some(error) = one.denies() {
+                self.metrics.match_failed(&rule.name);
+                asked.push(Asked::Settled(match_failed(rule, error)));
+                continue;
+            }
+            if !one.applies() {
+                self.metrics.match_failed(&rule.name);
+                continue;
+            }
+            matched.push(rule);
+            for action in &rule.actions {
+                for instance in action.instances(Variety::Check) {
+                    match self.check_instance(instance, tracker) {
+                        Ok(made) => asked.push(Asked::Waiting {
+                            handler: Arc::clone(&action.handler),
+                            fail_mode: rule.fail_mode,
+                            answer: action.handler.check(made, self.call),
+                        }),
+                        Err(reason) => {
+                            self.metrics.instance_failed(&rule.name);
+                            if rule.fail_mode == FailMode::Closed {
+                                let source = &action.handler.name;
+                                asked.push(Asked::Settled(instance_failed(
+                                    source, instance, &reason,
+                                )));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        // All at once; the order of the verdicts is that of the rules, whoever answers first.
+        let verdicts = join_all(asked.into_iter().map(|asked| async move {
+            match asked {
+                Asked::Settled(verdict) => verdict,
+                Asked::Waiting {
+                    handler,
+                    fail_mode,
+                    answer,
+                } => verdict(&handler, fail_mode, answer.await),
+            }
+        }))
+        .await;
+        let mut merged = Merged::new(verdicts);
+        if merged.status.is_ok() {
+            for rule in matched {
+                merged.directive.apply(rule, &self.bag, tracker);
+            }
+        }
+        Ok(merged)
+    }
+
+    fn check_instance(
+        &self,
+        instance: &Instance,
+        tracker: &mut Tracker,
+    ) -> Result<CheckInstance, String> {
+        let fields = instance
+            .evaluate(&self.bag, tracker)
+            .map_err(|e| e.to_string())?;
+        CheckInstance::new(instance.template, Arc::clone(&instance.name), fields)
+            .map_err(|e| e.to_string())
+    }
+
+    fn encode(&self, merged: Merged, tracker: &Tracker) -> PreconditionResult {
+        // "No other key in this map" cannot be said to the caller, so such a verdict is for once.
+        let reuse = match (tracker.whole_map(), self.knows_generation) {
+            (true, _) => Reuse::NEVER,
+            (false, true) => merged.reuse,
+            (false, false) => merged.reuse.at_most(Reuse::BRIEFLY.duration),
+        };
+        PreconditionResult {
+            status: Some(encode::status(&merged.status)),
+            valid_duration: Some(encode::duration(reuse.duration)),
+            valid_use_count: reuse.uses,
+            referenced_attributes: Some(tracker.encode(&self.snapshot.table, self.global_words)),
+            route_directive: merged.directive.encode(&merged.status),
+        }
+    }
+
+    /// Takes quota `name`. The first rule that has it decides; when no rule's match holds, nothing limits it.
+    async fn quota(
+        &self,
+        name: &str,
+        params: QuotaParams,
+        deduplication_id: &str,
+        tracker: &mut Tracker,
+    ) -> Result<QuotaResult, RpcStatus> {
+        let selected = self
+            .snapshot
+            .quota
+            .select(&self.bag, tracker)
+            .map_err(internal)?;
+        for one in &selected {
+            let Some(rule) = one.rule.actions().first() else {
+                continue;
+            };
+            let Some((handler, instance)) = rule.quota(name) else {
+                continue;
+            };
+            if let Some(error) = one.denies() {
+                self.metrics.match_failed(&rule.name);
+                let status = match_failed(rule, error).status;
+                return Ok(self.granted(0, status, Reuse::NEVER, tracker));
+            }
+            if !one.applies() {
+                self.metrics.match_failed(&rule.name);
+                continue;
+            }
+            let made = instance
+                .evaluate(&self.bag, tracker)
+                .map_err(|e| e.to_string())
+                .and_then(|fields| {
+                    let name = Arc::clone(&instance.name);
+                    QuotaInstance::new(instance.template, name, fields).map_err(|e| e.to_string())
+                });
+            let made = match (made, rule.fail_mode) {
+                (Ok(made), _) => made,
+                (Err(reason), mode) => {
+                    self.metrics.instance_failed(&rule.name);
+                    if mode == FailMode::Open {
+                        continue;
+                    }
+                    let status = instance_failed(&handler.name, instance, &reason).status;
+                    return Ok(self.granted(0, status, Reuse::NEVER, tracker));
+                }
+            };
+            let args = QuotaArgs {
+                dedup_id: match deduplication_id {
+                    "" => Arc::from(""),
+                    id => Arc::from(format!("{id}{name}")),
+                },
+                amount: params.amount,
+                best_effort: params.best_effort,
+            };
+            return Ok(match handler.quota(made, &args, self.call).await {
+                Ok(result) => {
+                    let reuse = Reuse {
+                        duration: result.valid_duration.unwrap_or_default(),
+                        uses: 0,
+                    };
+                    self.granted(result.granted, result.status, reuse, tracker)
+                }
+                Err(_) if rule.fail_mode == FailMode::Open => {
+                    self.granted(params.amount, Status::ok(), Reuse::NEVER, tracker)
+                }
+                Err(error) => {
+                    let status = Status::new(error.code, format!("{}:{error}", handler.name));
+                    self.granted(0, status, Reuse::NEVER, tracker)
+                }
+            });
+        }
+        if self.snapshot.has_quota(name, &self.bag, tracker) {
+            return Ok(self.granted(params.amount, Status::ok(), Reuse::BRIEFLY, tracker));
+        }
+        self.metrics.unknown_quota();
+        let message = format!("no rule has a quota named {name}");
+        let status = Status::new(Code::FailedPrecondition, message);
+        Ok(self.granted(0, status, Reuse::NEVER, tracker))
+    }
+
+    fn granted(&self, amount: i64, status: Status, reuse: Reuse, tracker: &Tracker) -> QuotaResult {
+        let reuse = if tracker.whole_map() {
+            Reuse::NEVER
+        } else {
+            reuse
+        };
+        QuotaResult {
+            valid_duration: Some(encode::duration(reuse.duration)),
+            granted_amount: amount,
+            referenced_attributes: Some(tracker.encode(&self.snapshot.table, self.global_words)),
+            status: Some(encode::status(&status)),
+        }
+    }
+}
+
+/// The rule may have been there to deny this very request.
+fn match_failed(rule: &Rule, error: &EvalError) -> Verdict {
+    Verdict {
+        status: Status::new(Code::PermissionDenied, format!("{}:{error}", rule.name)),
+        reuse: Reuse::MOST, // nothing but the attributes decides it
+    }
+}
+
+fn instance_failed(source: &str, instance: &Instance, reason: &str) -> Verdict {
+    Verdict {
+        status: Status::new(
+            Code::PermissionDenied,
+            format!("{source}:{}:{reason}", instance.name),
+        ),
+        reuse: Reuse::MOST,
+    }
+}
+
+fn verdict(
+    handler: &LiveHandler,
+    fail_mode: FailMode,
+    answer: Result<CheckResult, HandlerError>,
+) -> Verdict {
+    match answer {
+        Ok(CheckResult {
+            mut status,
+            valid_duration,
+            valid_use_count,
+        }) => {
+            if !status.is_ok() {
+                status.message = format!("{}:{}", handler.name, status.message);
+            }
+            let reuse = Reuse::new(valid_duration, valid_use_count);
+            Verdict { status, reuse }
+        }
+        // Neither outcome of a failure is kept: the handler may be back for the next request.
+        Err(_) if fail_mode == FailMode::Open => Verdict {
+            status: Status::ok(),
+            reuse: Reuse::NEVER,
+        },
+        Err(error) => {
+            // INTERNAL and OK would be let through by existing clients that fail open.
+            let code = match error.code {
+                Code::Ok | Code::Internal | Code::Unknown => Code::Unavailable,
+                code => code,
+            };
+            let status = Status::new(code, format!("{}:{error}", handler.name));
+            Verdict {
+                status,
+                reuse: Reuse::NEVER,
+            }
+        }
+    }
+}
+
+fn internal(error: EvalError) -> RpcStatus {
+    RpcStatus::internal(error.to_string())
+}

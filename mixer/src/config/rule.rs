@@ -1,0 +1,406 @@
+//! Rules compiled: when they apply, and what is sent to whom then.
+
+use std::sync::Arc;
+
+use lateen_adapter::{ValueType, Variety};
+use lateen_engine::{AttributeTable, Expression};
+use serde::Deserialize;
+use serde_json::Value as Json;
+
+use super::{
+    instance::Instance,
+    object::{Fault, Key, Source},
+};
+use crate::handler::LiveHandler;
+
+/// The annotation that says what a rule does when it cannot do its work.
+pub const FAIL_MODE: &str = "policy.istio.io/fail-mode";
+/// The annotation that puts a rule before those with a lower number; 0 is usual.
+pub const PRIORITY: &str = "policy.istio.io/priority";
+/// The annotation that names the language of a rule's expressions.
+const LANGUAGE: &str = "policy.istio.io/lang";
+
+/// What a check comes to when its match fails, or its handler does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FailMode {
+    /// As if the rule did not apply.
+    Open,
+    /// The request is denied.
+    #[default]
+    Closed,
+}
+
+/// A rule in force.
+#[derive(Debug)]
+pub struct Rule {
+    /// `NAME.rule.NAMESPACE`.
+    pub name: Arc<str>,
+    /// Where it applies.
+    pub namespace: Arc<str>,
+    /// When it applies; `None`: always.
+    pub condition: Option<Expression>,
+    /// What to do when it cannot be told.
+    pub fail_mode: FailMode,
+    /// Rules of a higher priority count first.
+    pub priority: i32,
+    /// What is sent to whom.
+    pub actions: Vec<Action>,
+    /// Changes to the request's headers.
+    pub request_headers: Vec<HeaderOperation>,
+    /// Changes to the response's headers.
+    pub response_headers: Vec<HeaderOperation>,
+}
+
+impl Rule {
+    /// Whether it changes headers.
+    pub fn has_header_operations(&self) -> bool {
+        !self.request_headers.is_empty() || !self.response_headers.is_empty()
+    }
+
+    /// The quota instance that a request calls `name`, and who gets it.
+    pub fn quota(&self, name: &str) -> Option<(&Arc<LiveHandler>, &Arc<Instance>)> {
+        self.actions.iter().find_map(|action| {
+            let mut sent = action.instances(Variety::Quota);
+            Some((&action.handler, sent.find(|i| i.is_called(name))?))
+        })
+    }
+
+    /// Whether any instance is of `variety`.
+    pub fn has(&self, variety: Variety) -> bool {
+        self.actions
+            .iter()
+            .any(|a| a.instances(variety).next().is_some())
+    }
+}
+
+/// Instances for one handler.
+#[derive(Debug)]
+pub struct Action {
+    /// Who gets them.
+    pub handler: Arc<LiveHandler>,
+    /// What it gets.
+    pub instances: Vec<Arc<Instance>>,
+}
+
+impl Action {
+    /// Its instances of `variety`.
+    pub fn instances(&self, variety: Variety) -> impl Iterator<Item = &Arc<Instance>> {
+        self.instances
+            .iter()
+            .filter(move |i| i.template.variety == variety)
+    }
+}
+
+/// A change to one header.
+#[derive(Debug)]
+pub struct HeaderOperation {
+    /// The header.
+    pub name: String,
+    /// Its new values; none for a removal.
+    pub values: Vec<Expression>,
+    /// What is done with them.
+    pub operation: Operation,
+}
+
+/// What is done to a header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Operation {
+    /// The values replace what is there.
+    #[default]
+    Replace,
+    /// The header goes.
+    Remove,
+    /// The values come after what is there.
+    Append,
+}
+
+/// A rule's spec as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct RawRule {
+    #[serde(rename = "match")]
+    condition: Json,
+    actions: Vec<RawAction>,
+    #[serde(alias = "request_header_operations")]
+    request_header_operations: Vec<RawHeaderOperation>,
+    #[serde(alias = "response_header_operations")]
+    response_header_operations: Vec<RawHeaderOperation>,
+    sampling: Json,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawAction {
+    handler: String,
+    instances: Vec<String>,
+    #[allow(
+        dead_code,
+        reason = "names the output of checks with output, which no adapter here has"
+    )]
+    name: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawHeaderOperation {
+    name: String,
+    values: Vec<String>,
+    operation: Operation,
+}
+
+/// A rule without its handlers: those are built when it is known which instances each gets.
+#[derive(Debug)]
+pub struct Draft {
+    /// As written.
+    pub source: Source,
+    condition: Option<Expression>,
+    fail_mode: FailMode,
+    priority: i32,
+    /// The handler of each action and its instances.
+    pub actions: Vec<(Key, Vec<(Key, Arc<Instance>)>)>,
+    request_headers: Vec<HeaderOperation>,
+    response_headers: Vec<HeaderOperation>,
+}
+
+/// Finds what a rule names.
+pub trait Directory {
+    /// The handler that `name` means to a rule of `namespace`, and which templates it takes.
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn handler(&self, name: &str, namespace: &str) -> Result<(Key, Vec<&'static str>), String>;
+
+    /// The instance that `name` means to a rule of `namespace`.
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn instance(&self, name: &str, namespace: &str) -> Result<(Key, Arc<Instance>), String>;
+}
+
+impl Draft {
+    /// Compiles a rule; answers with everything that is wrong with it.
+    ///
+    /// # Errors
+    /// An expression that does not compile, a match that is no BOOL, a name that means nothing.
+    pub fn compile(
+        source: &Source,
+        table: &AttributeTable,
+        directory: &impl Directory,
+    ) -> Result<Self, Vec<Fault>> {
+        let raw: RawRule = match &*source.spec {
+            Json::Null => RawRule::default(),
+            spec => RawRule::deserialize(spec).map_err(|e| vec![Fault::new("", e)])?,
+        };
+        let mut faults = Vec::new();
+        if !raw.sampling.is_null() {
+            faults.push(Fault::new("sampling", "sampling is not supported"));
+        }
+        let fail_mode = match source.annotations.get(FAIL_MODE).map(String::as_str) {
+            None | Some("closed") => FailMode::Closed,
+            Some("open") => FailMode::Open,
+            Some(other) => {
+                faults.push(Fault::new(
+                    "",
+                    format!("{FAIL_MODE} is {other:?}, not open or closed"),
+                ));
+                FailMode::Closed
+            }
+        };
+        let priority = source
+            .annotations
+            .get(PRIORITY)
+            .map_or(Ok(0), |text| text.parse());
+        if priority.is_err() {
+            faults.push(Fault::new("", format!("{PRIORITY} is not an integer")));
+        }
+        if let Some(other) = source.annotations.get(LANGUAGE).filter(|l| *l != "CEXL") {
+            faults.push(Fault::new(
+                "",
+                format!("{LANGUAGE} {other:?} is not supported; use CEXL"),
+            ));
+        }
+        let condition = condition(&raw.condition, table, &mut faults);
+        let mut actions = Vec::new();
+        for (i, action) in raw.actions.iter().enumerate() {
+            actions.extend(resolve(
+                action,
+                i,
+                &source.key.namespace,
+                directory,
+                &mut faults,
+            ));
+        }
+        let request_headers = header_operations(
+            &raw.request_header_operations,
+            "requestHeaderOperations",
+            table,
+            &mut faults,
+        );
+        let response_headers = header_operations(
+            &raw.response_header_operations,
+            "responseHeaderOperations",
+            table,
+            &mut faults,
+        );
+        let is_empty =
+            raw.actions.is_empty() && request_headers.is_empty() && response_headers.is_empty();
+        if is_empty && faults.is_empty() {
+            faults.push(Fault::new(
+                "actions",
+                "the rule does nothing; give it an action",
+            ));
+        }
+        if faults.is_empty() {
+            let source = source.clone();
+            let priority = priority.unwrap_or_default();
+            Ok(Self {
+                source,
+                condition,
+                fail_mode,
+                priority,
+                actions,
+                request_headers,
+                response_headers,
+            })
+        } else {
+            Err(faults)
+        }
+    }
+
+    /// The rule, with its handlers.
+    pub fn finish(self, handler: impl Fn(&Key) -> Option<Arc<LiveHandler>>) -> Option<Rule> {
+        let mut actions = Vec::with_capacity(self.actions.len());
+        for (key, instances) in self.actions {
+            let instances = instances
+                .into_iter()
+                .map(|(_, instance)| instance)
+                .collect();
+            actions.push(Action {
+                handler: handler(&key)?,
+                instances,
+            });
+        }
+        Some(Rule {
+            name: self.source.key.full_name(),
+            namespace: self.source.key.namespace,
+            condition: self.condition,
+            fail_mode: self.fail_mode,
+            priority: self.priority,
+            actions,
+            request_headers: self.request_headers,
+            response_headers: self.response_headers,
+        })
+    }
+}
+
+fn condition(json: &Json, table: &AttributeTable, faults: &mut Vec<Fault>) -> Option<Expression> {
+    if json.is_null() || json.as_str().is_some_and(|text| text.trim().is_empty()) {
+        return None;
+    }
+    match Expression::compile_param(json, table) {
+        Err(error) => {
+            faults.push(Fault::new("match", error));
+            None
+        }
+        Ok(expression) if expression.value_type() != ValueType::Bool => {
+            let ty = expression.value_type();
+            faults.push(Fault::new("match", format!("the match is {ty}, not BOOL")));
+            None
+        }
+        Ok(expression) => {
+            faults.extend(
+                expression
+                    .faults()
+                    .iter()
+                    .map(|fault| Fault::new("match", fault)),
+            );
+            Some(expression)
+        }
+    }
+}
+
+type Resolved = (Key, Vec<(Key, Arc<Instance>)>);
+
+fn resolve(
+    action: &RawAction,
+    i: usize,
+    namespace: &str,
+    directory: &impl Directory,
+    faults: &mut Vec<Fault>,
+) -> Option<Resolved> {
+    let handler = directory
+        .handler(&action.handler, namespace)
+        .map_err(|reason| faults.push(Fault::new(format!("actions[{i}].handler"), reason)))
+        .ok();
+    if action.instances.is_empty() {
+        faults.push(Fault::new(
+            format!("actions[{i}].instances"),
+            "the action sends nothing",
+        ));
+    }
+    let mut instances: Vec<(Key, Arc<Instance>)> = Vec::new();
+    for (j, name) in action.instances.iter().enumerate() {
+        let at = format!("actions[{i}].instances[{j}]");
+        match directory.instance(name, namespace) {
+            Err(reason) => faults.push(Fault::new(at, reason)),
+            Ok((key, _)) if instances.iter().any(|(k, _)| *k == key) => {
+                faults.push(Fault::new(at, format!("{key} is there twice")));
+            }
+            Ok((key, instance)) => {
+                if let Some((handler, takes)) = &handler
+                    && !takes.contains(&instance.template.name)
+                {
+                    faults.push(Fault::new(
+                        at,
+                        format!(
+                            "{handler} does not take instances of {}; it takes {}",
+                            instance.template.name,
+                            takes.join(", ")
+                        ),
+                    ));
+                }
+                instances.push((key, instance));
+            }
+        }
+    }
+    Some((handler?.0, instances))
+}
+
+fn header_operations(
+    raw: &[RawHeaderOperation],
+    field: &str,
+    table: &AttributeTable,
+    faults: &mut Vec<Fault>,
+) -> Vec<HeaderOperation> {
+    let mut operations = Vec::with_capacity(raw.len());
+    for (i, one) in raw.iter().enumerate() {
+        if one.name.is_empty() {
+            faults.push(Fault::new(
+                format!("{field}[{i}].name"),
+                "the header has no name",
+            ));
+        }
+        let mut values = Vec::with_capacity(one.values.len());
+        for (j, text) in one.values.iter().enumerate() {
+            let at = format!("{field}[{i}].values[{j}]");
+            match Expression::compile(text, table) {
+                Err(error) => faults.push(Fault::new(at, error)),
+                Ok(expression) if !expression.value_type().is_text() => {
+                    let ty = expression.value_type();
+                    faults.push(Fault::new(
+                        at,
+                        format!("a header's value is {ty}, not STRING"),
+                    ));
+                }
+                Ok(expression) => values.push(expression),
+            }
+        }
+        operations.push(HeaderOperation {
+            name: one.name.clone(),
+            values,
+            operation: one.operation,
+        });
+    }
+    operations
+}

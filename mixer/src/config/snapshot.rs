@@ -1,0 +1,135 @@
+//! What requests read: the rules in force, as one plan for each phase.
+
+use std::{fmt, sync::Arc};
+
+use lateen_adapter::Variety;
+use lateen_engine::{AttributeTable, Bag, OnMatchError, Plan, RuleSpec, Text, Tracker};
+use serde_json::{Value as Json, json};
+
+use super::{
+    object::Problem,
+    rule::{FailMode, Rule},
+};
+
+/// Everything in force at one moment. Immutable; made by [`super::Builder`] only.
+pub struct Snapshot {
+    /// Equal generations mean equal verdicts.
+    pub generation: u64,
+    /// The attributes there are.
+    pub table: AttributeTable,
+    /// All rules, by namespace and name.
+    pub rules: Vec<Arc<Rule>>,
+    /// What is wrong.
+    pub problems: Vec<Problem>,
+    /// Rules that generate attributes.
+    pub generate: Plan<Arc<Rule>>,
+    /// Rules that check, or change headers.
+    pub check: Plan<Arc<Rule>>,
+    /// Rules that take quota.
+    pub quota: Plan<Arc<Rule>>,
+    /// Rules that report.
+    pub report: Plan<Arc<Rule>>,
+}
+
+impl Snapshot {
+    /// Plans `rules`.
+    pub fn new(
+        generation: u64,
+        table: AttributeTable,
+        mut rules: Vec<Arc<Rule>>,
+        problems: Vec<Problem>,
+        default_namespace: &str,
+    ) -> Self {
+        rules.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        let plan = |is_in: &dyn Fn(&Rule) -> bool| {
+            let specs = rules.iter().filter(|r| is_in(r)).map(|rule| RuleSpec {
+                namespace: rule.namespace.to_string(),
+                name: rule.name.to_string(),
+                condition: rule.condition.as_ref().map_or("", |c| c.text()).to_owned(),
+                priority: rule.priority,
+                on_error: match rule.fail_mode {
+                    FailMode::Open => OnMatchError::Skip,
+                    FailMode::Closed => OnMatchError::Deny,
+                },
+                actions: vec![Arc::clone(rule)],
+            });
+            let (plan, errors) = Plan::build(specs, &table, default_namespace);
+            // The same texts have been compiled against the same table before.
+            debug_assert!(errors.is_empty(), "{errors:?}");
+            plan
+        };
+        Self {
+            generation,
+            generate: plan(&|r| r.has(Variety::AttributeGenerator)),
+            check: plan(&|r| r.has(Variety::Check) || r.has_header_operations()),
+            quota: plan(&|r| r.has(Variety::Quota)),
+            report: plan(&|r| r.has(Variety::Report)),
+            table,
+            rules,
+            problems,
+        }
+    }
+
+    /// Nothing is configured yet.
+    pub fn empty() -> Self {
+        Self::new(
+            0,
+            AttributeTable::default_vocabulary(),
+            Vec::new(),
+            Vec::new(),
+            "istio-system",
+        )
+    }
+
+    /// Whether some rule for this request's namespace has a quota of this name, whatever its match says.
+    pub fn has_quota(&self, name: &str, bag: &Bag, tracker: &mut Tracker) -> bool {
+        let namespace = self.quota.namespace(bag, tracker).map(Text::as_str);
+        let mut rules = self.quota.rules_for(namespace).flat_map(|r| r.actions());
+        rules.any(|rule| rule.quota(name).is_some())
+    }
+
+    /// For `/debug/config`.
+    pub fn describe(&self) -> Json {
+        let rules: Vec<Json> = self
+            .rules
+            .iter()
+            .map(|rule| {
+                let actions: Vec<Json> = rule
+                    .actions
+                    .iter()
+                    .map(|action| {
+                        let instances: Vec<_> = action.instances.iter().map(|i| &*i.name).collect();
+                        json!({
+                            "handler": *action.handler.name,
+                            "adapter": action.handler.signature.adapter,
+                            "instances": instances,
+                        })
+                    })
+                    .collect();
+                json!({
+                    "name": *rule.name,
+                    "match": rule.condition.as_ref().map(|c| c.text()),
+                    "failMode": format!("{:?}", rule.fail_mode).to_lowercase(),
+                    "priority": rule.priority,
+                    "actions": actions,
+                })
+            })
+            .collect();
+        json!({
+            "generation": self.generation.to_string(),
+            "attributes": self.table.len(),
+            "rules": rules,
+            "problems": self.problems,
+        })
+    }
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Snapshot")
+            .field("generation", &self.generation)
+            .field("rules", &self.rules.len())
+            .field("problems", &self.problems)
+            .finish_non_exhaustive()
+    }
+}

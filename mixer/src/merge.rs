@@ -1,0 +1,288 @@
+//! Many verdicts into one.
+
+use std::time::Duration;
+
+use lateen_adapter::Status;
+use lateen_engine::{Bag, Tracker};
+use lateen_protocols::istio::mixer::v1::{
+    HeaderOperation, RouteDirective, header_operation::Operation as WireOperation,
+};
+
+use crate::config::rule::{self, Operation, Rule};
+
+/// How far a verdict may be reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reuse {
+    /// For so long.
+    pub duration: Duration,
+    /// So often; negative: without limit.
+    pub uses: i32,
+}
+
+impl Reuse {
+    /// When no adapter had a say: only a configuration change can change the verdict.
+    pub const MOST: Self = Self {
+        duration: Duration::from_secs(60),
+        uses: 10_000,
+    };
+    /// For callers who do not learn of configuration changes. docs/adr/0003-check-cache-generation.md
+    pub const BRIEFLY: Self = Self {
+        duration: Duration::from_secs(1),
+        uses: 10_000,
+    };
+    /// For this request alone.
+    pub const NEVER: Self = Self {
+        duration: Duration::ZERO,
+        uses: 0,
+    };
+
+    /// What an adapter said; what it did not say is nothing.
+    pub fn new(duration: Option<Duration>, uses: Option<i32>) -> Self {
+        Self {
+            duration: duration.unwrap_or_default(),
+            uses: uses.unwrap_or_default(),
+        }
+    }
+
+    /// The shorter and the fewer of both.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let uses = match (self.uses, other.uses) {
+            (a, b) if a < 0 => b,
+            (a, b) if b < 0 => a,
+            (a, b) => a.min(b),
+        };
+        let duration = self.duration.min(other.duration);
+        if duration.is_zero() || uses == 0 {
+            Self::NEVER
+        } else {
+            Self { duration, uses }
+        }
+    }
+
+    /// Not longer than `limit`.
+    #[must_use]
+    pub fn at_most(self, limit: Duration) -> Self {
+        Self {
+            duration: self.duration.min(limit),
+            ..self
+        }
+    }
+}
+
+/// One rule's opinion.
+#[derive(Clone, Debug)]
+pub struct Verdict {
+    /// Of the request.
+    pub status: Status,
+    /// How far it holds.
+    pub reuse: Reuse,
+}
+
+/// The answer to a check.
+#[derive(Debug)]
+pub struct Merged {
+    /// OK, or the first verdict that is not, with the messages of all that are not.
+    pub status: Status,
+    /// The least of all.
+    pub reuse: Reuse,
+    /// What to do to the request.
+    pub directive: Directive,
+}
+
+impl Merged {
+    /// Of verdicts in the order in which they count.
+    pub fn new(verdicts: Vec<Verdict>) -> Self {
+        let mut status = Status::ok();
+        let mut reuse: Option<Reuse> = None;
+        for verdict in verdicts {
+            reuse = Some(reuse.map_or(verdict.reuse, |r| r.and(verdict.reuse)));
+            if verdict.status.is_ok() {
+                continue;
+            }
+            if status.is_ok() {
+                status = verdict.status;
+            } else {
+                status.message.push_str(", ");
+                status.message.push_str(&verdict.status.message);
+            }
+        }
+        let reuse = reuse.unwrap_or(Reuse::MOST);
+        Self {
+            status,
+            reuse: reuse.and(reuse),
+            directive: Directive::default(),
+        }
+    }
+
+    /// A request that got no further.
+    pub fn denied(status: Status) -> Self {
+        Self {
+            status,
+            reuse: Reuse::NEVER,
+            directive: Directive::default(),
+        }
+    }
+}
+
+/// Changes to the headers, of all rules that matched.
+#[derive(Debug, Default)]
+pub struct Directive {
+    request: Vec<HeaderOperation>,
+    response: Vec<HeaderOperation>,
+}
+
+impl Directive {
+    /// Adds the operations of `rule`. One whose value is empty or cannot be told is left out.
+    pub fn apply(&mut self, rule: &Rule, bag: &Bag, tracker: &mut Tracker) {
+        evaluate(&rule.request_headers, bag, tracker, &mut self.request);
+        evaluate(&rule.response_headers, bag, tracker, &mut self.response);
+    }
+
+    /// As the wire has it; `None` when there is nothing to do.
+    pub fn encode(self, status: &Status) -> Option<RouteDirective> {
+        let mut directive = RouteDirective {
+            request_header_operations: self.request,
+            response_header_operations: self.response,
+            direct_response_code: 0,
+            direct_response_body: String::new(),
+        };
+        if let Some(direct) = status.direct_response.as_ref().filter(|_| !status.is_ok()) {
+            directive.direct_response_code = direct.code;
+            directive.direct_response_body = direct.body.clone();
+            for (name, value) in &direct.headers {
+                let operation = if name.eq_ignore_ascii_case("set-cookie") {
+                    WireOperation::Append
+                } else {
+                    WireOperation::Replace
+                };
+                directive.response_header_operations.push(HeaderOperation {
+                    name: name.clone(),
+                    value: value.clone(),
+                    operation: operation.into(),
+                });
+            }
+        }
+        (directive != RouteDirective::default()).then_some(directive)
+    }
+}
+
+fn evaluate(
+    operations: &[rule::HeaderOperation],
+    bag: &Bag,
+    tracker: &mut Tracker,
+    out: &mut Vec<HeaderOperation>,
+) {
+    for rule::HeaderOperation {
+        name,
+        values,
+        operation,
+    } in operations
+    {
+        let wire = match operation {
+            Operation::Replace => WireOperation::Replace,
+            Operation::Remove => WireOperation::Remove,
+            Operation::Append => WireOperation::Append,
+        };
+        let operation = |value: String, wire: WireOperation| HeaderOperation {
+            name: name.clone(),
+            value,
+            operation: wire.into(),
+        };
+        if wire == WireOperation::Remove {
+            out.push(operation(String::new(), wire));
+            continue;
+        }
+        let mut wire = wire;
+        for expression in values {
+            let Ok(value) = expression.evaluate(bag, tracker) else {
+                continue;
+            };
+            let text = value.as_str().unwrap_or_default();
+            if text.is_empty() || text.contains(['\r', '\n', '\0']) {
+                continue;
+            }
+            out.push(operation(text.to_owned(), wire));
+            wire = WireOperation::Append; // the second value must not replace the first
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lateen_adapter::Code;
+
+    use super::*;
+
+    fn verdict(code: Code, message: &str, seconds: u64, uses: i32) -> Verdict {
+        Verdict {
+            status: Status::new(code, message),
+            reuse: Reuse {
+                duration: Duration::from_secs(seconds),
+                uses,
+            },
+        }
+    }
+
+    #[test]
+    fn the_first_denial_decides_and_all_are_told() {
+        let merged = Merged::new(vec![
+            verdict(Code::Ok, "", 10, 100),
+            verdict(Code::PermissionDenied, "a:no", 5, 1000),
+            verdict(Code::ResourceExhausted, "b:never", 60, -1),
+        ]);
+        assert_eq!(
+            merged.status,
+            Status::new(Code::PermissionDenied, "a:no, b:never")
+        );
+        assert_eq!(
+            merged.reuse,
+            Reuse {
+                duration: Duration::from_secs(5),
+                uses: 100
+            }
+        );
+    }
+
+    #[test]
+    fn silence_is_not_consent_to_caching() {
+        assert_eq!(Merged::new(Vec::new()).reuse, Reuse::MOST);
+        let silent = Verdict {
+            status: Status::ok(),
+            reuse: Reuse::new(None, None),
+        };
+        assert_eq!(Merged::new(vec![silent]).reuse, Reuse::NEVER);
+        let half = Verdict {
+            status: Status::ok(),
+            reuse: Reuse::new(Some(Duration::from_secs(5)), None),
+        };
+        assert_eq!(Merged::new(vec![half]).reuse, Reuse::NEVER);
+    }
+
+    #[test]
+    fn unlimited_uses_yield_to_a_limit() {
+        for (a, b, want) in [(-1, -1, -1), (-1, 5, 5), (5, -1, 5), (7, 5, 5)] {
+            let reuse = |uses| Reuse {
+                duration: Duration::from_secs(1),
+                uses,
+            };
+            assert_eq!(reuse(a).and(reuse(b)).uses, want);
+        }
+    }
+
+    #[test]
+    fn answers_are_cut_for_those_who_do_not_know_generations() {
+        let long = Reuse {
+            duration: Duration::from_secs(300),
+            uses: 9,
+        };
+        let brief = long.at_most(Reuse::BRIEFLY.duration);
+        assert_eq!(
+            brief,
+            Reuse {
+                duration: Duration::from_secs(1),
+                uses: 9
+            }
+        );
+    }
+}

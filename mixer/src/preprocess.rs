@@ -1,0 +1,93 @@
+//! The phase before rules: attribute generators add what they know about a request.
+
+use std::sync::Arc;
+
+use futures::future::join_all;
+use lateen_adapter::{Call, Code, Status, Variety, instance::GenerateInstance};
+use lateen_engine::{Bag, Tracker};
+
+use crate::{
+    config::{Snapshot, instance::Instance, rule::FailMode},
+    handler::LiveHandler,
+    metrics::Metrics,
+};
+
+/// Adds generated attributes to `bag`.
+///
+/// # Errors
+/// The denial that a generator's rule asks for when it fails. What could be generated is there all the same.
+pub async fn preprocess(
+    snapshot: &Snapshot,
+    metrics: &Metrics,
+    bag: &mut Bag,
+    tracker: &mut Tracker,
+    call: &Call,
+) -> Result<(), Status> {
+    if snapshot.generate.rules().is_empty() {
+        return Ok(());
+    }
+    let selected = snapshot
+        .generate
+        .select(bag, tracker)
+        .map_err(|error| Status::new(Code::Unavailable, error.to_string()))?;
+    let mut denial = None;
+    let mut deny = |fail_mode: FailMode, message: String| {
+        if fail_mode == FailMode::Closed && denial.is_none() {
+            denial = Some(Status::new(Code::Unavailable, message));
+        }
+    };
+    let mut calls: Vec<(FailMode, &Arc<LiveHandler>, &Arc<Instance>, _)> = Vec::new();
+    for one in &selected {
+        let Some(rule) = one.rule.actions().first() else {
+            continue;
+        };
+        if !one.applies() {
+            metrics.match_failed(&rule.name);
+            if let Some(error) = one.denies() {
+                deny(rule.fail_mode, format!("{}:{error}", rule.name));
+            }
+            continue;
+        }
+        for action in &rule.actions {
+            for instance in action.instances(Variety::AttributeGenerator) {
+                let is_asked = calls.iter().any(|(_, handler, asked, _)| {
+                    Arc::ptr_eq(handler, &action.handler) && Arc::ptr_eq(asked, instance)
+                });
+                if is_asked {
+                    continue; // another rule has sent the same: the answer is the same
+                }
+                let made = instance
+                    .evaluate(bag, tracker)
+                    .map_err(|e| e.to_string())
+                    .and_then(|fields| {
+                        let name = Arc::clone(&instance.name);
+                        GenerateInstance::new(instance.template, name, fields)
+                            .map_err(|e| e.to_string())
+                    });
+                match made {
+                    Ok(made) => {
+                        let answer = action.handler.generate(made, call);
+                        calls.push((rule.fail_mode, &action.handler, instance, answer));
+                    }
+                    Err(reason) => {
+                        metrics.instance_failed(&rule.name);
+                        deny(rule.fail_mode, format!("{}:{reason}", instance.name));
+                    }
+                }
+            }
+        }
+    }
+    let answers = join_all(calls.into_iter().map(
+        |(fail_mode, handler, instance, answer)| async move {
+            (fail_mode, handler, instance, answer.await)
+        },
+    ))
+    .await;
+    for (fail_mode, handler, instance, answer) in answers {
+        match answer {
+            Ok(output) => instance.bind(output, bag),
+            Err(error) => deny(fail_mode, format!("{}:{error}", handler.name)),
+        }
+    }
+    denial.map_or(Ok(()), Err)
+}

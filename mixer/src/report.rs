@@ -1,0 +1,80 @@
+//! Report: what happened, to the adapters that want to know.
+
+use std::sync::Arc;
+
+use futures::future::join_all;
+use lateen_adapter::{Call, Variety, instance::ReportInstance};
+use lateen_engine::{Bag, Tracker};
+
+use crate::{config::Snapshot, handler::LiveHandler, metrics::Metrics, preprocess::preprocess};
+
+/// Delivers the instances that rules make of `bags`, one batch to each handler. What goes wrong is counted
+/// and costs only the instances it happened to: the sender could do nothing about it, and sending again
+/// would count the others twice.
+pub async fn report(snapshot: &Snapshot, metrics: &Metrics, bags: Vec<Bag>, call: &Call) {
+    let mut batches: Vec<(&Arc<LiveHandler>, Vec<ReportInstance>)> = Vec::new();
+    for mut bag in bags {
+        metrics.took(1, bag.ignored());
+        let mut tracker = Tracker::off();
+        // A denial is for checks; here the failed generator is counted, and defaults stand in.
+        if let Err(status) = preprocess(snapshot, metrics, &mut bag, &mut tracker, call).await {
+            tracing::debug!(
+                reason = status.message,
+                "attributes are missing in a report"
+            );
+        }
+        let selected = match snapshot.report.select(&bag, &mut tracker) {
+            Ok(selected) => selected,
+            Err(error) => {
+                tracing::error!(%error, "a report is lost");
+                continue;
+            }
+        };
+        for one in &selected {
+            let Some(rule) = one.rule.actions().first() else {
+                continue;
+            };
+            if !one.applies() {
+                metrics.match_failed(&rule.name);
+                continue;
+            }
+            for action in &rule.actions {
+                for instance in action.instances(Variety::Report) {
+                    let made = instance
+                        .evaluate(&bag, &mut tracker)
+                        .map_err(|e| e.to_string())
+                        .and_then(|fields| {
+                            let name = Arc::clone(&instance.name);
+                            ReportInstance::new(instance.template, name, fields)
+                                .map_err(|e| e.to_string())
+                        });
+                    match made {
+                        Ok(made) => add(&mut batches, &action.handler, made),
+                        Err(reason) => {
+                            metrics.instance_failed(&rule.name);
+                            tracing::debug!(instance = %instance.name, reason, "no instance");
+                        }
+                    }
+                }
+            }
+        }
+    }
+    // Each handler's own errors are counted where it is called.
+    join_all(
+        batches
+            .into_iter()
+            .map(|(handler, batch)| handler.report(batch, call)),
+    )
+    .await;
+}
+
+fn add<'a>(
+    batches: &mut Vec<(&'a Arc<LiveHandler>, Vec<ReportInstance>)>,
+    handler: &'a Arc<LiveHandler>,
+    instance: ReportInstance,
+) {
+    match batches.iter_mut().find(|(h, _)| Arc::ptr_eq(h, handler)) {
+        Some((_, batch)) => batch.push(instance),
+        None => batches.push((handler, vec![instance])),
+    }
+}

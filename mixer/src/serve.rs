@@ -1,0 +1,207 @@
+//! The API: `istio.mixer.v1.Mixer`.
+
+use std::{sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use lateen_adapter::Call;
+use lateen_protocols::istio::mixer::v1::{
+    CheckRequest, CheckResponse, ReportRequest, ReportResponse,
+    mixer_server::{Mixer, MixerServer},
+};
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+use tonic::{
+    Request, Response, Status,
+    metadata::{AsciiMetadataValue, MetadataMap},
+};
+
+use crate::{
+    attribute, check,
+    config::Snapshot,
+    handler::deadline,
+    metrics::{Method, Metrics},
+    report,
+};
+
+/// Largest message that is read.
+pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
+/// Checks under way; the next one is refused at once, and the proxy's fail policy decides.
+const MAX_CHECKS: usize = 4096;
+/// Reports under way; the next one is refused at once.
+const MAX_REPORTS: usize = 1024;
+/// For callers who name no deadline: what Istio's client gives its own calls.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Nobody is waited for longer.
+const MAX_TIMEOUT: Duration = Duration::from_secs(30);
+/// The response header with the generation. docs/adr/0003-check-cache-generation.md
+pub const GENERATION: &str = "lateen-config-generation";
+/// The request header of callers who obey it.
+pub const KNOWS_GENERATION: &str = "lateen-cache-generation";
+
+/// Serves checks and reports by the newest snapshot.
+#[derive(Clone, Debug)]
+pub struct Service(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    metrics: Arc<Metrics>,
+    checks: Semaphore,
+    reports: Semaphore,
+    tracker: TaskTracker,
+}
+
+impl Service {
+    /// Answers by `snapshot`. Reports under way are counted in `tracker`, so that drain can wait for them.
+    pub fn new(
+        snapshot: Arc<ArcSwap<Snapshot>>,
+        metrics: Arc<Metrics>,
+        tracker: TaskTracker,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            snapshot,
+            metrics,
+            checks: Semaphore::new(MAX_CHECKS),
+            reports: Semaphore::new(MAX_REPORTS),
+            tracker,
+        }))
+    }
+
+    /// For a tonic server.
+    pub fn into_server(self) -> MixerServer<Self> {
+        MixerServer::new(self).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+}
+
+#[tonic::async_trait]
+impl Mixer for Service {
+    async fn check(
+        &self,
+        request: Request<CheckRequest>,
+    ) -> Result<Response<CheckResponse>, Status> {
+        let Inner {
+            snapshot,
+            metrics,
+            checks,
+            ..
+        } = &*self.0;
+        let answer = async {
+            let _slot = checks.try_acquire().map_err(|_| overloaded("checks"))?;
+            let snapshot = snapshot.load_full();
+            let call = Call {
+                deadline: deadline(timeout(request.metadata())),
+            };
+            let knows = request
+                .metadata()
+                .get(KNOWS_GENERATION)
+                .is_some_and(|v| v == "1");
+            let answer =
+                check::check(&snapshot, metrics, request.into_inner(), &call, knows).await?;
+            Ok((answer, snapshot.generation))
+        };
+        respond(answer.await, Method::Check, metrics)
+    }
+
+    async fn report(
+        &self,
+        request: Request<ReportRequest>,
+    ) -> Result<Response<ReportResponse>, Status> {
+        let inner = Arc::clone(&self.0);
+        let call = Call {
+            deadline: deadline(timeout(request.metadata())),
+        };
+        let request = request.into_inner();
+        // A caller that leaves must not cut a batch in two: the work goes on without it.
+        let work = self.0.tracker.spawn(async move {
+            let Inner {
+                snapshot,
+                metrics,
+                reports,
+                ..
+            } = &*inner;
+            let _slot = reports.try_acquire().map_err(|_| overloaded("reports"))?;
+            let snapshot = snapshot.load_full();
+            let bags = attribute::decode_report(&request, &snapshot.table)?;
+            drop(request);
+            report::report(&snapshot, metrics, bags, &call).await;
+            Ok((ReportResponse {}, snapshot.generation))
+        });
+        let answer = work
+            .await
+            .unwrap_or_else(|_| Err(Status::internal("the report failed")));
+        respond(answer, Method::Report, &self.0.metrics)
+    }
+}
+
+fn respond<T>(
+    answer: Result<(T, u64), Status>,
+    method: Method,
+    metrics: &Metrics,
+) -> Result<Response<T>, Status> {
+    match answer {
+        Ok((body, generation)) => {
+            metrics.answered(method, "OK");
+            let mut response = Response::new(body);
+            response
+                .metadata_mut()
+                .insert(GENERATION, AsciiMetadataValue::from(generation));
+            Ok(response)
+        }
+        Err(status) => {
+            let code = lateen_adapter::Code::from_number(i64::from(i32::from(status.code())));
+            metrics.answered(method, code.map_or("UNKNOWN", lateen_adapter::Code::name));
+            Err(status)
+        }
+    }
+}
+
+fn overloaded(what: &str) -> Status {
+    Status::unavailable(format!("too many {what} are under way"))
+}
+
+/// What the caller gives: `grpc-timeout`.
+fn timeout(metadata: &MetadataMap) -> Duration {
+    let given = metadata
+        .get("grpc-timeout")
+        .and_then(|value| value.to_str().ok())
+        .and_then(parse_timeout);
+    given.unwrap_or(DEFAULT_TIMEOUT).min(MAX_TIMEOUT)
+}
+
+/// Up to eight digits and a unit.
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let digits = text.get(..text.len().checked_sub(1)?)?;
+    let amount: u64 = (digits.len() <= 8).then(|| digits.parse().ok())??;
+    Some(match text.get(digits.len()..)? {
+        "H" => Duration::from_secs(amount * 3600),
+        "M" => Duration::from_secs(amount * 60),
+        "S" => Duration::from_secs(amount),
+        "m" => Duration::from_millis(amount),
+        "u" => Duration::from_micros(amount),
+        "n" => Duration::from_nanos(amount),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read() {
+        for (text, want) in [
+            ("5S", Some(Duration::from_secs(5))),
+            ("250m", Some(Duration::from_millis(250))),
+            ("99999999H", Some(Duration::from_secs(99_999_999 * 3600))),
+            ("", None),
+            ("S", None),
+            ("5", None),
+            ("5s", None),
+            ("-5S", None),
+            ("999999999S", None),
+            ("5µ", None),
+        ] {
+            assert_eq!(parse_timeout(text), want, "{text}");
+        }
+    }
+}
