@@ -29,7 +29,7 @@ use crate::{
 
 pub mod headers;
 pub mod matcher;
-mod policy;
+pub mod policy;
 #[cfg(test)]
 mod tests;
 

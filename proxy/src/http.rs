@@ -1,0 +1,438 @@
+//! The HTTP connection manager: carries the requests of one downstream connection through filters and
+//! routes to the router, and their responses back. hyper does the framing for now (`connection`, `convert`).
+
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use lateen_protocols::envoy::envoy::{
+    config::{
+        core::v3::{CidrRange, http_protocol_options::HeadersWithUnderscoresAction},
+        route::v3::RouteConfiguration,
+    },
+    extensions::filters::network::http_connection_manager::v3 as proto,
+};
+use proto::{
+    http_connection_manager::{
+        CodecType, ForwardClientCertDetails, PathWithEscapedSlashesAction, RouteSpecifier,
+        ServerHeaderTransformation, StripPortMode,
+    },
+};
+
+use crate::{
+    access_log::AccessLog,
+    config_error::ConfigError,
+    filter::HttpFilters,
+    proto::{invalid, timeout},
+    route::{RouteSlot, RouteTable},
+    shared::Shared,
+    stats::{Counter, Gauge, Histogram, Scope},
+};
+
+mod connection;
+mod stream;
+mod convert;
+mod mutate;
+mod cert;
+
+pub use connection::ConnectionContext;
+
+/// Envoy's default for `max_request_headers_kb`.
+const HEADERS_KIB: u32 = 60;
+/// Envoy's default for `max_headers_count`.
+const HEADERS_COUNT: u32 = 100;
+/// Envoy's default for `stream_idle_timeout`.
+const STREAM_IDLE: Duration = Duration::from_secs(5 * 60);
+/// Envoy's default for `common_http_protocol_options.idle_timeout`.
+const CONNECTION_IDLE: Duration = Duration::from_secs(60 * 60);
+/// A request head must arrive in this time. Envoy has no limit unless told; a head that trickles in for
+/// longer is an attack, not a client.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A compiled connection manager.
+#[derive(Debug)]
+pub struct ConnectionManager {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) filters: HttpFilters,
+    pub(crate) access_log: Vec<AccessLog>,
+    pub(crate) stats: Stats,
+    routes: Routes,
+    codec: CodecType,
+    limits: Limits,
+    server_name: Bytes,
+    server_header: ServerHeaderTransformation,
+    via: Bytes,
+    use_remote_address: bool,
+    trusted_hops: usize,
+    skip_xff_append: bool,
+    internal: Vec<Cidr>,
+    generate_request_id: bool,
+    preserve_request_id: bool,
+    request_id_in_response: bool,
+    client_cert: ForwardClientCertDetails,
+    client_cert_details: proto::http_connection_manager::SetCurrentClientCertDetails,
+    upgrades: Vec<(String, bool)>,
+    normalize_path: bool,
+    merge_slashes: bool,
+    escaped_slashes: PathWithEscapedSlashesAction,
+    strip_port: StripPort,
+    strip_trailing_dot: bool,
+    accept_http_10: bool,
+    default_host_for_http_10: String,
+    underscores: HeadersWithUnderscoresAction,
+    add_user_agent: Option<Bytes>,
+    append_forwarded_port: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StripPort {
+    Keep,
+    Matching,
+    Any,
+}
+
+#[derive(Debug)]
+enum Routes {
+    Inline(Arc<RouteTable>),
+    Slot(Arc<RouteSlot>),
+}
+
+#[derive(Debug)]
+struct Limits {
+    headers_bytes: u32,
+    headers_count: u32,
+    stream_idle: Option<Duration>,
+    request: Option<Duration>,
+    head: Option<Duration>,
+    connection_idle: Option<Duration>,
+    connection_duration: Option<Duration>,
+    stream_duration: Option<Duration>,
+    requests_per_connection: u64,
+    concurrent_streams: u32,
+    stream_window: u32,
+    connection_window: u32,
+    keepalive: Option<(Duration, Duration)>,
+}
+
+macro_rules! stats {
+    ($($field:ident: $kind:ident = $name:literal,)+) => {
+        /// `http.PREFIX.*`, under Envoy's names.
+        #[derive(Debug)]
+        #[allow(missing_docs, reason = "each is the name it has")]
+        pub struct Stats { $(pub $field: stats!(@type $kind)),+ }
+
+        impl Stats {
+            fn new(scope: &Scope) -> Stats {
+                Stats { $($field: scope.$kind($name)),+ }
+            }
+        }
+    };
+    (@type counter) => { Counter };
+    (@type gauge) => { Gauge };
+    (@type histogram) => { Histogram };
+}
+
+stats! {
+    cx_total: counter = "downstream_cx_total",
+    cx_active: gauge = "downstream_cx_active",
+    cx_http1_total: counter = "downstream_cx_http1_total",
+    cx_http1_active: gauge = "downstream_cx_http1_active",
+    cx_http2_total: counter = "downstream_cx_http2_total",
+    cx_http2_active: gauge = "downstream_cx_http2_active",
+    cx_ssl_total: counter = "downstream_cx_ssl_total",
+    cx_ssl_active: gauge = "downstream_cx_ssl_active",
+    cx_destroy: counter = "downstream_cx_destroy",
+    cx_destroy_local: counter = "downstream_cx_destroy_local",
+    cx_destroy_remote: counter = "downstream_cx_destroy_remote",
+    cx_idle_timeout: counter = "downstream_cx_idle_timeout",
+    cx_max_duration_reached: counter = "downstream_cx_max_duration_reached",
+    cx_max_requests_reached: counter = "downstream_cx_max_requests_reached",
+    cx_drain_close: counter = "downstream_cx_drain_close",
+    cx_protocol_error: counter = "downstream_cx_protocol_error",
+    cx_upgrades_total: counter = "downstream_cx_upgrades_total",
+    cx_upgrades_active: gauge = "downstream_cx_upgrades_active",
+    cx_rx_bytes_total: counter = "downstream_cx_rx_bytes_total",
+    cx_tx_bytes_total: counter = "downstream_cx_tx_bytes_total",
+    cx_length_ms: histogram = "downstream_cx_length_ms",
+    rq_total: counter = "downstream_rq_total",
+    rq_http1_total: counter = "downstream_rq_http1_total",
+    rq_http2_total: counter = "downstream_rq_http2_total",
+    rq_active: gauge = "downstream_rq_active",
+    rq_completed: counter = "downstream_rq_completed",
+    rq_1xx: counter = "downstream_rq_1xx",
+    rq_2xx: counter = "downstream_rq_2xx",
+    rq_3xx: counter = "downstream_rq_3xx",
+    rq_4xx: counter = "downstream_rq_4xx",
+    rq_5xx: counter = "downstream_rq_5xx",
+    rq_time: histogram = "downstream_rq_time",
+    rq_rx_reset: counter = "downstream_rq_rx_reset",
+    rq_tx_reset: counter = "downstream_rq_tx_reset",
+    rq_timeout: counter = "downstream_rq_timeout",
+    rq_header_timeout: counter = "downstream_rq_header_timeout",
+    rq_idle_timeout: counter = "downstream_rq_idle_timeout",
+    rq_max_duration_reached: counter = "downstream_rq_max_duration_reached",
+    rq_non_relative_path: counter = "downstream_rq_non_relative_path",
+    rq_response_before_rq_complete: counter = "downstream_rq_response_before_rq_complete",
+    no_route: counter = "no_route",
+    no_cluster: counter = "no_cluster",
+    rq_redirect: counter = "rq_redirect",
+    rq_direct_response: counter = "rq_direct_response",
+    router_rq_total: counter = "rq_total",
+}
+
+impl ConnectionManager {
+    /// Compiles Envoy's `HttpConnectionManager`.
+    ///
+    /// # Errors
+    /// When something is invalid, or not supported and would change what happens.
+    pub fn compile(
+        config: &proto::HttpConnectionManager,
+        shared: &Arc<Shared>,
+    ) -> Result<ConnectionManager, ConfigError> {
+        refuse_unsupported(config)?;
+        let scope = shared.stats.scope(&format!("http.{}.", config.stat_prefix));
+        let http1 = config.http_protocol_options.clone().unwrap_or_default();
+        let common = config.common_http_protocol_options.clone().unwrap_or_default();
+        let mut client_cert_details = config.set_current_client_cert_details.clone().unwrap_or_default();
+        if client_cert_details.chain || client_cert_details.issuer || client_cert_details.format != 0 {
+            return Err(invalid("set_current_client_cert_details", "chain, issuer and JSON are not supported"));
+        }
+        client_cert_details.chain = false;
+        let mut upgrades = Vec::new();
+        for upgrade in &config.upgrade_configs {
+            if upgrade.upgrade_type.eq_ignore_ascii_case("CONNECT") {
+                return Err(invalid("upgrade_configs", "CONNECT is not supported"));
+            }
+            if !upgrade.filters.is_empty() {
+                return Err(invalid("upgrade_configs", "filters of their own are not supported"));
+            }
+            upgrades.push((
+                upgrade.upgrade_type.to_ascii_lowercase(),
+                upgrade.enabled.as_ref().is_none_or(|enabled| enabled.value),
+            ));
+        }
+        let truth = |value: Option<&lateen_protocols::envoy::google::protobuf::BoolValue>, default| {
+            value.map_or(default, |value| value.value)
+        };
+        Ok(ConnectionManager {
+            shared: shared.clone(),
+            filters: HttpFilters::compile(&config.http_filters, &scope, shared)?,
+            access_log: AccessLog::compile_all(&config.access_log)?,
+            stats: Stats::new(&scope),
+            routes: routes(config, shared)?,
+            codec: config.codec_type(),
+            limits: limits(config)?,
+            server_name: match config.server_name.as_str() {
+                "" => Bytes::from_static(b"envoy"),
+                name => name.to_owned().into(),
+            },
+            server_header: config.server_header_transformation(),
+            via: config.via.clone().into(),
+            use_remote_address: truth(config.use_remote_address.as_ref(), false),
+            trusted_hops: config.xff_num_trusted_hops as usize,
+            skip_xff_append: config.skip_xff_append,
+            internal: match config.internal_address_config.as_ref() {
+                None => Vec::new(),
+                Some(internal) => internal.cidr_ranges.iter().map(Cidr::compile).collect::<Result<_, _>>()?,
+            },
+            generate_request_id: truth(config.generate_request_id.as_ref(), true),
+            preserve_request_id: config.preserve_external_request_id,
+            request_id_in_response: config.always_set_request_id_in_response,
+            client_cert: config.forward_client_cert_details(),
+            client_cert_details,
+            upgrades,
+            normalize_path: truth(config.normalize_path.as_ref(), false),
+            merge_slashes: config.merge_slashes,
+            escaped_slashes: config.path_with_escaped_slashes_action(),
+            strip_port: match config.strip_port_mode {
+                Some(StripPortMode::StripAnyHostPort(true)) => StripPort::Any,
+                _ if config.strip_matching_host_port => StripPort::Matching,
+                _ => StripPort::Keep,
+            },
+            strip_trailing_dot: config.strip_trailing_host_dot,
+            accept_http_10: http1.accept_http_10,
+            default_host_for_http_10: http1.default_host_for_http_10,
+            underscores: common.headers_with_underscores_action(),
+            add_user_agent: truth(config.add_user_agent.as_ref(), false)
+                .then(|| shared.node.cluster.clone().into()),
+            append_forwarded_port: config.append_x_forwarded_port,
+        })
+    }
+
+    /// The route table slot this waits for, if its table has not come yet.
+    pub fn waiting_for(&self) -> Option<Arc<RouteSlot>> {
+        match &self.routes {
+            Routes::Inline(_) => None,
+            Routes::Slot(slot) => slot.load().is_none().then(|| slot.clone()),
+        }
+    }
+
+    fn table(&self) -> Option<Arc<RouteTable>> {
+        match &self.routes {
+            Routes::Inline(table) => Some(table.clone()),
+            Routes::Slot(slot) => slot.load(),
+        }
+    }
+
+    /// Whether HTTP/2 may be spoken on a connection whose ALPN (if any) does not decide.
+    fn codec(&self) -> CodecType {
+        self.codec
+    }
+}
+
+fn refuse_unsupported(config: &proto::HttpConnectionManager) -> Result<(), ConfigError> {
+    let unsupported = [
+        ("original_ip_detection_extensions", !config.original_ip_detection_extensions.is_empty()),
+        ("early_header_mutation_extensions", !config.early_header_mutation_extensions.is_empty()),
+        ("forward_client_cert_matcher", config.forward_client_cert_matcher.is_some()),
+        ("local_reply_config", config.local_reply_config.is_some()),
+        ("path_normalization_options", config.path_normalization_options.is_some()),
+        ("proxy_status_config", config.proxy_status_config.is_some()),
+        ("scheme_header_transformation", config.scheme_header_transformation.is_some()),
+        ("forward_proto_config", config.forward_proto_config.is_some()),
+        ("typed_header_validation_config", config.typed_header_validation_config.is_some()),
+    ];
+    if let Some((field, _)) = unsupported.iter().find(|(_, present)| *present) {
+        return Err(invalid(*field, "not supported"));
+    }
+    if config.codec_type() == CodecType::Http3 {
+        return Err(invalid("codec_type", "HTTP/3 is not supported"));
+    }
+    Ok(())
+}
+
+fn routes(config: &proto::HttpConnectionManager, shared: &Arc<Shared>) -> Result<Routes, ConfigError> {
+    match config.route_specifier.as_ref() {
+        Some(RouteSpecifier::RouteConfig(table)) => inline(table, shared),
+        Some(RouteSpecifier::Rds(rds)) if !rds.route_config_name.is_empty() => {
+            Ok(Routes::Slot(shared.routes.slot(&rds.route_config_name)))
+        }
+        Some(RouteSpecifier::Rds(_)) => Err(invalid("rds", "no route_config_name")),
+        Some(RouteSpecifier::ScopedRoutes(_)) => Err(invalid("scoped_routes", "not supported")),
+        None => Err(invalid("route_specifier", "absent")),
+    }
+}
+
+fn inline(table: &RouteConfiguration, shared: &Arc<Shared>) -> Result<Routes, ConfigError> {
+    Ok(Routes::Inline(Arc::new(RouteTable::compile(table, shared)?)))
+}
+
+fn limits(config: &proto::HttpConnectionManager) -> Result<Limits, ConfigError> {
+    const STREAMS: u32 = 1024; // Envoy: max_concurrent_streams
+    const WINDOW: u32 = 16 * 1024 * 1024; // Envoy 1.40: initial_stream_window_size
+    const CONNECTION_WINDOW: u32 = 24 * 1024 * 1024; // Envoy 1.40: initial_connection_window_size
+    let common = config.common_http_protocol_options.clone().unwrap_or_default();
+    let http2 = config.http2_protocol_options.clone().unwrap_or_default();
+    let keepalive = match http2.connection_keepalive.as_ref() {
+        None => None,
+        Some(keepalive) => timeout("interval", keepalive.interval.as_ref(), None)?
+            .zip(timeout("timeout", keepalive.timeout.as_ref(), None)?),
+    };
+    Ok(Limits {
+        headers_bytes: config
+            .max_request_headers_kb
+            .as_ref()
+            .map_or(HEADERS_KIB, |kib| kib.value)
+            .clamp(1, 8192)
+            * 1024,
+        headers_count: common.max_headers_count.as_ref().map_or(HEADERS_COUNT, |count| count.value),
+        stream_idle: timeout("stream_idle_timeout", config.stream_idle_timeout.as_ref(), Some(STREAM_IDLE))?,
+        request: timeout("request_timeout", config.request_timeout.as_ref(), None)?,
+        head: timeout("request_headers_timeout", config.request_headers_timeout.as_ref(), Some(HEAD_TIMEOUT))?,
+        connection_idle: timeout("idle_timeout", common.idle_timeout.as_ref(), Some(CONNECTION_IDLE))?,
+        connection_duration: timeout("max_connection_duration", common.max_connection_duration.as_ref(), None)?,
+        stream_duration: timeout("max_stream_duration", common.max_stream_duration.as_ref(), None)?,
+        requests_per_connection: common.max_requests_per_connection.as_ref().map_or(0, |max| u64::from(max.value)),
+        concurrent_streams: http2.max_concurrent_streams.as_ref().map_or(STREAMS, |max| max.value),
+        stream_window: http2.initial_stream_window_size.as_ref().map_or(WINDOW, |size| size.value),
+        connection_window: http2
+            .initial_connection_window_size
+            .as_ref()
+            .map_or(CONNECTION_WINDOW, |size| size.value),
+        keepalive,
+    })
+}
+
+/// An address range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cidr {
+    network: u128,
+    bits: u8,
+    v4: bool,
+}
+
+impl Cidr {
+    /// Reads Envoy's `CidrRange`; an absent length means 0.
+    ///
+    /// # Errors
+    /// When the address or length is not valid.
+    pub fn compile(range: &CidrRange) -> Result<Cidr, ConfigError> {
+        let broken = || invalid("address_prefix", format!("{:?} is not an address range", range.address_prefix));
+        let address: IpAddr = range.address_prefix.parse().map_err(|_| broken())?;
+        let (network, width) = as_bits(address);
+        let bits = range.prefix_len.as_ref().map_or(0, |length| length.value);
+        let bits = u8::try_from(bits).ok().filter(|bits| *bits <= width).ok_or_else(broken)?;
+        Ok(Cidr { network: network & mask(bits, width), bits, v4: width == 32 })
+    }
+
+    /// Whether the address lies in the range.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let (address, width) = as_bits(address);
+        (width == 32) == self.v4 && address & mask(self.bits, width) == self.network
+    }
+
+    /// Length of the prefix; longer is more specific.
+    pub fn bits(&self) -> u8 {
+        self.bits
+    }
+}
+
+fn as_bits(address: IpAddr) -> (u128, u8) {
+    match address {
+        IpAddr::V4(v4) => (u128::from(u32::from(v4)), 32),
+        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+            Some(v4) => (u128::from(u32::from(v4)), 32),
+            None => (u128::from(v6), 128),
+        },
+    }
+}
+
+fn mask(bits: u8, width: u8) -> u128 {
+    let ones = if width == 128 { u128::MAX } else { (1 << width) - 1 };
+    match width - bits {
+        128 => 0,
+        rest => ones >> rest << rest & ones,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges() {
+        let range = |prefix: &str, length: u32| {
+            Cidr::compile(&CidrRange {
+                address_prefix: prefix.to_owned(),
+                prefix_len: Some(lateen_protocols::envoy::google::protobuf::UInt32Value { value: length }),
+            })
+        };
+        for (prefix, length, address, want) in [
+            ("10.0.0.0", 8, "10.1.2.3", true),
+            ("10.0.0.0", 8, "11.1.2.3", false),
+            ("0.0.0.0", 0, "11.1.2.3", true),
+            ("127.0.0.1", 32, "127.0.0.1", true),
+            ("127.0.0.1", 32, "127.0.0.2", false),
+            ("fd00::", 8, "fd12::1", true),
+            ("::", 0, "1.2.3.4", false),
+            ("10.0.0.0", 8, "::ffff:10.0.0.1", true),
+        ] {
+            let range = range(prefix, length).unwrap();
+            assert_eq!(range.contains(address.parse().unwrap()), want, "{prefix}/{length} {address}");
+        }
+        assert!(range("10.0.0.0", 33).is_err() && range("x", 1).is_err());
+    }
+}

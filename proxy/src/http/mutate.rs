@@ -1,0 +1,432 @@
+//! What the connection manager itself changes in heads: who the client is (`x-forwarded-*`), what it may
+//! say (`x-envoy-*`), request ids, paths. Envoy: `ConnectionManagerUtility`.
+
+use std::net::{IpAddr, SocketAddr};
+
+use bytes::Bytes;
+use lateen_protocols::envoy::envoy::{
+    config::core::v3::http_protocol_options::HeadersWithUnderscoresAction,
+    extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
+        PathWithEscapedSlashesAction as Slashes, ServerHeaderTransformation as ServerHeader,
+    },
+};
+
+use crate::{
+    head::{Headers, Known, Name, Protocol, RequestHead, ResponseHead},
+    http::{ConnectionManager, StripPort, cert},
+    info::{ConnectionInfo, ResponseFlags},
+    reject::Reject,
+    route::without_port,
+};
+
+/// What was found out about a request before routing.
+#[derive(Debug)]
+pub(super) struct Origin {
+    /// The client, as far as `x-forwarded-for` may be trusted.
+    pub remote: SocketAddr,
+    /// Whether it is inside the mesh.
+    pub internal: bool,
+}
+
+fn bad_request(details: &'static str) -> Reject {
+    Reject::new(400, "", ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, details)
+}
+
+impl ConnectionManager {
+    /// Checks a request head and makes it what filters and routes may rely on.
+    ///
+    /// # Errors
+    /// The answer to a request that may not pass.
+    pub(super) fn prepare_request(
+        &self,
+        head: &mut RequestHead,
+        connection: &ConnectionInfo,
+    ) -> Result<Origin, Reject> {
+        if head.headers.len() > self.limits.headers_count as usize {
+            return Err(Reject::new(
+                431,
+                "",
+                ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR,
+                "too_many_headers",
+            ));
+        }
+        if head.protocol == Protocol::Http10 && !self.accept_http_10 {
+            return Err(Reject::new(426, "", ResponseFlags::default(), "low_version"));
+        }
+        if head.authority.is_empty() {
+            if head.protocol == Protocol::Http10 && !self.default_host_for_http_10.is_empty() {
+                head.authority = self.default_host_for_http_10.clone().into();
+            } else {
+                return Err(bad_request("missing_host_header"));
+            }
+        }
+        self.underscores(&mut head.headers)?;
+        self.normalize(head)?;
+        self.strip_host(head, connection.local.port());
+        let origin = self.origin(head, connection);
+        self.sanitize(&mut head.headers, &origin);
+        if let Some(agent) = &self.add_user_agent {
+            head.headers.append(Name::new("x-envoy-downstream-service-cluster"), agent.clone());
+            if head.headers.known(Known::UserAgent).is_none() {
+                head.headers.append(Known::UserAgent, agent.clone());
+            }
+        }
+        if !self.via.is_empty() {
+            append_via(&mut head.headers, &self.via);
+        }
+        let edge = self.use_remote_address && !origin.internal;
+        let keep = head.headers.known(Known::XRequestId).is_some_and(|id| !id.is_empty())
+            && (!edge || self.preserve_request_id);
+        if self.generate_request_id && !keep {
+            head.headers.set(Known::XRequestId, uuid::Uuid::new_v4().to_string());
+        }
+        cert::forward(
+            self.client_cert,
+            &self.client_cert_details,
+            connection.tls.as_ref(),
+            &mut head.headers,
+        );
+        Ok(origin)
+    }
+
+    fn underscores(&self, headers: &mut Headers) -> Result<(), Reject> {
+        if self.underscores == HeadersWithUnderscoresAction::Allow {
+            return Ok(());
+        }
+        let bad: Vec<Name> = headers
+            .iter()
+            .filter(|(name, _)| name.as_bytes().contains(&b'_'))
+            .map(|(name, _)| name.clone())
+            .collect();
+        if !bad.is_empty() && self.underscores == HeadersWithUnderscoresAction::RejectRequest {
+            return Err(bad_request("unexpected_underscore"));
+        }
+        for name in &bad {
+            headers.remove(name);
+        }
+        Ok(())
+    }
+
+    fn strip_host(&self, head: &mut RequestHead, port: u16) {
+        let host = without_port(&head.authority).len();
+        let given = &head.authority[host..];
+        let strip = match self.strip_port {
+            StripPort::Keep => false,
+            StripPort::Any => true,
+            StripPort::Matching => given == format!(":{port}").as_bytes(),
+        };
+        if strip && !given.is_empty() {
+            head.authority.truncate(host);
+        }
+        if self.strip_trailing_dot {
+            let host = without_port(&head.authority).len();
+            if head.authority[..host].ends_with(b".") {
+                let mut authority = head.authority.to_vec();
+                authority.remove(host - 1);
+                head.authority = authority.into();
+            }
+        }
+    }
+
+    /// Who sent the request, and the `x-forwarded-*` headers that say so.
+    fn origin(&self, head: &mut RequestHead, connection: &ConnectionInfo) -> Origin {
+        let peer = connection.remote;
+        let own_scheme: &'static str = if connection.tls.is_some() { "https" } else { "http" };
+        let headers = &mut head.headers;
+        let forwarded = headers.known(Known::XForwardedFor).cloned();
+        let (found, single) = if self.use_remote_address {
+            let found = match self.trusted_hops {
+                0 => None,
+                hops => forwarded.as_ref().and_then(|xff| last_address(xff, hops - 1)),
+            };
+            if !self.skip_xff_append {
+                append_list(headers, Known::XForwardedFor, &peer.ip().to_string());
+            }
+            if self.trusted_hops == 0 || headers.known(Known::XForwardedProto).is_none() {
+                headers.set(Known::XForwardedProto, own_scheme);
+            }
+            (found.or(Some(peer.ip())), forwarded.is_none())
+        } else {
+            let found = forwarded.as_ref().and_then(|xff| last_address(xff, self.trusted_hops));
+            let single = forwarded.as_ref().is_some_and(|xff| !xff.contains(&b','));
+            (found, single && found.is_some())
+        };
+        let proto = match headers.known(Known::XForwardedProto) {
+            Some(proto) if proto.eq_ignore_ascii_case(b"http") || proto.eq_ignore_ascii_case(b"https") => {
+                Bytes::from(proto.to_ascii_lowercase())
+            }
+            Some(_) => Bytes::from_static(own_scheme.as_bytes()),
+            None => {
+                headers.set(Known::XForwardedProto, own_scheme);
+                Bytes::from_static(own_scheme.as_bytes())
+            }
+        };
+        head.scheme = proto;
+        if self.append_forwarded_port {
+            let name = Name::new("x-forwarded-port");
+            if self.use_remote_address && self.trusted_hops == 0 || headers.get(&name).is_none() {
+                headers.set(name, connection.local.port().to_string());
+            }
+        }
+        let internal = single
+            && found.is_some_and(|address| self.internal.iter().any(|range| range.contains(address)));
+        let remote = match found {
+            Some(address) if address != peer.ip() => SocketAddr::new(address, 0),
+            _ => peer,
+        };
+        Origin { remote, internal }
+    }
+
+    /// Takes away what only trusted clients may say.
+    fn sanitize(&self, headers: &mut Headers, origin: &Origin) {
+        let internal = Name::new("x-envoy-internal");
+        headers.remove(&internal);
+        if origin.internal {
+            headers.append(internal, "true");
+            return;
+        }
+        if self.use_remote_address {
+            for name in [
+                "x-envoy-decorator-operation",
+                "x-envoy-downstream-service-cluster",
+                "x-envoy-downstream-service-node",
+                "x-envoy-original-path",
+            ] {
+                headers.remove(&Name::new(name));
+            }
+            headers.set(Name::new("x-envoy-external-address"), origin.remote.ip().to_string());
+        }
+        for name in [
+            "x-envoy-retriable-status-codes",
+            "x-envoy-retriable-header-names",
+            "x-envoy-retry-on",
+            "x-envoy-retry-grpc-on",
+            "x-envoy-max-retries",
+            "x-envoy-upstream-alt-stat-name",
+            "x-envoy-upstream-rq-timeout-ms",
+            "x-envoy-upstream-rq-per-try-timeout-ms",
+            "x-envoy-upstream-rq-timeout-alt-response",
+            "x-envoy-expected-rq-timeout-ms",
+            "x-envoy-force-trace",
+            "x-envoy-ip-tags",
+            "x-envoy-original-url",
+            "x-envoy-hedge-on-per-try-timeout",
+        ] {
+            headers.remove(&Name::new(name));
+        }
+    }
+
+    fn normalize(&self, head: &mut RequestHead) -> Result<(), Reject> {
+        if head.path.as_ref() == b"*" || head.method.as_ref() == b"CONNECT" {
+            return Ok(());
+        }
+        if !head.path.starts_with(b"/") {
+            self.stats.rq_non_relative_path.inc();
+            return Err(Reject::new(404, "", ResponseFlags::default(), "absolute_path_rejected"));
+        }
+        if !(self.normalize_path || self.merge_slashes) && !self.acts_on_escaped_slashes() {
+            return Ok(());
+        }
+        let path_end = head.path_only().len();
+        let rest = head.path[path_end..].to_vec();
+        let mut path = head.path[..path_end].to_vec();
+        match self.escaped_slashes {
+            Slashes::ImplementationSpecificDefault | Slashes::KeepUnchanged => {}
+            Slashes::RejectRequest if has_escaped_slash(&path) => {
+                return Err(bad_request("path_normalization_failed"));
+            }
+            Slashes::UnescapeAndForward => path = unescape_slashes(&path),
+            Slashes::UnescapeAndRedirect if has_escaped_slash(&path) => {
+                let mut location = unescape_slashes(&path);
+                location.extend_from_slice(&rest);
+                return Err(Reject::new(307, "", ResponseFlags::default(), "path_normalization_failed")
+                    .with_header(Known::Location, location));
+            }
+            Slashes::RejectRequest | Slashes::UnescapeAndRedirect => {}
+        }
+        if self.normalize_path {
+            path = normalize_path(&path).ok_or_else(|| bad_request("path_normalization_failed"))?;
+        }
+        if self.merge_slashes {
+            path.dedup_by(|b, a| *a == b'/' && *b == b'/');
+        }
+        path.extend_from_slice(&rest);
+        head.path = path.into();
+        Ok(())
+    }
+
+    fn acts_on_escaped_slashes(&self) -> bool {
+        !matches!(
+            self.escaped_slashes,
+            Slashes::ImplementationSpecificDefault | Slashes::KeepUnchanged
+        )
+    }
+
+    /// Finishes a response head: `server`, `date`, `via`, `x-request-id`.
+    pub(super) fn finish_response(&self, head: &mut ResponseHead, request_id: Option<&Bytes>) {
+        let present = head.headers.known(Known::Server).is_some();
+        match self.server_header {
+            ServerHeader::Overwrite => head.headers.set(Known::Server, self.server_name.clone()),
+            ServerHeader::AppendIfAbsent if !present => {
+                head.headers.append(Known::Server, self.server_name.clone());
+            }
+            ServerHeader::AppendIfAbsent | ServerHeader::PassThrough => {}
+        }
+        if !self.via.is_empty() {
+            append_via(&mut head.headers, &self.via);
+        }
+        if self.request_id_in_response
+            && let Some(id) = request_id
+        {
+            head.headers.set(Known::XRequestId, id.clone());
+        }
+    }
+
+    /// Whether the connection manager (not a route) allows an upgrade.
+    pub(super) fn allows_upgrade(&self, name: &str) -> bool {
+        self.upgrades.iter().any(|(n, allowed)| *allowed && n == name)
+    }
+}
+
+fn append_via(headers: &mut Headers, via: &Bytes) {
+    match std::str::from_utf8(via) {
+        Ok(via) => append_list(headers, Known::Via, via),
+        Err(_) => headers.append(Known::Via, via.clone()),
+    }
+}
+
+/// Adds an element to a comma-separated header.
+fn append_list(headers: &mut Headers, name: Known, element: &str) {
+    let value = match headers.known(name) {
+        Some(earlier) if !earlier.is_empty() => {
+            let mut all = earlier.to_vec();
+            all.push(b',');
+            all.extend_from_slice(element.as_bytes());
+            all
+        }
+        _ => element.as_bytes().to_vec(),
+    };
+    headers.set(name, value);
+}
+
+/// The address `skip` places from the end of `x-forwarded-for`; the first one if there are not so many.
+fn last_address(forwarded: &[u8], skip: usize) -> Option<IpAddr> {
+    let text = std::str::from_utf8(forwarded).ok()?;
+    text.rsplit(',').nth(skip)?.trim().parse().ok()
+}
+
+fn has_escaped_slash(path: &[u8]) -> bool {
+    path.windows(3).any(is_escaped_slash)
+}
+
+fn is_escaped_slash(window: &[u8]) -> bool {
+    window.eq_ignore_ascii_case(b"%2f") || window.eq_ignore_ascii_case(b"%5c")
+}
+
+fn unescape_slashes(path: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((first, after)) = rest.split_first() {
+        match rest.get(..3) {
+            Some(window) if window.eq_ignore_ascii_case(b"%2f") => {
+                out.push(b'/');
+                rest = &rest[3..];
+            }
+            Some(window) if window.eq_ignore_ascii_case(b"%5c") => {
+                out.push(b'\\');
+                rest = &rest[3..];
+            }
+            _ => {
+                out.push(*first);
+                rest = after;
+            }
+        }
+    }
+    out
+}
+
+/// RFC 3986 §6 as Envoy does it: unescapes unreserved characters, turns `\` into `/`, resolves `.` and
+/// `..`. `None` if the path climbs above its root or holds a NUL.
+fn normalize_path(path: &[u8]) -> Option<Vec<u8>> {
+    let mut decoded = Vec::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((first, after)) = rest.split_first() {
+        let escaped = rest.get(1..3).filter(|_| *first == b'%').and_then(hex_pair);
+        match escaped {
+            Some(0) => return None,
+            Some(byte) if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) => {
+                decoded.push(byte);
+                rest = &rest[3..];
+            }
+            _ => {
+                decoded.push(if *first == b'\\' { b'/' } else { *first });
+                rest = after;
+            }
+        }
+    }
+    let mut segments: Vec<&[u8]> = Vec::new();
+    let mut all = decoded.split(|b| *b == b'/').skip(1).peekable();
+    while let Some(segment) = all.next() {
+        let last = all.peek().is_none();
+        match segment {
+            b"." if last => segments.push(b""),
+            b"." => {}
+            b".." => {
+                segments.pop()?;
+                if last {
+                    segments.push(b"");
+                }
+            }
+            other => segments.push(other),
+        }
+    }
+    let mut out = Vec::with_capacity(decoded.len());
+    for segment in &segments {
+        out.push(b'/');
+        out.extend_from_slice(segment);
+    }
+    if out.is_empty() {
+        out.push(b'/');
+    }
+    Some(out)
+}
+
+fn hex_pair(pair: &[u8]) -> Option<u8> {
+    let text = std::str::from_utf8(pair).ok()?;
+    u8::from_str_radix(text, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_normalized() {
+        for (path, want) in [
+            ("/a/./b", Some("/a/b")),
+            ("/a/../b", Some("/b")),
+            ("/a/..", Some("/")),
+            ("/a/b/.", Some("/a/b/")),
+            ("/..", None),
+            ("/a/%2e%2e/b", Some("/b")),
+            ("/%41%7e", Some("/A~")),
+            ("/a%2Fb", Some("/a%2Fb")),
+            ("/a\\b", Some("/a/b")),
+            ("/%00", None),
+            ("//a", Some("//a")),
+        ] {
+            let got = normalize_path(path.as_bytes()).map(|path| String::from_utf8(path).unwrap());
+            assert_eq!(got.as_deref(), want, "{path}");
+        }
+        assert_eq!(unescape_slashes(b"/a%2fb%5Cc%20"), b"/a/b\\c%20");
+    }
+
+    #[test]
+    fn forwarded_for_is_read_from_the_end() {
+        let list = b"1.2.3.4, 5.6.7.8,9.10.11.12";
+        assert_eq!(last_address(list, 0), "9.10.11.12".parse().ok());
+        assert_eq!(last_address(list, 2), "1.2.3.4".parse().ok());
+        assert_eq!(last_address(list, 3), None);
+        assert_eq!(last_address(b"nonsense", 0), None);
+    }
+}

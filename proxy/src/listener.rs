@@ -1,0 +1,410 @@
+//! Listeners: an address, what is looked at before a filter chain is chosen, and the chains.
+
+use std::{
+    cell::RefCell,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use lateen_protocols::envoy::envoy::{
+    config::{
+        core::v3::{Address, address, socket_address::PortSpecifier},
+        listener::v3 as proto,
+    },
+    extensions::filters::listener::{
+        http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst,
+        proxy_protocol::v3::ProxyProtocol, tls_inspector::v3::TlsInspector,
+    },
+};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout},
+};
+
+use crate::{
+    access_log::AccessLog,
+    config_error::ConfigError,
+    drain::Drain,
+    filter_chain::{Candidate, FilterChain, FilterChains, Terminal},
+    format::Facts,
+    info::{ConnectionInfo, ResponseFlags, StreamInfo},
+    inspector::{Inspectors, Sniffed},
+    proto::{invalid, timeout as optional_timeout, unpack},
+    rewind::Rewind,
+    shared::Shared,
+    stats::{Counter, Gauge, Histogram, Scope},
+};
+
+/// Envoy's default for `listener_filters_timeout`.
+const INSPECT: Duration = Duration::from_secs(15);
+
+/// A compiled listener.
+#[derive(Debug)]
+pub struct Listener {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// More addresses.
+    pub additional: Vec<SocketAddr>,
+    /// Whether it has a socket of its own.
+    pub bind_to_port: bool,
+    /// Length of the accept queue.
+    pub backlog: u32,
+    pub(crate) shared: Arc<Shared>,
+    /// Drains this listener's connections when it is removed.
+    pub(crate) drain: Drain,
+    chains: FilterChains,
+    inspectors: Inspectors,
+    original_dst: bool,
+    inspect_limit: Option<Duration>,
+    continue_on_timeout: bool,
+    access_log: Vec<AccessLog>,
+    stats: Stats,
+}
+
+/// Something a listener waits for before it can serve.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Dependency {
+    /// A route table of this name.
+    Routes(Arc<str>),
+    /// A secret of this name.
+    Secret(Arc<str>),
+}
+
+/// `listener.ADDRESS.*`.
+#[derive(Debug)]
+struct Stats {
+    total: Counter,
+    active: Gauge,
+    destroy: Counter,
+    length: Histogram,
+    no_filter_chain: Counter,
+    pre_timeout: Counter,
+    inspect_error: Counter,
+    handshake: Counter,
+    handshake_error: Counter,
+    handshake_timeout: Counter,
+}
+
+impl Stats {
+    fn new(scope: &Scope) -> Stats {
+        Stats {
+            total: scope.counter("downstream_cx_total"),
+            active: scope.gauge("downstream_cx_active"),
+            destroy: scope.counter("downstream_cx_destroy"),
+            length: scope.histogram("downstream_cx_length_ms"),
+            no_filter_chain: scope.counter("no_filter_chain_match"),
+            pre_timeout: scope.counter("downstream_pre_cx_timeout"),
+            inspect_error: scope.counter("downstream_listener_filter_error"),
+            handshake: scope.counter("ssl.handshake"),
+            handshake_error: scope.counter("ssl.connection_error"),
+            handshake_timeout: scope.counter("downstream_cx_transport_socket_connect_timeout"),
+        }
+    }
+}
+
+impl Listener {
+    /// Compiles Envoy's `Listener`.
+    ///
+    /// # Errors
+    /// When something is invalid, or not supported and would change what happens.
+    pub fn compile(config: &proto::Listener, shared: &Arc<Shared>) -> Result<Arc<Listener>, ConfigError> {
+        compile(config, shared)
+            .map(Arc::new)
+            .map_err(|error| error.within(format_args!("listener {}", config.name)))
+    }
+
+    /// What it waits for; empty when it can serve.
+    pub fn waiting_for(&self) -> Vec<Dependency> {
+        let mut waiting = Vec::new();
+        for chain in self.chains.all() {
+            if let Terminal::Http(manager) = &chain.terminal
+                && let Some(slot) = manager.waiting_for()
+            {
+                waiting.push(Dependency::Routes(slot.name().clone()));
+            }
+            for secret in chain.tls.iter().flat_map(|tls| tls.waiting_for()) {
+                waiting.push(Dependency::Secret(secret.name().clone()));
+            }
+        }
+        waiting
+    }
+
+    /// Serves an accepted connection to its end.
+    pub(crate) async fn serve(self: Arc<Self>, mut socket: TcpStream, accepted: Instant) {
+        let (Ok(direct_remote), Ok(socket_local)) = (socket.peer_addr(), socket.local_addr()) else {
+            return; // the peer has left already
+        };
+        drop(socket.set_nodelay(true));
+        let _open = Open::new(&self.stats);
+        let mut read = BytesMut::new();
+        let mut sniffed = Sniffed::default();
+        if self.inspectors.any() {
+            match self.inspectors.inspect(&mut socket, &mut read, self.inspect_limit).await {
+                Ok((found, false)) => sniffed = found,
+                Ok((found, true)) => {
+                    self.stats.pre_timeout.inc();
+                    if !self.continue_on_timeout {
+                        return;
+                    }
+                    sniffed = found;
+                }
+                Err(error) => {
+                    self.stats.inspect_error.inc();
+                    tracing::debug!(%error, listener = %self.name, "connection dropped before a filter chain was chosen");
+                    return;
+                }
+            }
+        }
+        let original = if self.original_dst { original_destination(&socket) } else { None };
+        let (remote, local) = match (sniffed.proxied, original) {
+            (Some((source, destination)), _) => (source, destination),
+            (None, Some(original)) => (direct_remote, original),
+            (None, None) => (direct_remote, socket_local),
+        };
+        let candidate = Candidate {
+            local,
+            remote,
+            direct_remote,
+            sniffed: &sniffed,
+        };
+        let connection = ConnectionInfo {
+            id: next_id(),
+            remote,
+            local,
+            tls: None,
+            requested_server_name: sniffed.server_name.clone(),
+            started: accepted,
+        };
+        let Some(chain) = self.chains.find(&candidate) else {
+            self.stats.no_filter_chain.inc();
+            self.refuse(connection, ResponseFlags::NO_ROUTE_FOUND, "filter_chain_not_found");
+            return;
+        };
+        let stream = Rewind::new(read.freeze(), socket);
+        match &chain.tls {
+            None => self.run(&chain, stream, connection).await,
+            Some(tls) => {
+                match timeout(chain.handshake, tls.accept(stream)).await {
+                    Ok(Ok((stream, info))) => {
+                        self.stats.handshake.inc();
+                        let mut connection = connection;
+                        connection.requested_server_name = connection
+                            .requested_server_name
+                            .or_else(|| stream.get_ref().1.server_name().map(Arc::from));
+                        connection.tls = Some(info);
+                        self.run(&chain, stream, connection).await;
+                    }
+                    Ok(Err(error)) => {
+                        self.stats.handshake_error.inc();
+                        tracing::debug!(%error, listener = %self.name, %remote, "TLS handshake failed");
+                        self.refuse(connection, ResponseFlags::default(), "");
+                    }
+                    Err(_) => {
+                        self.stats.handshake_timeout.inc();
+                        self.refuse(connection, ResponseFlags::default(), "transport_socket_timeout");
+                    }
+                }
+            }
+        }
+    }
+
+    async fn run<S>(&self, chain: &FilterChain, stream: S, connection: ConnectionInfo)
+    where
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    {
+        let connection = Rc::new(connection);
+        match &chain.terminal {
+            Terminal::Http(manager) => {
+                let drains = vec![self.shared.drain.clone(), self.drain.clone()];
+                Box::pin(manager.clone().serve(stream, connection, drains)).await;
+            }
+            Terminal::Tcp(proxy, logs) => {
+                let record = TcpRecord {
+                    info: Rc::new(RefCell::new(StreamInfo::new(connection, None))),
+                    logs,
+                };
+                // Dropped when the process stops: the record is written then, too.
+                proxy.serve(&self.shared, stream, &record.info).await;
+            }
+        }
+    }
+
+    /// Writes the listener's access log for a connection that no chain took.
+    fn refuse(&self, connection: ConnectionInfo, flags: ResponseFlags, details: &'static str) {
+        if self.access_log.is_empty() {
+            return;
+        }
+        let mut info = StreamInfo::new(Rc::new(connection), None);
+        info.flags = flags;
+        info.response_code_details = details;
+        info.response_end = Some(info.start.elapsed());
+        for log in &self.access_log {
+            log.write(&Facts::of_connection(&info));
+        }
+    }
+}
+
+/// Writes the access log of a TCP connection when it ends.
+struct TcpRecord<'a> {
+    info: Rc<RefCell<StreamInfo>>,
+    logs: &'a [AccessLog],
+}
+
+impl Drop for TcpRecord<'_> {
+    fn drop(&mut self) {
+        let mut info = self.info.borrow_mut();
+        info.response_end = Some(info.start.elapsed());
+        for log in self.logs {
+            log.write(&Facts::of_connection(&info));
+        }
+    }
+}
+
+/// Counts an open connection as long as it lives.
+struct Open<'a> {
+    stats: &'a Stats,
+    since: Instant,
+}
+
+impl<'a> Open<'a> {
+    fn new(stats: &'a Stats) -> Open<'a> {
+        stats.total.inc();
+        stats.active.inc();
+        Open {
+            stats,
+            since: Instant::now(),
+        }
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.stats.active.dec();
+        self.stats.destroy.inc();
+        let lived = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.stats.length.record(lived);
+    }
+}
+
+fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Where the peer wanted to go before a redirect rule of the kernel's; `None` if there was none.
+fn original_destination(socket: &TcpStream) -> Option<SocketAddr> {
+    let socket = socket2::SockRef::from(socket);
+    socket
+        .original_dst_v4()
+        .or_else(|_| socket.original_dst_v6())
+        .ok()?
+        .as_socket()
+}
+
+fn compile(config: &proto::Listener, shared: &Arc<Shared>) -> Result<Listener, ConfigError> {
+    let unsupported = [
+        ("filter_chain_matcher", config.filter_chain_matcher.is_some()),
+        ("fcds_config", config.fcds_config.is_some()),
+        ("udp_listener_config", config.udp_listener_config.is_some()),
+        ("api_listener", config.api_listener.is_some()),
+        ("listener_specifier", config.listener_specifier.is_some()),
+        ("use_original_dst", config.use_original_dst.as_ref().is_some_and(|on| on.value)),
+        ("transparent", config.transparent.as_ref().is_some_and(|on| on.value)),
+        ("socket_options", !config.socket_options.is_empty()),
+    ];
+    if let Some((field, _)) = unsupported.iter().find(|(_, present)| *present) {
+        return Err(invalid(*field, "not supported"));
+    }
+    let address = socket_address(config.address.as_ref())?;
+    let additional = config
+        .additional_addresses
+        .iter()
+        .map(|additional| socket_address(additional.address.as_ref()))
+        .collect::<Result<_, _>>()?;
+    let (inspectors, original_dst) = listener_filters(config)?;
+    let chains = FilterChains::compile(config, shared)?;
+    let scope = match config.stat_prefix.as_str() {
+        "" => format!("listener.{}.", address.to_string().replace(':', "_")),
+        prefix => format!("listener.{prefix}."),
+    };
+    let deprecated = config.deprecated_v1.as_ref().and_then(|v1| v1.bind_to_port.as_ref());
+    Ok(Listener {
+        name: match config.name.as_str() {
+            "" => address.to_string().into(),
+            name => name.into(),
+        },
+        address,
+        additional,
+        bind_to_port: config.bind_to_port.as_ref().or(deprecated).is_none_or(|bind| bind.value),
+        backlog: config.tcp_backlog_size.as_ref().map_or(1024, |size| size.value),
+        shared: shared.clone(),
+        drain: Drain::new(shared.drain.time()),
+        chains,
+        inspectors,
+        original_dst,
+        inspect_limit: optional_timeout(
+            "listener_filters_timeout",
+            config.listener_filters_timeout.as_ref(),
+            Some(INSPECT),
+        )?,
+        continue_on_timeout: config.continue_on_listener_filters_timeout,
+        access_log: AccessLog::compile_all(&config.access_log)?,
+        stats: Stats::new(&shared.stats.scope(&scope)),
+    })
+}
+
+fn listener_filters(config: &proto::Listener) -> Result<(Inspectors, bool), ConfigError> {
+    let mut inspectors = Inspectors::default();
+    let mut original_dst = false;
+    for filter in &config.listener_filters {
+        let within = |error: ConfigError| error.within(format_args!("listener filter {}", filter.name));
+        if filter.filter_disabled.is_some() {
+            return Err(within(invalid("filter_disabled", "not supported")));
+        }
+        let Some(proto::listener_filter::ConfigType::TypedConfig(any)) = filter.config_type.as_ref() else {
+            return Err(within(invalid("typed_config", "absent")));
+        };
+        if unpack::<TlsInspector>(any).map_err(within)?.is_some() {
+            inspectors.tls = true;
+        } else if unpack::<HttpInspector>(any).map_err(within)?.is_some() {
+            inspectors.http = true;
+        } else if unpack::<OriginalDst>(any).map_err(within)?.is_some() {
+            original_dst = true;
+        } else if let Some(proxy) = unpack::<ProxyProtocol>(any).map_err(within)? {
+            inspectors.proxy_protocol = Some(proxy.allow_requests_without_proxy_protocol);
+        } else {
+            return Err(within(invalid(any.type_url.clone(), "this listener filter is not supported")));
+        }
+    }
+    Ok((inspectors, original_dst))
+}
+
+fn socket_address(address: Option<&Address>) -> Result<SocketAddr, ConfigError> {
+    let path = "address";
+    match address.and_then(|address| address.address.as_ref()) {
+        Some(address::Address::SocketAddress(socket)) => {
+            let ip = socket
+                .address
+                .parse()
+                .map_err(|_| invalid(path, format!("malformed IP address: {}", socket.address)))?;
+            match socket.port_specifier.as_ref() {
+                Some(PortSpecifier::PortValue(port)) => {
+                    let port = u16::try_from(*port).map_err(|_| invalid(path, format!("{port} is not a port")))?;
+                    Ok(SocketAddr::new(ip, port))
+                }
+                Some(PortSpecifier::NamedPort(_)) | None => Err(invalid(path, "no port_value")),
+            }
+        }
+        Some(_) => Err(invalid(path, "only socket addresses are supported")),
+        None => Err(invalid(path, "absent")),
+    }
+}
+
