@@ -361,7 +361,14 @@ impl Mesh {
                         problem.as_str().map_or(problem.to_string(), str::to_owned)
                     );
                 }
-                if state["live"].as_u64() >= Some(generation) && self.mixer_at(generation).await? {
+                // Mixer reads its rules from Pilot and is among the readers.
+                let readers = state["readers"].as_array().into_iter().flatten();
+                if state["live"].as_u64() >= Some(generation)
+                    && readers.clone().count() > 0
+                    && readers
+                        .clone()
+                        .all(|reader| reader["live"].as_u64() >= Some(generation))
+                {
                     return Ok(());
                 }
             }
@@ -372,13 +379,6 @@ impl Mesh {
             );
             tokio::time::sleep(LOOK).await;
         }
-    }
-
-    /// Whether Mixer has taken over Pilot's generation.
-    async fn mixer_at(&self, generation: u64) -> anyhow::Result<bool> {
-        let url = format!("http://{}:15014/debug/config", self.block.mixer());
-        let state = self.client.get(&url).await?.json()?;
-        Ok(state["source_generation"].as_u64() >= Some(generation))
     }
 
     /// Pilot's word on what is live where.
