@@ -353,7 +353,7 @@ static_resources: { clusters: [ { name: xds-grpc } ] }
         let error = |from: &str, to: &str| load(&GOOD.replace(from, to)).unwrap_err().to_string();
         assert!(error("me, cluster", "me, clutter").contains("clutter"));
         assert_eq!(
-            error("name: xds-grpc }", "name: other }"),
+            error("[ { name: xds-grpc", "[ { name: other"),
             "dynamic_resources.ads_config: grpc_services[0].envoy_grpc.cluster_name: \
              no static cluster is called \"xds-grpc\""
         );

@@ -330,6 +330,8 @@ pub enum Instrument {
 
 struct ScopeInner {
     prefix: Arc<str>,
+    /// Prefix of the outermost scope this one was made from: it tells what the names are about.
+    root: Arc<str>,
     instruments: Mutex<BTreeMap<Arc<str>, Instrument>>,
     inner: Arc<Inner>,
 }
@@ -363,10 +365,15 @@ impl Registry {
     /// A `:` in it becomes `_`, as Envoy writes it.
     pub fn scope(&self, prefix: &str) -> Scope {
         let prefix: Arc<str> = prefix.replace(':', "_").into();
+        self.scope_within(prefix.clone(), prefix)
+    }
+
+    fn scope_within(&self, prefix: Arc<str>, root: Arc<str>) -> Scope {
         let mut scopes = lock(&self.0.scopes);
         let scope = scopes.entry(prefix.clone()).or_insert_with(|| {
             Arc::new(ScopeInner {
                 prefix,
+                root,
                 instruments: Mutex::default(),
                 inner: self.0.clone(),
             })
@@ -380,14 +387,22 @@ impl Registry {
         lock(&self.0.scopes).retain(|name, _| !name.starts_with(&prefix));
     }
 
-    /// Calls `see` with scope, name in it, and instrument; sorted by scope.
+    /// Calls `see` with the outermost scope, the name in it, and the instrument; sorted by full name.
     pub fn each(&self, mut see: impl FnMut(&str, &str, &Instrument)) {
         let scopes: Vec<Arc<ScopeInner>> = lock(&self.0.scopes).values().cloned().collect();
+        let mut all = Vec::new();
         for scope in scopes {
-            let instruments = lock(&scope.instruments).clone();
-            for (name, instrument) in &instruments {
-                see(&scope.prefix, name, instrument);
+            for (name, instrument) in lock(&scope.instruments).iter() {
+                all.push((
+                    format!("{}{name}", scope.prefix),
+                    scope.root.clone(),
+                    instrument.clone(),
+                ));
             }
+        }
+        all.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        for (full, root, instrument) in &all {
+            see(root, full.strip_prefix(&**root).unwrap_or(full), instrument);
         }
     }
 
@@ -450,7 +465,8 @@ impl Scope {
 
     /// A scope beneath this one: `x.` in `cluster.c.` is `cluster.c.x.`.
     pub fn scope(&self, prefix: &str) -> Scope {
-        Registry(self.0.inner.clone()).scope(&format!("{}{prefix}", self.0.prefix))
+        let prefix = format!("{}{}", self.0.prefix, prefix.replace(':', "_"));
+        Registry(self.0.inner.clone()).scope_within(prefix.into(), self.0.root.clone())
     }
 
     /// Takes this scope, and those beneath it, from what admin shows.
