@@ -1,13 +1,42 @@
-//! From a snapshot to what one node gets.
+//! From a snapshot to what one node gets: a pure function without clock or I/O, its output sorted.
+//!
+//! [`translate`] → [`listener`] (outbound, inbound; [`gateway`] for routers) and [`route`] (virtual hosts,
+//! VirtualServices) → [`cluster`] (by DestinationRule: [`policy`]) → [`endpoint`]. Beside the path: [`names`],
+//! [`tls`], [`http`] (connection manager), [`tcp`], [`access_log`], [`mixer`], and [`wire`] for the small change
+//! of protobuf. Where traffic enters and leaves is read from the node in [`interception`] only.
+//!
+//! Stock Envoy gets stock filters only; nothing here makes it refuse a resource that another node's
+//! configuration, or a user's valid object, led to.
+
+mod names;
+mod wire;
+mod interception;
+mod policy;
+mod tls;
+mod mixer;
+mod access_log;
+mod http;
+mod tcp;
+mod route;
+mod virtual_host;
+mod listener;
+mod gateway;
+mod cluster;
+mod endpoint;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use envoy_types::pb::envoy::config::accesslog::v3::AccessLog;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
 
-use crate::model::{Node, Snapshot};
+use crate::model::{Node, Role, Service, Snapshot};
+
+use self::interception::Traffic;
+use self::mixer::Mixer;
 
 /// All that a node gets, by name.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -20,11 +49,81 @@ pub struct Resources {
     pub clusters: BTreeMap<String, Cluster>,
     /// EDS.
     pub endpoints: BTreeMap<String, ClusterLoadAssignment>,
+    /// What had to be left out for this node, and the winner: ports, hosts, domains.
+    pub conflicts: Vec<String>,
 }
 
 /// Computes what a node gets. Pure.
 #[must_use]
 pub fn translate(snapshot: &Snapshot, node: &Node) -> Resources {
-    let (_, _) = (snapshot, node);
-    Resources::default()
+    let scope = Scope::new(snapshot, node);
+    let mut resources = Resources::default();
+    match node.role {
+        Role::Sidecar => {
+            listener::outbound(&scope, &mut resources);
+            listener::inbound(&scope, &mut resources);
+        }
+        Role::Router => gateway::listeners(&scope, &mut resources),
+        // Reads configuration objects only.
+        Role::Reader => return resources,
+    }
+    cluster::clusters(&scope, &mut resources);
+    endpoint::all(&scope, &mut resources);
+    resources.conflicts.sort();
+    resources.conflicts.dedup();
+    resources
 }
+
+/// The endpoints of one cluster as a node gets them: what is to be computed when endpoints change.
+/// `None` for a name that is no EDS cluster of the node.
+#[must_use]
+pub fn endpoints(snapshot: &Snapshot, cluster_name: &str, node: &Node) -> Option<ClusterLoadAssignment> {
+    let scope = Scope { services: Vec::new(), ..Scope::new_without_services(snapshot, node) };
+    endpoint::of_cluster(&scope, cluster_name)
+}
+
+/// What translation for one node reads over and over.
+struct Scope<'a> {
+    snapshot: &'a Snapshot,
+    node: &'a Node,
+    /// Services the node may call, by host name.
+    services: Vec<&'a Arc<Service>>,
+    /// Where its traffic enters and leaves.
+    traffic: Traffic,
+    /// How it calls Mixer; stock Envoy does not.
+    mixer: Option<Mixer>,
+    /// Access logs of every listener.
+    access_log: Vec<AccessLog>,
+}
+
+impl<'a> Scope<'a> {
+    fn new(snapshot: &'a Snapshot, node: &'a Node) -> Self {
+        Self { services: snapshot.visible_services(node), ..Self::new_without_services(snapshot, node) }
+    }
+
+    fn new_without_services(snapshot: &'a Snapshot, node: &'a Node) -> Self {
+        Self {
+            snapshot,
+            node,
+            services: Vec::new(),
+            traffic: Traffic::of(node),
+            mixer: Mixer::of(snapshot, node),
+            access_log: access_log::of(snapshot.mesh()),
+        }
+    }
+
+    fn is_router(&self) -> bool {
+        self.node.role == Role::Router
+    }
+
+    /// Trust domains whose identities are let in.
+    fn trust_domains(&self) -> impl Iterator<Item = &str> {
+        let mesh = self.snapshot.mesh();
+        std::iter::once(mesh.trust_domain.as_str())
+            .chain(mesh.trust_domain_aliases.iter().map(String::as_str))
+            .map(|domain| if domain.is_empty() { "cluster.local" } else { domain })
+    }
+}
+
+#[cfg(test)]
+mod tests;
