@@ -383,7 +383,7 @@ impl Admin {
             let statuses: Vec<Value> = active
                 .iter()
                 .map(|(name, listener)| {
-                    let address = listener.address();
+                    let address = listener.address;
                     json!({
                         "name": name,
                         "local_address": {
@@ -395,7 +395,7 @@ impl Admin {
             return Reply::json(&json!({ "listener_statuses": statuses }));
         }
         Reply::text(active.iter().fold(String::new(), |text, (name, listener)| {
-            text + &format!("{name}::{}\n", listener.address())
+            text + &format!("{name}::{}\n", listener.address)
         }))
     }
 

@@ -6,7 +6,7 @@ use clap::{Parser, ValueEnum};
 use lateen_service::identity::IdentityArgs;
 use serde_json::{Value, json};
 
-use crate::bootstrap::Origin;
+use crate::{agent::EnvoyArgs, bootstrap::Origin};
 
 /// Flags as given. Those that have no meaning here are accepted, because scripts pass them.
 #[derive(Clone, Debug, Parser)]
@@ -117,6 +117,8 @@ pub enum Mode {
     Validate,
 }
 
+/// Levels that Envoy knows; ours may also be `target=level` pairs.
+const ENVOY_LEVELS: [&str; 7] = ["trace", "debug", "info", "warning", "error", "critical", "off"];
 /// More threads than this are a mistake.
 const MAX_CONCURRENCY: usize = 256;
 
@@ -139,6 +141,32 @@ impl Options {
             node_cluster: self.service_cluster.clone(),
             node_zone: self.service_zone.clone(),
         }
+    }
+
+    /// How to run `--envoy`; `None` when there is nothing to run it with.
+    pub fn envoy(&self) -> Option<EnvoyArgs> {
+        let given = |value: u64| u32::try_from(value).ok().filter(|value| *value > 0);
+        Some(EnvoyArgs {
+            envoy: self.envoy.clone()?,
+            bootstrap: self.config_path.clone()?,
+            concurrency: self.concurrency.and_then(|n| given(n as u64)),
+            base_id: given(self.accepted.base_id),
+            extra: self.envoy_extra(),
+            drain_time: self.drain_time(),
+        })
+    }
+
+    /// Flags that Envoy is to have as we got them.
+    fn envoy_extra(&self) -> Vec<String> {
+        let pairs = [
+            ("--log-level", Some(self.log_level.clone()).filter(|l| ENVOY_LEVELS.contains(&l.as_str()))),
+            ("--config-yaml", self.config_yaml.clone()),
+            ("--service-node", self.service_node.clone()),
+            ("--service-cluster", self.service_cluster.clone()),
+            ("--service-zone", self.service_zone.clone()),
+        ];
+        let given = pairs.into_iter().filter_map(|(flag, value)| Some([flag.to_owned(), value?]));
+        given.flatten().collect()
     }
 
     /// How long connections get to finish.

@@ -455,9 +455,7 @@ impl Control {
         if listener.waiting_for().is_empty() && *self.phase.borrow() >= Phase::Listeners {
             entry.warming = None;
             // Bound here and not by `activate`, so that a port in use is told to who asked for it.
-            self.workers
-                .add_listener(listener.clone())
-                .map_err(|e| ConfigError::new(format!("listener {}", proto.name), e.to_string()))?;
+            self.workers.add_listener(listener.clone())?;
             let counter = match entry.active.is_some() {
                 true => "listener_modified",
                 false => "listener_added",

@@ -46,3 +46,9 @@ pub mod grpc;
 pub mod shared;
 pub mod config;
 pub mod logging;
+pub mod control;
+pub mod admin;
+pub mod server;
+pub mod agent;
+#[cfg(test)]
+mod testing;
