@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use lateen_config::Severity;
 use lateen_protocols::envoy::envoy::admin::v3 as admin;
 use lateen_service::admin::{Admin, Query, Reply};
 use prost::Message;
@@ -115,9 +116,20 @@ async fn generation(discovery: &Discovery, query: &Query) -> Reply {
         "live": discovery.ledger().live(current),
         "proxies": brief(proxies),
         "readers": brief(readers),
-        "problems": served.problems,
+        "problems": problems(&served, Severity::Error),
+        "warnings": problems(&served, Severity::Warning),
         "refusals": discovery.ledger().refusals(),
     }))
+}
+
+/// What is refused, or merely doubtful, in the sources: `FILE:LINE: ...`.
+fn problems(served: &Served, severity: Severity) -> Vec<String> {
+    served
+        .problems
+        .iter()
+        .filter(|problem| problem.severity == severity)
+        .map(ToString::to_string)
+        .collect()
 }
 
 fn live(discovery: &Discovery) -> u64 {
@@ -257,10 +269,19 @@ fn push_status(discovery: &Discovery, _: &Query) -> Reply {
     let Some(served) = discovery.served() else {
         return unready();
     };
+    let left_out: BTreeMap<String, Vec<String>> = discovery
+        .ledger()
+        .connections()
+        .iter()
+        .map(|connection| (connection.node.id.clone(), connection.conflicts()))
+        .filter(|(_, conflicts)| !conflicts.is_empty())
+        .collect();
     json_reply(&json!({
         "generation": served.snapshot.generation,
         "status": served.snapshot.status(),
-        "problems": served.problems,
+        "left_out": left_out,
+        "problems": problems(&served, Severity::Error),
+        "warnings": problems(&served, Severity::Warning),
         "refusals": discovery.ledger().refusals(),
     }))
 }

@@ -5,7 +5,7 @@
 //! push everything to everybody. prost writes map fields in the order of a randomly seeded hash map, so
 //! bytes are brought into one order first ([`canonical`]).
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Write as _;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
@@ -19,6 +19,9 @@ use envoy_types::pb::envoy::config::route::v3::{
 };
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, http_connection_manager::RouteSpecifier,
+};
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
+    TcpProxy, tcp_proxy::ClusterSpecifier as TcpDestination,
 };
 use envoy_types::pb::google::protobuf::Any;
 use prost::{Message, Name};
@@ -134,9 +137,17 @@ pub struct Encoded {
     pub version: Arc<str>,
     /// Its bytes.
     pub body: Any,
-    /// What it stands on: a cluster's EDS name, a listener's route configurations, a route
-    /// configuration's clusters.
-    pub refers: Vec<Arc<str>>,
+    /// What it stands on.
+    pub refers: Refers,
+}
+
+/// Names of other resources in one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Refers {
+    /// What the client will ask for next: a cluster's EDS name, a listener's route configurations.
+    pub next: Vec<Arc<str>>,
+    /// Clusters that a listener or a route configuration sends traffic to.
+    pub clusters: Vec<Arc<str>>,
 }
 
 /// A message that is a resource.
@@ -144,22 +155,25 @@ pub trait Resource: Message + Name {
     /// Which kind.
     const KIND: Kind;
 
-    /// Names of the resources it stands on.
-    fn refers(&self) -> Vec<Arc<str>>;
+    /// What it stands on.
+    fn refers(&self) -> Refers;
 }
 
 impl Resource for Cluster {
     const KIND: Kind = Kind::Cluster;
 
-    fn refers(&self) -> Vec<Arc<str>> {
-        if self.cluster_discovery_type
-            != Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32))
-        {
-            return Vec::new();
+    fn refers(&self) -> Refers {
+        let eds = ClusterDiscoveryType::Type(DiscoveryType::Eds as i32);
+        if self.cluster_discovery_type != Some(eds) {
+            return Refers::default();
         }
-        match &self.eds_cluster_config {
-            Some(eds) if !eds.service_name.is_empty() => vec![eds.service_name.as_str().into()],
-            _ => vec![self.name.as_str().into()],
+        let name = match &self.eds_cluster_config {
+            Some(eds) if !eds.service_name.is_empty() => eds.service_name.as_str(),
+            _ => self.name.as_str(),
+        };
+        Refers {
+            next: vec![name.into()],
+            clusters: Vec::new(),
         }
     }
 }
@@ -167,67 +181,99 @@ impl Resource for Cluster {
 impl Resource for ClusterLoadAssignment {
     const KIND: Kind = Kind::Endpoint;
 
-    fn refers(&self) -> Vec<Arc<str>> {
-        Vec::new()
+    fn refers(&self) -> Refers {
+        Refers::default()
     }
 }
 
 impl Resource for Listener {
     const KIND: Kind = Kind::Listener;
 
-    fn refers(&self) -> Vec<Arc<str>> {
-        let hcm_url = HttpConnectionManager::type_url();
-        let mut names: Vec<Arc<str>> = self
+    fn refers(&self) -> Refers {
+        let mut next = BTreeSet::new();
+        let mut clusters = BTreeSet::new();
+        let filters = self
             .filter_chains
             .iter()
             .chain(&self.default_filter_chain)
-            .flat_map(|chain| &chain.filters)
-            .filter_map(|filter| match &filter.config_type {
-                Some(ConfigType::TypedConfig(any)) if any.type_url == hcm_url => {
-                    HttpConnectionManager::decode(any.value.as_slice()).ok()
+            .flat_map(|chain| &chain.filters);
+        for filter in filters {
+            let Some(ConfigType::TypedConfig(any)) = &filter.config_type else {
+                continue;
+            };
+            if any.type_url == HttpConnectionManager::type_url() {
+                match HttpConnectionManager::decode(any.value.as_slice())
+                    .ok()
+                    .and_then(|hcm| hcm.route_specifier)
+                {
+                    Some(RouteSpecifier::Rds(rds)) => {
+                        next.insert(rds.route_config_name);
+                    }
+                    Some(RouteSpecifier::RouteConfig(inline)) => {
+                        clusters_of(&inline, &mut clusters)
+                    }
+                    Some(RouteSpecifier::ScopedRoutes(_)) | None => {}
                 }
-                _ => None,
-            })
-            .filter_map(|hcm| match hcm.route_specifier {
-                Some(RouteSpecifier::Rds(rds)) => Some(rds.route_config_name.into()),
-                _ => None,
-            })
-            .collect();
-        names.sort_unstable();
-        names.dedup();
-        names
+            } else if any.type_url == TcpProxy::type_url() {
+                match TcpProxy::decode(any.value.as_slice())
+                    .ok()
+                    .and_then(|tcp| tcp.cluster_specifier)
+                {
+                    Some(TcpDestination::Cluster(name)) => {
+                        clusters.insert(name);
+                    }
+                    Some(TcpDestination::WeightedClusters(all)) => {
+                        clusters.extend(all.clusters.into_iter().map(|cluster| cluster.name));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Refers {
+            next: shared(next),
+            clusters: shared(clusters),
+        }
     }
 }
 
 impl Resource for RouteConfiguration {
     const KIND: Kind = Kind::Route;
 
-    fn refers(&self) -> Vec<Arc<str>> {
-        let mut names = HashSet::new();
-        for route in self.virtual_hosts.iter().flat_map(|host| &host.routes) {
-            let Some(Action::Route(action)) = &route.action else {
-                continue;
-            };
-            match &action.cluster_specifier {
-                Some(ClusterSpecifier::Cluster(name)) => {
-                    names.insert(name.as_str());
-                }
-                Some(ClusterSpecifier::WeightedClusters(all)) => {
-                    names.extend(all.clusters.iter().map(|cluster| cluster.name.as_str()));
-                }
-                _ => {}
-            }
-            names.extend(
-                action
-                    .request_mirror_policies
-                    .iter()
-                    .map(|mirror| mirror.cluster.as_str()),
-            );
+    fn refers(&self) -> Refers {
+        let mut clusters = BTreeSet::new();
+        clusters_of(self, &mut clusters);
+        Refers {
+            next: Vec::new(),
+            clusters: shared(clusters),
         }
-        let mut names: Vec<Arc<str>> = names.into_iter().map(Arc::from).collect();
-        names.sort_unstable();
-        names
     }
+}
+
+fn clusters_of(routes: &RouteConfiguration, clusters: &mut BTreeSet<String>) {
+    for route in routes.virtual_hosts.iter().flat_map(|host| &host.routes) {
+        let Some(Action::Route(action)) = &route.action else {
+            continue;
+        };
+        match &action.cluster_specifier {
+            Some(ClusterSpecifier::Cluster(name)) => {
+                clusters.insert(name.clone());
+            }
+            Some(ClusterSpecifier::WeightedClusters(all)) => {
+                clusters.extend(all.clusters.iter().map(|cluster| cluster.name.clone()));
+            }
+            _ => {}
+        }
+        clusters.extend(
+            action
+                .request_mirror_policies
+                .iter()
+                .map(|mirror| mirror.cluster.clone()),
+        );
+    }
+}
+
+fn shared(names: BTreeSet<String>) -> Vec<Arc<str>> {
+    names.into_iter().map(Arc::from).collect()
 }
 
 /// Encodes resources and keeps one copy of each that is in use, whoever holds it.
@@ -267,7 +313,7 @@ impl Encoder {
             name,
             &M::type_url(),
             message.encode_to_vec(),
-            Vec::new,
+            Refers::default,
         )
     }
 
@@ -277,7 +323,7 @@ impl Encoder {
         name: &str,
         body_url: &str,
         bytes: Vec<u8>,
-        refers: impl FnOnce() -> Vec<Arc<str>>,
+        refers: impl FnOnce() -> Refers,
     ) -> Arc<Encoded> {
         let message = body_url.rsplit('/').next().unwrap_or_default();
         let bytes = match lateen_protocols::json::pool().get_message_by_name(message) {
@@ -558,5 +604,35 @@ mod tests {
         assert_eq!(canonical(&any, &[0x0a, 0x05, 0x01]), None);
         assert_eq!(canonical(&any, &[0x0b]), None);
         assert_eq!(canonical(&any, &[0xff; 11]), None);
+    }
+
+    #[test]
+    fn what_a_resource_stands_on_is_read_from_it() {
+        use envoy_types::pb::envoy::config::listener::v3::{Filter, FilterChain};
+        let tcp = TcpProxy {
+            cluster_specifier: Some(TcpDestination::Cluster("db".into())),
+            ..TcpProxy::default()
+        };
+        let filter = Filter {
+            config_type: Some(ConfigType::TypedConfig(pack_any(tcp))),
+            ..Filter::default()
+        };
+        let chain = FilterChain {
+            filters: vec![filter],
+            ..FilterChain::default()
+        };
+        let listener = Listener {
+            filter_chains: vec![chain],
+            ..Listener::default()
+        };
+        assert_eq!(*listener.refers().clusters, ["db".into()]);
+        let mut cluster = Cluster {
+            name: "c".into(),
+            ..Cluster::default()
+        };
+        assert_eq!(cluster.refers(), Refers::default(), "static by default");
+        cluster.cluster_discovery_type =
+            Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32));
+        assert_eq!(*cluster.refers().next, ["c".into()]);
     }
 }

@@ -102,7 +102,7 @@ fn build(
     Served {
         generic: generic::catalogs(&snapshot, encoder),
         object_generations: objects,
-        problems: config.problems.iter().map(ToString::to_string).collect(),
+        problems: config.problems.clone(),
         snapshot: Arc::new(snapshot),
         changed_at,
     }

@@ -19,6 +19,7 @@ use envoy_types::pb::envoy::service::discovery::v3 as xds;
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
+use lateen_config::Problem;
 use lateen_identity::SpiffeId;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, timeout};
@@ -60,8 +61,8 @@ pub struct Served {
     pub generic: BTreeMap<Kind, Arc<Catalog>>,
     /// Generation of the last change, by object.
     pub object_generations: ObjectGenerations,
-    /// What is wrong with the sources, `FILE:LINE: ...`; what they said before still holds.
-    pub problems: Vec<String>,
+    /// What is wrong with the sources; what they said before still holds.
+    pub problems: Vec<Problem>,
     /// When the oldest change in it was noticed.
     pub changed_at: Instant,
 }
@@ -156,12 +157,12 @@ impl Discovery {
         A: Ask,
         R: From<session::Response> + Send + 'static,
     {
-        if let Err(status) = self.clone().hold::<A, R>(&mut asks, &answers, peer).await {
-            if status.code() != tonic::Code::Ok {
-                debug!(code = ?status.code(), reason = status.message(), "stream refused");
-                // The client may be gone, or not reading: it learns from the end of the stream.
-                _ = answers.try_send(Err(status));
-            }
+        if let Err(status) = self.clone().hold::<A, R>(&mut asks, &answers, peer).await
+            && status.code() != tonic::Code::Ok
+        {
+            debug!(code = ?status.code(), reason = status.message(), "stream ended");
+            // The client may be gone, or not reading: it learns from the end of the stream.
+            _ = answers.try_send(Err(status));
         }
     }
 
@@ -200,8 +201,7 @@ impl Discovery {
         let span = info_span!("ads", stream, node = %node.id);
         let target = Target {
             generation: served.snapshot.generation,
-            catalogs: served.generic.clone(),
-        };
+            catalogs: served.generic.clone(), conflicts: Vec::new() };
         let session = Session::new(
             A::MODE,
             stream,
@@ -400,8 +400,7 @@ impl Discovery {
     async fn compute(&self, served: Arc<Served>, node: Arc<Node>, xds: bool) -> Option<Target> {
         let mut target = Target {
             generation: served.snapshot.generation,
-            catalogs: served.generic.clone(),
-        };
+            catalogs: served.generic.clone(), conflicts: Vec::new() };
         if !xds {
             return Some(target);
         }
@@ -415,7 +414,8 @@ impl Discovery {
                 .inspect_err(|e| error!(error = %e, "translation panicked"))
                 .ok()?;
         self.metrics.translated(started.elapsed().as_secs_f64());
-        target.catalogs.extend(catalogs);
+        target.catalogs.extend(catalogs.0);
+        target.conflicts = catalogs.1;
         Some(target)
     }
 }
@@ -434,12 +434,13 @@ async fn finish(computing: &mut Option<Computing>) -> (Arc<Served>, Option<Targe
     }
 }
 
-/// A node's resources, encoded.
+/// A node's resources, encoded, and what had to be left out of them.
+#[must_use]
 pub fn catalogs(
     snapshot: &Snapshot,
     node: &Node,
     encoder: &Encoder,
-) -> BTreeMap<Kind, Arc<Catalog>> {
+) -> (BTreeMap<Kind, Arc<Catalog>>, Vec<String>) {
     let resources = translate(snapshot, node);
     let clusters: Catalog = resources
         .clusters
@@ -461,12 +462,13 @@ pub fn catalogs(
         .iter()
         .map(|(name, message)| (name.as_str().into(), encoder.encode(name, message)))
         .collect();
-    BTreeMap::from([
+    let catalogs = BTreeMap::from([
         (Kind::Cluster, Arc::new(clusters)),
         (Kind::Endpoint, Arc::new(endpoints)),
         (Kind::Listener, Arc::new(listeners)),
         (Kind::Route, Arc::new(routes)),
-    ])
+    ]);
+    (catalogs, resources.conflicts)
 }
 
 /// The namespace and service account in the certificate must be those the node claims; an account it

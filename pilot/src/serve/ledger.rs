@@ -51,6 +51,12 @@ impl Connection {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What had to be left out for it, and why.
+    #[must_use]
+    pub fn conflicts(&self) -> Vec<String> {
+        self.session().conflicts().to_vec()
+    }
+
     /// Whether that generation being live is news.
     pub(crate) fn noticed_live(&self, live: u64) -> bool {
         self.noticed_live.swap(live, Ordering::Relaxed) != live
@@ -243,8 +249,7 @@ impl ProxyStatus {
                     resources: resources.then(|| {
                         status
                             .resources()
-                            .iter()
-                            .map(|(name, version)| (name.to_string(), version.to_string()))
+                            .map(|(name, version)| (name.to_owned(), version.to_owned()))
                             .collect()
                     }),
                 };

@@ -27,8 +27,8 @@ use crate::encode::{Catalog, Encoded, Encoder, Kind, set_version};
 /// listener. Envoy asks within the same turn of its loop; a client that never does must not be stuck.
 const CLAIM_WAIT: Duration = Duration::from_secs(5);
 
-/// Most types one stream may watch.
-const KIND_LIMIT: usize = 64;
+/// Most types one stream may watch: a proxy has six, Mixer one for each of its kinds.
+const KIND_LIMIT: usize = 256;
 
 /// Most names one stream may ask for in one type.
 const NAME_LIMIT: usize = 200_000;
@@ -56,6 +56,8 @@ pub struct Target {
     pub generation: u64,
     /// By kind; a kind that is absent has no resources.
     pub catalogs: BTreeMap<Kind, Arc<Catalog>>,
+    /// What had to be left out for this proxy, and why.
+    pub conflicts: Vec<String>,
 }
 
 /// How far the present target has got.
@@ -146,6 +148,12 @@ enum Held {
 }
 
 impl Held {
+    /// Whether it is that resource. Equal ones are mostly one copy, see [`Encoder`].
+    fn is(&self, encoded: &Arc<Encoded>) -> bool {
+        matches!(self, Self::Sent(held) if Arc::ptr_eq(held, encoded))
+            || *self.version() == *encoded.version
+    }
+
     fn version(&self) -> &str {
         match self {
             Self::Sent(encoded) => &encoded.version,
@@ -160,8 +168,8 @@ impl Held {
 struct InFlight {
     nonce: String,
     version: String,
-    /// Name and version, `None` for removed.
-    changes: Vec<(Arc<str>, Option<Arc<str>>)>,
+    /// Name and resource, `None` for removed.
+    changes: Vec<(Arc<str>, Option<Arc<Encoded>>)>,
     sent_at: Instant,
 }
 
@@ -182,7 +190,8 @@ struct Watch {
     wildcard: bool,
     names: BTreeSet<Arc<str>>,
     held: BTreeMap<Arc<str>, Held>,
-    acked: BTreeMap<Arc<str>, Arc<str>>,
+    /// What the client accepted last: this is what it serves by, whatever we sent since.
+    acked: BTreeMap<Arc<str>, Held>,
     /// Sent (or removed), and not acknowledged in that version.
     unacked: BTreeSet<Arc<str>>,
     in_flight: VecDeque<InFlight>,
@@ -360,10 +369,7 @@ impl Session {
             let mut watch = Watch {
                 wildcard: kind.is_wildcard() && (ask.subscribe.is_empty() || star(&ask.subscribe)),
                 reconnected: !held.is_empty(),
-                acked: held
-                    .iter()
-                    .map(|(name, held)| (name.clone(), held.version().into()))
-                    .collect(),
+                acked: held.clone(),
                 held,
                 ..Watch::default()
             };
@@ -425,6 +431,10 @@ impl Session {
     fn open(&mut self, kind: &Kind, mut watch: Watch) -> Result<(), Misuse> {
         if self.watches.len() >= KIND_LIMIT {
             return Err(Misuse::TooManyTypes);
+        }
+        if Kind::XDS.contains(kind) && !self.watches_xds() {
+            // What was live so far said nothing about proxy configuration.
+            self.live = 0;
         }
         watch.must_answer = true;
         if !watch.reconnected {
@@ -498,6 +508,12 @@ impl Session {
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.target.generation
+    }
+
+    /// What had to be left out of the present target, and why.
+    #[must_use]
+    pub fn conflicts(&self) -> &[String] {
+        &self.target.conflicts
     }
 
     /// When the present target was adopted.
@@ -621,10 +637,10 @@ impl Session {
                 watch
                     .acked
                     .get(*name)
-                    .is_some_and(|version| **version == *held.version())
+                    .is_some_and(|acked| acked.version() == held.version())
             })
             .filter_map(|(_, held)| match held {
-                Held::Sent(encoded) => Some(&encoded.refers),
+                Held::Sent(encoded) => Some(&encoded.refers.next),
                 Held::Known(_) | Held::Absent => None,
             })
             .flatten()
@@ -675,13 +691,17 @@ impl Session {
             .get(kind)
             .map_or(&EMPTY, |catalog| catalog);
 
+        let in_use = match kind {
+            Kind::Cluster if self.step >= Step::Break => self.clusters_in_use(),
+            _ => InUse::default(),
+        };
         let consider = |changes: &mut Changes, name: &Arc<str>, wanted: Option<&Arc<Encoded>>| {
             let held = watch.held.get(name);
             let asked = watch.asked.contains(name);
             let again = asked || watch.force.contains(name);
             match wanted {
                 Some(encoded) => {
-                    let same = held.is_some_and(|held| *held.version() == *encoded.version);
+                    let same = held.is_some_and(|held| held.is(encoded));
                     if (again || !same) && (asked || !self.is_blocked(kind, encoded)) {
                         changes.set.push(encoded.clone());
                     }
@@ -692,7 +712,7 @@ impl Session {
                     Some(Held::Absent) | None => changes.set.push(self.empty(kind, name)),
                 },
                 None => {
-                    let retained = *kind == Kind::Cluster && self.step < Step::Break;
+                    let retained = *kind == Kind::Cluster && self.retains(name, &in_use);
                     let known = held.is_some_and(|held| !matches!(held, Held::Absent));
                     // A name that does not exist is said to be gone, once.
                     if (known && !retained) || (!known && (asked || held.is_none())) {
@@ -735,10 +755,44 @@ impl Session {
         *kind == Kind::Route
             && self.watches.get(&Kind::Cluster).is_some_and(|clusters| {
                 !clusters.unacked.is_empty()
-                    && encoded.refers.iter().any(|name| {
+                    && encoded.refers.clusters.iter().any(|name| {
                         clusters.unacked.contains(name) && !clusters.acked.contains_key(name)
                     })
             })
+    }
+
+    /// Whether a cluster that is no longer wanted has to stay all the same: nothing is removed before
+    /// routes have moved, and nothing that the client still sends traffic to.
+    fn retains(&self, name: &Arc<str>, in_use: &InUse) -> bool {
+        self.step < Step::Break || in_use.unknown || in_use.clusters.contains(name)
+    }
+
+    /// Clusters which accepted listeners and routes lead to, where those are not the wanted ones: the client
+    /// refused their successors, we held these back, or an old listener still drains.
+    fn clusters_in_use(&self) -> InUse {
+        let mut in_use = InUse::default();
+        for kind in [Kind::Listener, Kind::Route] {
+            let Some(watch) = self.watches.get(&kind) else {
+                continue;
+            };
+            let wanted = self.target.catalogs.get(&kind);
+            for (name, acked) in &watch.acked {
+                if wanted
+                    .and_then(|all| all.get(name))
+                    .is_some_and(|encoded| acked.is(encoded))
+                {
+                    continue;
+                }
+                match acked {
+                    Held::Sent(encoded) => in_use
+                        .clusters
+                        .extend(encoded.refers.clusters.iter().cloned()),
+                    Held::Known(_) => in_use.unknown = true,
+                    Held::Absent => {}
+                }
+            }
+        }
+        in_use
     }
 
     /// What is answered for a name that has no content: a draining listener may still ask for its routes,
@@ -780,10 +834,10 @@ impl Session {
                 .held
                 .insert(encoded.name.clone(), Held::Sent(encoded.clone()));
             if before.is_none_or(|held| *held.version() != *encoded.version) {
-                stands_on.extend(encoded.refers.iter().cloned());
+                stands_on.extend(encoded.refers.next.iter().cloned());
             }
             watch.unacked.insert(encoded.name.clone());
-            log.push((encoded.name.clone(), Some(encoded.version.clone())));
+            log.push((encoded.name.clone(), Some(encoded.clone())));
         }
         for name in &changes.removed {
             if watch.names.contains(name) {
@@ -860,6 +914,14 @@ impl Session {
     }
 }
 
+/// Clusters that must not be removed.
+#[derive(Debug, Default)]
+struct InUse {
+    clusters: BTreeSet<Arc<str>>,
+    /// Something is in use that an earlier stream sent: anything may be meant.
+    unknown: bool,
+}
+
 /// Which names to compare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scope {
@@ -914,17 +976,17 @@ impl Watch {
     }
 
     fn accepted(&mut self, sent: InFlight) {
-        for (name, version) in sent.changes {
-            let current = self
-                .held
-                .get(&name)
-                .map(Held::version)
-                .filter(|version| !version.is_empty());
-            if current == version.as_deref() {
+        for (name, resource) in sent.changes {
+            let current = match (self.held.get(&name), &resource) {
+                (Some(held), Some(resource)) => held.is(resource),
+                (None | Some(Held::Absent), None) => true,
+                _ => false,
+            };
+            if current {
                 self.unacked.remove(&name);
             }
-            match version {
-                Some(version) => self.acked.insert(name, version),
+            match resource {
+                Some(resource) => self.acked.insert(name, Held::Sent(resource)),
                 None => self.acked.remove(&name),
             };
         }
@@ -1065,9 +1127,11 @@ impl<'a> KindStatus<'a> {
     }
 
     /// Acknowledged version of each resource.
-    #[must_use]
-    pub fn resources(&self) -> &'a BTreeMap<Arc<str>, Arc<str>> {
-        &self.watch.acked
+    pub fn resources(&self) -> impl Iterator<Item = (&'a str, &'a str)> {
+        self.watch
+            .acked
+            .iter()
+            .map(|(name, held)| (&**name, held.version()))
     }
 
     /// Names sent and not acknowledged.

@@ -110,6 +110,7 @@ impl Mesh {
                 ),
                 (Kind::Route, set(vec![encoder.encode("80", &route)])),
             ]),
+            conflicts: Vec::new(),
         }
     }
 
@@ -348,7 +349,7 @@ fn a_refusal_is_kept_and_nothing_is_sent_again() {
             (rejection.message.as_str(), &*rejection.resources),
             ("no such thing", &["bad".to_owned()][..])
         );
-        assert!(!status.resources().contains_key("bad"));
+        assert!(status.resources().all(|(name, _)| name != "bad"));
 
         // Mended: everything goes on.
         client.session.adopt(
@@ -661,6 +662,7 @@ fn configuration_objects_come_whole_or_by_name() {
             Target {
                 generation: 1,
                 catalogs: rules(&["ns/a", "ns/b"]),
+                conflicts: Vec::new(),
             },
         );
         client.ask(kind.clone(), &[], "", None);
@@ -672,6 +674,7 @@ fn configuration_objects_come_whole_or_by_name() {
             Target {
                 generation: 2,
                 catalogs: rules(&["ns/b", "ns/c"]),
+                conflicts: Vec::new(),
             },
             Instant::now(),
         );
@@ -685,5 +688,56 @@ fn configuration_objects_come_whole_or_by_name() {
         }
         client.answer(&second, None);
         assert_eq!(client.session.live(), 2);
+    }
+}
+
+#[test]
+fn a_cluster_stays_while_refused_routes_leave_traffic_on_it() {
+    for mode in BOTH {
+        let mesh = Mesh::new();
+        let mut client = mesh.client(mode, mesh.target(1, &[("a", 0)], "a"));
+        client.start(&["a"]);
+        client
+            .session
+            .adopt(mesh.target(2, &[("b", 0)], "b"), Instant::now());
+        let cds = client.one(&Kind::Cluster);
+        client.answer(&cds, None);
+        client.ask(
+            Kind::Endpoint,
+            &["a", "b"],
+            &nonce_of(&client, &Kind::Endpoint, mode),
+            None,
+        );
+        let eds = client.one(&Kind::Endpoint);
+        client.answer(&eds, None);
+        let rds = client.one(&Kind::Route);
+        client.answer(&rds, Some("no"));
+        client.nothing(); // `a` still serves
+        assert!(client.session.is_settled());
+        assert_eq!(client.session.live(), 1);
+
+        // Once other routes are accepted, it goes.
+        client
+            .session
+            .adopt(mesh.target(3, &[("b", 0), ("c", 0)], "c"), Instant::now());
+        let cds = client.one(&Kind::Cluster);
+        client.answer(&cds, None);
+        client.ask(
+            Kind::Endpoint,
+            &["a", "b", "c"],
+            &nonce_of(&client, &Kind::Endpoint, mode),
+            None,
+        );
+        let eds = client.one(&Kind::Endpoint);
+        client.answer(&eds, None);
+        let rds = client.one(&Kind::Route);
+        client.answer(&rds, None);
+        let cds = client.one(&Kind::Cluster);
+        match mode {
+            Mode::Sotw => assert_eq!(names_of(&cds), ["b", "c"]),
+            Mode::Delta => assert_eq!(*cds.removed, ["a".into()]),
+        }
+        client.answer(&cds, None);
+        assert_eq!(client.session.live(), 3);
     }
 }

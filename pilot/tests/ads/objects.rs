@@ -1,21 +1,17 @@
-//! The service in process, on ports of its own, spoken to by a plain gRPC client.
-#![cfg(test)]
+//! Configuration objects as Mixer reads them, and what every stream has in common.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest,
     aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
 };
 use envoy_types::pb::google::rpc::Status as RpcStatus;
-use lateen_config::{ConfigSet, parse_file};
 use lateen_identity::{PeerMatch, Svid, TrustBundle};
 use lateen_protocols::istio::mcp::v1alpha1::Resource;
-use lateen_service::identity::{self, IdentityArgs};
+use lateen_service::identity;
 use lateen_service::shutdown::Drain;
 use lateen_service::tls;
 use pilot::server::{Config, Pilot};
@@ -24,187 +20,12 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose, SanType,
 };
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming};
+use tonic::Code;
 
-/// Nothing here takes long; a test that waits this long has failed.
-const SOON: Duration = Duration::from_secs(10);
-
-const RULE: &str = "config.istio.io/v1alpha2/rule";
-const WORKLOAD: &str = "lateen.io/v1/Workload";
-
-struct World {
-    source: watch::Sender<Arc<ConfigSet>>,
-    pilot: Pilot,
-    drain: Drain,
-}
-
-fn config() -> Config {
-    Config {
-        config_dir: "/nonexistent".into(),
-        bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
-        grpc_port: 0,
-        tls_port: 0,
-        http_port: 0,
-        identity: IdentityArgs::default(),
-    }
-}
-
-fn set(generation: u64, yaml: &str) -> Arc<ConfigSet> {
-    let (objects, problems) = parse_file("test.yaml", yaml);
-    assert!(
-        problems.iter().all(|problem| !problem.is_error()),
-        "{problems:?}"
-    );
-    Arc::new(ConfigSet {
-        objects: objects.into_iter().map(Arc::new).collect(),
-        problems: Vec::new(),
-        generation,
-    })
-}
-
-fn rule(name: &str, expression: &str) -> String {
-    format!(
-        "apiVersion: config.istio.io/v1alpha2\nkind: rule\nmetadata: {{ name: {name}, namespace: ns }}\nspec:\n  match: {expression}\n  actions: [{{ handler: h, instances: [i] }}]\n---\n"
-    )
-}
-
-impl World {
-    async fn new(yaml: &str) -> Self {
-        let (source, receiver) = watch::channel(set(1, yaml));
-        let drain = Drain::new();
-        let pilot = Pilot::with_source(&config(), receiver, None, &drain)
-            .await
-            .unwrap();
-        let world = Self {
-            source,
-            pilot,
-            drain,
-        };
-        world.built(1).await;
-        world
-    }
-
-    /// Waits until that generation is served.
-    async fn built(&self, generation: u64) {
-        let mut served = self.pilot.discovery.subscribe();
-        let built = served.wait_for(|served| {
-            served
-                .as_ref()
-                .is_some_and(|s| s.snapshot.generation >= generation)
-        });
-        timeout(SOON, built).await.unwrap().unwrap();
-    }
-
-    async fn apply(&self, yaml: &str) -> u64 {
-        let generation = self.source.borrow().generation + 1;
-        self.source.send_replace(set(generation, yaml));
-        self.built(generation).await;
-        generation
-    }
-
-    fn live(&self) -> u64 {
-        self.pilot
-            .discovery
-            .ledger()
-            .live(self.source.borrow().generation)
-    }
-
-    /// Waits until the ledger says so.
-    async fn live_at(&self, generation: u64) {
-        let mut ledger = self.pilot.discovery.ledger().subscribe();
-        let waiting = async {
-            while self.live() < generation {
-                ledger.changed().await.unwrap();
-            }
-        };
-        timeout(SOON, waiting)
-            .await
-            .unwrap_or_else(|_| panic!("{generation} is not live: {}", self.live()));
-    }
-
-    async fn get(&self, path: &str) -> (u16, String) {
-        get(self.pilot.http, path).await
-    }
-
-    async fn delta(&self) -> Client<DeltaDiscoveryRequest, DeltaDiscoveryResponse> {
-        let (sender, receiver) = mpsc::channel(16);
-        let mut client =
-            AggregatedDiscoveryServiceClient::connect(format!("http://{}", self.pilot.grpc))
-                .await
-                .unwrap();
-        let answers = client
-            .delta_aggregated_resources(ReceiverStream::new(receiver))
-            .await
-            .unwrap()
-            .into_inner();
-        Client { sender, answers }
-    }
-
-    async fn sotw(&self) -> Client<DiscoveryRequest, DiscoveryResponse> {
-        let (sender, receiver) = mpsc::channel(16);
-        let mut client =
-            AggregatedDiscoveryServiceClient::connect(format!("http://{}", self.pilot.grpc))
-                .await
-                .unwrap();
-        let answers = client
-            .stream_aggregated_resources(ReceiverStream::new(receiver))
-            .await
-            .unwrap()
-            .into_inner();
-        Client { sender, answers }
-    }
-}
-
-async fn get(address: SocketAddr, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nhost: pilot\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    timeout(SOON, stream.read_to_string(&mut answer))
-        .await
-        .unwrap()
-        .unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (
-        head.split(' ').nth(1).unwrap().parse().unwrap(),
-        body.to_owned(),
-    )
-}
-
-struct Client<A, R> {
-    sender: mpsc::Sender<A>,
-    answers: Streaming<R>,
-}
-
-impl<A, R> Client<A, R> {
-    async fn ask(&self, ask: A) {
-        self.sender
-            .send(ask)
-            .await
-            .unwrap_or_else(|_| panic!("the stream is closed"));
-    }
-
-    async fn answer(&mut self) -> R {
-        timeout(SOON, self.answers.message())
-            .await
-            .unwrap()
-            .unwrap()
-            .unwrap()
-    }
-
-    async fn end(&mut self) -> Status {
-        match timeout(SOON, self.answers.message()).await.unwrap() {
-            Err(status) => status,
-            Ok(None) => Status::ok(""),
-            Ok(Some(_)) => panic!("the stream goes on"),
-        }
-    }
-}
+use crate::world::{Client, RULE, SOON, WORKLOAD, World, config, get, rule, set};
 
 fn reader() -> Option<Node> {
     Some(Node {
