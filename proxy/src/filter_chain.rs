@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use lateen_protocols::envoy::{
     envoy::{
-        config::listener::v3 as proto,
+        config::{core::v3::TrafficDirection, listener::v3 as proto},
         extensions::{
             filters::network::{
                 http_connection_manager::v3::HttpConnectionManager as ManagerProto,
@@ -105,13 +105,13 @@ impl FilterChains {
                 return Err(within(invalid("filter_chain_match", "has the same matching rules as another chain")));
             }
             seen.push(rules);
-            let compiled = FilterChain::compile(chain, shared).map_err(within)?;
+            let compiled = FilterChain::compile(chain, listener.traffic_direction(), shared).map_err(within)?;
             chains.push((Match::compile(rules).map_err(within)?, Arc::new(compiled)));
         }
         let default = match listener.default_filter_chain.as_ref() {
             None => None,
             Some(chain) => {
-                let chain = FilterChain::compile(chain, shared)
+                let chain = FilterChain::compile(chain, listener.traffic_direction(), shared)
                     .map_err(|error| error.within("default_filter_chain"))?;
                 Some(Arc::new(chain))
             }
@@ -266,7 +266,11 @@ impl Match {
 }
 
 impl FilterChain {
-    fn compile(chain: &proto::FilterChain, shared: &Arc<Shared>) -> Result<FilterChain, ConfigError> {
+    fn compile(
+        chain: &proto::FilterChain,
+        direction: TrafficDirection,
+        shared: &Arc<Shared>,
+    ) -> Result<FilterChain, ConfigError> {
         let tls = match chain.transport_socket.as_ref() {
             None => None,
             Some(socket) => {
@@ -297,7 +301,7 @@ impl FilterChain {
             name: chain.name.clone(),
             tls,
             handshake,
-            terminal: terminal(last, shared)
+            terminal: terminal(last, direction, shared)
                 .map_err(|error| error.within(format_args!("filter {}", last.name)))?,
         })
     }
@@ -313,12 +317,16 @@ fn downstream_tls(any: &pb::Any, shared: &Arc<Shared>) -> Result<Option<ServerCo
     }
 }
 
-fn terminal(filter: &proto::Filter, shared: &Arc<Shared>) -> Result<Terminal, ConfigError> {
+fn terminal(
+    filter: &proto::Filter,
+    direction: TrafficDirection,
+    shared: &Arc<Shared>,
+) -> Result<Terminal, ConfigError> {
     let Some(proto::filter::ConfigType::TypedConfig(any)) = filter.config_type.as_ref() else {
         return Err(invalid("typed_config", "absent or by discovery, which is not supported"));
     };
     if let Some(manager) = unpack::<ManagerProto>(any)? {
-        return Ok(Terminal::Http(Arc::new(ConnectionManager::compile(&manager, shared)?)));
+        return Ok(Terminal::Http(Arc::new(ConnectionManager::compile(&manager, direction, shared)?)));
     }
     if let Some(tcp) = unpack::<TcpProto>(any)? {
         let logs = AccessLog::compile_all(&tcp.access_log)?;

@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use lateen_protocols::envoy::envoy::{
     config::{
-        core::v3::{CidrRange, http_protocol_options::HeadersWithUnderscoresAction},
+        core::v3::{CidrRange, TrafficDirection, http_protocol_options::HeadersWithUnderscoresAction},
         route::v3::RouteConfiguration,
     },
     extensions::filters::network::http_connection_manager::v3 as proto,
@@ -30,6 +30,7 @@ use crate::{
     route::{RouteSlot, RouteTable},
     shared::Shared,
     stats::{Counter, Gauge, Histogram, Scope},
+    trace::Tracer,
 };
 
 mod connection;
@@ -37,6 +38,8 @@ mod stream;
 mod convert;
 mod mutate;
 mod cert;
+#[cfg(test)]
+mod tests;
 
 pub use connection::ConnectionContext;
 
@@ -58,6 +61,7 @@ pub struct ConnectionManager {
     pub(crate) shared: Arc<Shared>,
     pub(crate) filters: HttpFilters,
     pub(crate) access_log: Vec<AccessLog>,
+    pub(crate) tracer: Option<Arc<Tracer>>,
     pub(crate) stats: Stats,
     routes: Routes,
     codec: CodecType,
@@ -184,12 +188,13 @@ stats! {
 }
 
 impl ConnectionManager {
-    /// Compiles Envoy's `HttpConnectionManager`.
+    /// Compiles Envoy's `HttpConnectionManager`; `direction` is its listener's.
     ///
     /// # Errors
     /// When something is invalid, or not supported and would change what happens.
     pub fn compile(
         config: &proto::HttpConnectionManager,
+        direction: TrafficDirection,
         shared: &Arc<Shared>,
     ) -> Result<ConnectionManager, ConfigError> {
         refuse_unsupported(config)?;
@@ -221,6 +226,11 @@ impl ConnectionManager {
             shared: shared.clone(),
             filters: HttpFilters::compile(&config.http_filters, &scope, shared)?,
             access_log: AccessLog::compile_all(&config.access_log)?,
+            tracer: match config.tracing.as_ref() {
+                None => None,
+                Some(tracing) => Tracer::compile(tracing, direction, shared)
+                    .map_err(|error| error.within("tracing"))?,
+            },
             stats: Stats::new(&scope),
             routes: routes(config, shared)?,
             codec: config.codec_type(),
@@ -409,7 +419,7 @@ fn mask(bits: u8, width: u8) -> u128 {
 }
 
 #[cfg(test)]
-mod tests {
+mod cidr_tests {
     use super::*;
 
     #[test]

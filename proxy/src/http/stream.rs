@@ -33,6 +33,7 @@ use crate::{
     reject::Reject,
     route::{Action, RouteTable, Selected, Unmatched, headers::HeaderOps},
     router,
+    trace::Trace,
 };
 
 /// Serves one request. Dropping the future means that the downstream left.
@@ -90,7 +91,11 @@ async fn respond(
         manager.stats.no_route.inc();
         return Err(Reject::no_route());
     };
-    let selected = match table.select(head, connection.tls.as_ref(), origin.internal) {
+    let selected = table.select(head, connection.tls.as_ref(), origin.internal);
+    if let Some(tracer) = &manager.tracer {
+        record.trace = Some(tracer.start(head, selected.as_ref().ok()));
+    }
+    let selected = match selected {
         Ok(selected) => selected,
         Err(unmatched) => return Err(no_route(&manager, unmatched, head)),
     };
@@ -256,6 +261,9 @@ fn finish(
         }
     }
     manager.filters.on_response(&mut record.state, &mut head);
+    if let Some(trace) = &mut record.trace {
+        trace.on_response(&mut head);
+    }
     let request_id = record
         .request
         .as_ref()
@@ -472,6 +480,7 @@ struct Record {
     trailers: Option<Headers>,
     route: Option<Selected>,
     state: FilterState,
+    trace: Option<Trace>,
     local_reply: String,
     grpc: bool,
     written: bool,
@@ -496,6 +505,7 @@ impl Record {
             trailers: None,
             route: None,
             state: FilterState::default(),
+            trace: None,
             local_reply: String::new(),
             grpc: false,
             written: false,
@@ -571,6 +581,9 @@ impl Record {
             facts,
             state: &self.state,
         });
+        if let Some(trace) = &self.trace {
+            trace.finish(&self.cx.manager.shared, &facts);
+        }
         drop(info);
         self.cx.stream_ended();
     }

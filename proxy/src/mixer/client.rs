@@ -12,14 +12,11 @@ use std::{
     time::Duration,
 };
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::Bytes;
 use lateen_engine::dictionary::{GLOBAL_WORDS, WordList};
-use lateen_protocols::{
-    envoy::envoy::config::route::v3 as route,
-    istio::mixer::v1::{
-        CheckRequest, CheckResponse, ReportRequest, check_request::QuotaParams,
-        config::client::TransportConfig, report_request::RepeatedAttributesSemantics,
-    },
+use lateen_protocols::istio::mixer::v1::{
+    CheckRequest, CheckResponse, ReportRequest, check_request::QuotaParams,
+    config::client::TransportConfig, report_request::RepeatedAttributesSemantics,
 };
 use prost::Message as _;
 use tokio::time::Instant;
@@ -30,12 +27,9 @@ use super::{
     verdict::{OK, UNAVAILABLE, Verdict},
 };
 use crate::{
-    body::{Body, Frame},
     config_error::ConfigError,
-    head::{Headers, Known, Name, Protocol, RequestHead},
-    info::{ConnectionInfo, StreamInfo},
-    route::policy::{ForwardPolicy, Target},
-    router,
+    grpc::Upstream,
+    head::Name,
     shared::Shared,
     stats::{Counter, Scope},
 };
@@ -95,39 +89,6 @@ impl Stats {
             remote_report_errors: scope.counter("remote_report_errors"),
             reports_dropped: scope.counter("reports_dropped"),
         }
-    }
-}
-
-/// One upstream of a client.
-#[derive(Debug)]
-struct Upstream {
-    policy: ForwardPolicy,
-    target: Target,
-}
-
-impl Upstream {
-    fn new(cluster: &str, timeout: Duration) -> Result<Upstream, ConfigError> {
-        let action = route::RouteAction {
-            cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(
-                cluster.to_owned(),
-            )),
-            timeout: Some(lateen_protocols::envoy::google::protobuf::Duration {
-                seconds: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
-                nanos: i32::try_from(timeout.subsec_nanos()).unwrap_or(0),
-            }),
-            ..route::RouteAction::default()
-        };
-        Ok(Upstream {
-            policy: ForwardPolicy::compile(
-                &action,
-                &route::Route::default(),
-                &route::VirtualHost::default(),
-            )?,
-            target: Target {
-                cluster: cluster.into(),
-                subset: None,
-            },
-        })
     }
 }
 
@@ -289,7 +250,7 @@ impl Client {
             }
             let sent = Instant::now();
             let path = "/istio.mixer.v1.Mixer/Check";
-            match unary::<CheckResponse>(shared, &self.check, path, &request).await {
+            match call::<CheckResponse>(shared, &self.check, path, &request).await {
                 Ok((response, generation)) => {
                     let generation = self.confirm(generation, sent);
                     return Ok(self.take_over(response, generation, attributes, sent));
@@ -439,7 +400,7 @@ impl Client {
         self.stats.remote_report_calls.inc();
         let sent = Instant::now();
         let path = "/istio.mixer.v1.Mixer/Report";
-        match unary::<lateen_protocols::istio::mixer::v1::ReportResponse>(
+        match call::<lateen_protocols::istio::mixer::v1::ReportResponse>(
             &shared,
             &self.report,
             path,
@@ -447,7 +408,7 @@ impl Client {
         )
         .await
         {
-            Ok((_, generation)) if self.check.target.cluster == self.report.target.cluster => {
+            Ok((_, generation)) if self.check.cluster() == self.report.cluster() => {
                 self.confirm(generation, sent);
             }
             Ok(_) => {}
@@ -474,94 +435,24 @@ pub(super) struct Retries {
     pub(super) longest: Duration,
 }
 
-/// One unary gRPC call through the proxy's own upstream machinery (load balancing, mutual TLS, outlier
-/// ejection); the answer and the configuration generation it carries.
-async fn unary<M: prost::Message + Default>(
+/// One call; the answer and the configuration generation it carries.
+async fn call<M: prost::Message + Default>(
     shared: &Arc<Shared>,
     upstream: &Upstream,
     path: &'static str,
     message: &[u8],
 ) -> Result<(M, Option<u64>), Unavailable> {
-    let mut headers = Headers::with_capacity(3);
-    headers.append(Known::ContentType, "application/grpc");
-    headers.append(Known::Te, "trailers");
-    headers.append(Name::from_lower(Bytes::from_static(OBEYS_HEADER)), "1");
-    let head = RequestHead {
-        method: Bytes::from_static(b"POST"),
-        scheme: Bytes::from_static(b"http"),
-        authority: Bytes::from(upstream.target.cluster.to_string().replace('|', "_")),
-        path: Bytes::from_static(path.as_bytes()),
-        protocol: Protocol::Http2,
-        headers,
-    };
-    let mut body = BytesMut::with_capacity(5 + message.len());
-    body.put_u8(0);
-    body.put_u32(
-        u32::try_from(message.len()).map_err(|_| Unavailable("message too large".to_owned()))?,
+    let obeys = (
+        Name::from_lower(Bytes::from_static(OBEYS_HEADER)),
+        Bytes::from_static(b"1"),
     );
-    body.put_slice(message);
-    let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
-    let info = Rc::new(RefCell::new(StreamInfo::new(
-        Rc::new(ConnectionInfo {
-            id: 0,
-            remote: nobody,
-            local: nobody,
-            tls: None,
-            requested_server_name: None,
-            started: Instant::now(),
-        }),
-        Some(Protocol::Http2),
-    )));
-    let body = Body::full(body.freeze());
-    let (response, mut body) =
-        router::forward(shared, &upstream.policy, &upstream.target, head, body, &info)
-            .await
-            .map_err(|reject| Unavailable(reject.body.into_owned()))?;
-    if response.status != 200 {
-        return Err(Unavailable(format!("HTTP status {}", response.status)));
-    }
-    let mut data = BytesMut::new();
-    let mut trailers = None;
-    while let Some(frame) = body.frame().await {
-        match frame.map_err(|error| Unavailable(error.to_string()))? {
-            Frame::Data(piece) if data.len() + piece.len() <= MAX_ANSWER_BYTES => {
-                data.extend_from_slice(&piece);
-            }
-            Frame::Data(_) => return Err(Unavailable("the answer is too large".to_owned())),
-            Frame::Trailers(all) => trailers = Some(all),
-        }
-    }
-    let status = |headers: &Headers| -> Option<i32> {
-        std::str::from_utf8(headers.known(Known::GrpcStatus)?)
-            .ok()?
-            .parse()
-            .ok()
-    };
-    let ended = trailers.as_ref().and_then(status);
-    match ended.or_else(|| status(&response.headers)) {
-        Some(OK) => {}
-        Some(code) => {
-            let message = trailers
-                .as_ref()
-                .unwrap_or(&response.headers)
-                .known(Known::GrpcMessage)
-                .map(|m| String::from_utf8_lossy(m).into_owned())
-                .unwrap_or_default();
-            return Err(Unavailable(format!("gRPC status {code}: {message}")));
-        }
-        None => return Err(Unavailable("the answer has no gRPC status".to_owned())),
-    }
-    let generation = response
+    let answer = upstream
+        .unary(shared, path, &[obeys], message, MAX_ANSWER_BYTES)
+        .await
+        .map_err(|error| Unavailable(error.to_string()))?;
+    let generation = answer
         .headers
         .get(&Name::from_lower(Bytes::from_static(GENERATION_HEADER)))
         .and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
-    // One message: a flag byte (0, not compressed) and its length.
-    let [0, a, b, c, d, message @ ..] = &data[..] else {
-        return Err(Unavailable("the answer is not one gRPC message".to_owned()));
-    };
-    if u32::from_be_bytes([*a, *b, *c, *d]) as usize != message.len() {
-        return Err(Unavailable("the answer is cut short".to_owned()));
-    }
-    let message = M::decode(message).map_err(|error| Unavailable(error.to_string()))?;
-    Ok((message, generation))
+    Ok((answer.message, generation))
 }
