@@ -97,10 +97,10 @@ pub async fn run_envoy(
         () = drain.stopping() => {}
     }
 
-    if let Some(address) = bootstrap.admin {
+    if let Some(endpoint) = &bootstrap.admin {
         tokio::select! {
             status = envoy.wait() => return status.map_err(AgentError::Wait).inspect(report),
-            () = admin::drain(address, args.drain_time) => {}
+            () = admin::drain(endpoint, args.drain_time) => {}
         }
     }
     child::terminate(&envoy);

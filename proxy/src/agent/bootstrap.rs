@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::admin::Endpoint;
+
 /// The static cluster whose Unix socket secrets are served on. Istio's name.
 const SDS_CLUSTER: &str = "sds-grpc";
 
@@ -33,8 +35,8 @@ pub enum BootstrapError {
 pub(super) struct Bootstrap {
     /// Path of the pipe of cluster `sds-grpc`, as written: relative to the working directory.
     pub(super) sds_socket: Option<PathBuf>,
-    /// Address of the admin endpoint, if it is on TCP.
-    pub(super) admin: Option<SocketAddr>,
+    /// The admin endpoint.
+    pub(super) admin: Option<Endpoint>,
 }
 
 pub(super) async fn read(path: &Path) -> Result<Bootstrap, BootstrapError> {
@@ -63,21 +65,26 @@ fn parse(bootstrap: &Value) -> Result<Bootstrap, BootstrapError> {
                 .find(|cluster| field(cluster, "name") == SDS_CLUSTER)
         });
     let sds_socket = sds.map(socket_of).transpose()?;
-    let admin = field(
-        field(field(bootstrap, "admin"), "address"),
-        "socket_address",
-    );
-    let admin = || -> Option<SocketAddr> {
-        let port = u16::try_from(field(admin, "port_value").as_u64()?).ok()?;
-        Some(SocketAddr::new(
-            field(admin, "address").as_str()?.parse().ok()?,
-            port,
-        ))
-    };
+    let admin = field(field(bootstrap, "admin"), "address");
     Ok(Bootstrap {
         sds_socket,
-        admin: admin(),
+        admin: admin_of(admin),
     })
+}
+
+/// `None` where there is none, or one we cannot reach (a port chosen by Envoy).
+fn admin_of(address: &Value) -> Option<Endpoint> {
+    if let Some(path) = field(field(address, "pipe"), "path").as_str() {
+        return Some(Endpoint::Pipe(path.into()));
+    }
+    let socket = field(address, "socket_address");
+    let port = u16::try_from(field(socket, "port_value").as_u64()?)
+        .ok()
+        .filter(|port| *port != 0)?;
+    Some(Endpoint::Tcp(SocketAddr::new(
+        field(socket, "address").as_str()?.parse().ok()?,
+        port,
+    )))
 }
 
 fn socket_of(cluster: &Value) -> Result<PathBuf, BootstrapError> {
@@ -128,7 +135,7 @@ mod tests {
     fn both_spellings_are_read() {
         let want = Bootstrap {
             sds_socket: Some("./run/socket".into()),
-            admin: Some(SocketAddr::from(([127, 0, 0, 1], 15000))),
+            admin: Some(Endpoint::Tcp(SocketAddr::from(([127, 0, 0, 1], 15000)))),
         };
         let snake = "
 admin: {address: {socket_address: {address: 127.0.0.1, port_value: 15000}}}

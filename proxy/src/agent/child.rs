@@ -18,6 +18,10 @@ pub(super) fn start(args: &EnvoyArgs) -> io::Result<Child> {
         Some(id) => command.arg("--base-id").arg(id.to_string()),
         None => command.arg("--disable-hot-restart"),
     };
+    // Envoy tells clients to leave at moments spread over its own drain time, which is 600 s unless said.
+    // Immediately instead: the drain of the agent is short.
+    command.args(["--drain-strategy", "immediate", "--drain-time-s"]);
+    command.arg(args.drain_time.as_secs().to_string());
     command.args(&args.extra).kill_on_drop(true);
     // A group of its own: Ctrl-C on a terminal reaches us alone, and we drain before Envoy hears of it.
     command.process_group(0);

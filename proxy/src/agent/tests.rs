@@ -272,7 +272,8 @@ async fn the_exit_status_is_envoys() {
     assert_eq!(exit_code(status), 7);
     let given = fs::read_to_string(dir.path().join("args")).unwrap();
     let want = format!(
-        "-c {} --concurrency 2 --disable-hot-restart --log-level warning\n",
+        "-c {} --concurrency 2 --disable-hot-restart --drain-strategy immediate --drain-time-s 1 \
+         --log-level warning\n",
         bootstrap.display()
     );
     assert_eq!(given, want);
@@ -324,4 +325,149 @@ async fn a_missing_program_is_an_error() {
         .unwrap_err();
     assert!(matches!(error, AgentError::Start(..)), "{error}");
     assert!(!dir.path().join("run/socket").exists());
+}
+
+/// Envoy 1.40 as `make` installs it; `None`, loudly, where it is not.
+fn envoy() -> Option<PathBuf> {
+    let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.venv/envoy");
+    let program = std::env::var_os("ENVOY_BIN").map_or(installed, PathBuf::from);
+    if !program.exists() {
+        eprintln!(
+            "SKIPPED: no Envoy at {}; `make test` installs it",
+            program.display()
+        );
+        return None;
+    }
+    Some(program)
+}
+
+/// Envoy serves mutual TLS with what we give it, takes rotations without a restart, drains and ends.
+#[tokio::test]
+async fn envoy_itself_takes_our_secrets() {
+    let Some(envoy) = envoy() else { return };
+    lateen_service::init_crypto();
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let bootstrap = dir.path().join("bootstrap.yaml");
+    let sds = "{api_config_source: {api_type: GRPC, transport_api_version: V3, grpc_services: [{envoy_grpc: \
+               {cluster_name: sds-grpc}}]}, resource_api_version: V3}";
+    // A listener on a Unix socket needs no free port to be guessed.
+    let text = format!(
+        "
+node: {{id: test, cluster: test}}
+admin: {{address: {{pipe: {{path: {admin}}}}}}}
+static_resources:
+  clusters:
+  - name: sds-grpc
+    connect_timeout: 1s
+    typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        '@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        explicit_http_config: {{http2_protocol_options: {{}}}}
+    load_assignment:
+      cluster_name: sds-grpc
+      endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{pipe: {{path: {socket}}}}}}}}}]}}]
+  listeners:
+  - name: tls
+    address: {{pipe: {{path: {listener}}}}}
+    filter_chains:
+    - transport_socket:
+        name: envoy.transport_sockets.tls
+        typed_config:
+          '@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
+          require_client_certificate: true
+          common_tls_context:
+            tls_certificate_sds_secret_configs: [{{name: default, sds_config: {sds}}}]
+            validation_context_sds_secret_config: {{name: ROOTCA, sds_config: {sds}}}
+      filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          '@type': type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: http
+          route_config:
+            virtual_hosts:
+            - name: all
+              domains: ['*']
+              routes: [{{match: {{prefix: /}}, direct_response: {{status: 200, body: {{inline_string: hello}}}}}}]
+          http_filters:
+          - name: envoy.filters.http.router
+            typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+",
+        admin = path("admin"),
+        socket = path("run/socket"),
+        listener = path("listener"),
+    );
+    fs::write(&bootstrap, text).unwrap();
+    let args = EnvoyArgs {
+        envoy,
+        bootstrap,
+        concurrency: Some(1),
+        base_id: None,
+        extra: vec!["--log-level".into(), "warning".into()],
+        drain_time: Duration::from_secs(1),
+    };
+    let (root, source, drain) = (Root::new(), Source::empty(), Drain::new());
+    let running = tokio::spawn({
+        let (source, drain) = (source.clone(), drain.clone());
+        async move { run_envoy(args, Some(source), &drain).await }
+    });
+    let first = root.svid();
+    source.publish(Arc::clone(&first));
+    let client = Source::empty();
+    client.publish(root.svid());
+    let listener = dir.path().join("listener");
+    assert!(served(&listener, &client, &first).await);
+    let second = root.svid();
+    source.publish(Arc::clone(&second));
+    assert!(served(&listener, &client, &second).await);
+    drain.begin();
+    let status = tokio::time::timeout(PATIENCE, running)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    assert_eq!(exit_code(status), 0);
+}
+
+/// Whether Envoy answers over mutual TLS, once it presents `want`. There is no event to wait for in a foreign
+/// process, so this asks again until it does.
+async fn served(listener: &Path, client: &Source, want: &Svid) -> bool {
+    use lateen_identity::{
+        PeerMatch, SpiffeServerVerifier, Trust, client_config, pki_types::ServerName,
+    };
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let verifier = SpiffeServerVerifier::new(Trust::Live(client.cell()), PeerMatch::AnyTrusted);
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(client_config(
+        Some(client.cell()),
+        verifier,
+        &[],
+    )));
+    let attempt = async || -> io::Result<Option<bool>> {
+        let stream = UnixStream::connect(listener).await?;
+        let mut stream = connector
+            .connect(ServerName::try_from("unused").unwrap(), stream)
+            .await?;
+        if stream.get_ref().1.peer_certificates() != Some(want.chain()) {
+            return Ok(None);
+        }
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            .await?;
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got).await?;
+        Ok(Some(got.ends_with(b"hello")))
+    };
+    let asked = async {
+        loop {
+            match attempt().await {
+                Ok(Some(got)) => return got,
+                Ok(None) => {}
+                Err(error) => eprintln!("not yet: {error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, asked)
+        .await
+        .expect("Envoy presents the certificate")
 }
