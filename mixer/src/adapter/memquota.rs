@@ -257,9 +257,17 @@ fn key(instance: &QuotaInstance) -> String {
 /// What has been taken of one limit.
 struct Cell {
     limit: Limit,
-    /// When and how much, oldest first. Without a duration: one entry for all.
-    grants: VecDeque<(Duration, i64)>,
+    /// Oldest first. Without a duration: one for all.
+    grants: VecDeque<Grant>,
     taken: i64,
+}
+
+/// What was granted at one time, or between two.
+#[derive(Clone, Copy, Debug)]
+struct Grant {
+    first: Duration,
+    last: Duration,
+    amount: i64,
 }
 
 impl Cell {
@@ -293,16 +301,21 @@ impl Cell {
         let window = self.limit.valid_duration;
         let is_crowded = self.grants.len() >= MAX_GRANTS / 2;
         match self.grants.back_mut() {
-            Some((_, sum)) if window.is_zero() => *sum = sum.saturating_add(granted),
+            Some(grant) if window.is_zero() => grant.amount = grant.amount.saturating_add(granted),
             // Grants that are counted with a later one stay in force a little longer, never shorter:
             // the limit holds in any window.
-            Some((at, sum))
-                if is_crowded && now.saturating_sub(*at) < window / (MAX_GRANTS as u32 / 2) =>
+            Some(grant)
+                if is_crowded
+                    && now.saturating_sub(grant.first) < window / (MAX_GRANTS as u32 / 2) =>
             {
-                *at = now;
-                *sum = sum.saturating_add(granted);
+                grant.last = now;
+                grant.amount = grant.amount.saturating_add(granted);
             }
-            _ => self.grants.push_back((now, granted)),
+            _ => self.grants.push_back(Grant {
+                first: now,
+                last: now,
+                amount: granted,
+            }),
         }
     }
 
@@ -310,14 +323,14 @@ impl Cell {
     fn give_back(&mut self, mut amount: i64) -> i64 {
         let mut returned = 0;
         while amount > 0 {
-            let Some((_, sum)) = self.grants.back_mut() else {
+            let Some(grant) = self.grants.back_mut() else {
                 break;
             };
-            let part = amount.min(*sum);
-            *sum -= part;
+            let part = amount.min(grant.amount);
+            grant.amount -= part;
             amount -= part;
             returned += part;
-            if *sum == 0 {
+            if grant.amount == 0 {
                 self.grants.pop_back();
             }
         }
@@ -329,11 +342,11 @@ impl Cell {
         if self.limit.valid_duration.is_zero() {
             return;
         }
-        while let Some((at, amount)) = self.grants.front().copied() {
-            if now.saturating_sub(at) < self.limit.valid_duration {
+        while let Some(oldest) = self.grants.front().copied() {
+            if now.saturating_sub(oldest.last) < self.limit.valid_duration {
                 break;
             }
-            self.taken -= amount;
+            self.taken -= oldest.amount;
             self.grants.pop_front();
         }
     }

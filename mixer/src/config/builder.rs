@@ -47,8 +47,15 @@ struct Good {
     manifests: BTreeMap<Key, Source>,
     instances: BTreeMap<Key, Source>,
     handlers: BTreeMap<Key, Source>,
-    rules: BTreeMap<Key, Source>,
+    rules: BTreeMap<Key, InForce>,
     live: HashMap<Key, Arc<LiveHandler>>,
+}
+
+/// A rule in force with all that it uses, so that it can go on when that is changed or deleted.
+struct InForce {
+    source: Source,
+    instances: Vec<Source>,
+    handlers: Vec<(Source, Arc<LiveHandler>)>,
 }
 
 impl fmt::Debug for Builder {
@@ -92,7 +99,15 @@ impl Builder {
         if !attempt.lost.is_empty() {
             // Rules in force need attributes whose manifest is changed or gone: those stay declared.
             let (table, manifests, _) = self.table(&sorted.manifests, true);
-            attempt = self.attempt(&sorted, table, manifests);
+            let first = std::mem::replace(&mut attempt, self.attempt(&sorted, table, manifests));
+            let cured: Vec<Problem> = first
+                .problems
+                .into_iter()
+                .filter(|p| !attempt.problems.contains(p))
+                .collect();
+            attempt
+                .problems
+                .extend(cured.into_iter().map(|p| Problem { is_held: true, ..p }));
         }
         attempt.problems.extend(manifest_problems);
         attempt.problems.extend(sorted.problems);
@@ -120,34 +135,47 @@ impl Builder {
         let mut fingerprint = Vec::with_capacity(drafts.len());
         let mut good = Good {
             manifests: std::mem::take(manifests),
+            instances: sources(instances),
+            handlers: sources(handlers),
+            live: std::mem::take(live),
             ..Good::default()
         };
-        for draft in std::mem::take(drafts) {
-            let mut uses: Vec<Source> = Vec::new();
-            for (handler, sent) in &draft.actions {
-                uses.extend(handlers.get(handler).map(|h| h.source.clone()));
-                uses.extend(
-                    sent.iter()
-                        .filter_map(|(key, _)| Some(instances.get(key)?.source.clone())),
-                );
-            }
+        for Drafted { draft, is_frozen } in std::mem::take(drafts) {
             let source = draft.source.clone();
-            good.rules.insert(source.key.clone(), source.clone());
-            fingerprint.push((source, uses));
-            rules.extend(draft.finish(|key| live.get(key).cloned()).map(Arc::new));
+            let in_force = match self.good.rules.remove(&source.key) {
+                Some(old) if is_frozen => old,
+                _ => {
+                    let used = |map: &BTreeMap<Key, Source>, key: &Key| map.get(key).cloned();
+                    InForce {
+                        source: source.clone(),
+                        instances: draft
+                            .actions
+                            .iter()
+                            .flat_map(|(_, sent)| sent)
+                            .filter_map(|(key, _)| used(&good.instances, key))
+                            .collect(),
+                        handlers: draft
+                            .actions
+                            .iter()
+                            .filter_map(|(key, _)| {
+                                let live = Arc::clone(good.live.get(key)?);
+                                Some((used(&good.handlers, key)?, live))
+                            })
+                            .collect(),
+                    }
+                }
+            };
+            let mut uses = in_force.instances.clone();
+            uses.extend(in_force.handlers.iter().map(|(handler, _)| handler.clone()));
+            rules.extend(draft.finish(|key| in_force.handler(key)).map(Arc::new));
+            fingerprint.push((source.clone(), uses));
+            good.rules.insert(source.key, in_force);
         }
-        let uses = |key: &Key| {
-            fingerprint
-                .iter()
-                .any(|(_, uses)| uses.iter().any(|s| s.key == *key))
-        };
-        for (key, found) in instances.iter().filter(|(key, i)| !i.is_gone || uses(key)) {
-            good.instances.insert(key.clone(), found.source.clone());
+        // What frozen rules still use is there to be taken over when their handlers are good again.
+        for (handler, live) in good.rules.values().flat_map(|r| &r.handlers) {
+            let place = good.live.entry(handler.key.clone());
+            place.or_insert_with(|| Arc::clone(live));
         }
-        for (key, found) in handlers.iter().filter(|(key, h)| !h.is_gone || uses(key)) {
-            good.handlers.insert(key.clone(), found.source.clone());
-        }
-        good.live = std::mem::take(live);
 
         let is_same = fingerprint.len() == self.fingerprint.len()
             && fingerprint
@@ -288,64 +316,54 @@ impl Builder {
     }
 
     fn compile_instances(&self, sorted: &Sorted, attempt: &mut Attempt) {
-        for (key, current, last) in versions(&sorted.instances, &self.good.instances) {
+        for (key, source) in &sorted.instances {
             let compile = |s: &Source| Instance::compile(key, &s.spec, &attempt.table);
-            let mut found = None;
-            if let Some(source) = current {
-                match compile(source) {
-                    Ok(instance) => found = Some((source, instance)),
-                    Err(faults) => {
-                        let last = last.and_then(|s| Some((s, compile(s).ok()?)));
-                        attempt
-                            .problems
-                            .extend(tell(source, faults, last.is_some()));
-                        found = last;
-                    }
+            let found = match compile(source) {
+                Ok(instance) => Some((source, instance)),
+                Err(faults) => {
+                    let last = self.good.instances.get(key);
+                    let last = last.and_then(|s| Some((s, compile(s).ok()?)));
+                    attempt
+                        .problems
+                        .extend(tell(source, faults, last.is_some()));
+                    last
                 }
-            } else if let Some(source) = last {
-                found = compile(source).ok().map(|instance| (source, instance));
-            }
-            if let Some((source, instance)) = found {
-                attempt.instances.insert(
+            };
+            attempt.instances.extend(found.map(|(source, instance)| {
+                (
                     key.clone(),
                     Found {
                         source: source.clone(),
                         what: Arc::new(instance),
-                        is_gone: current.is_none(),
                     },
-                );
-            }
+                )
+            }));
         }
     }
 
     fn read_handlers(&self, sorted: &Sorted, attempt: &mut Attempt) {
-        for (key, current, last) in versions(&sorted.handlers, &self.good.handlers) {
+        for (key, source) in &sorted.handlers {
             let read = |s: &Source| Recipe::read(s, &self.inventory);
-            let mut found = None;
-            if let Some(source) = current {
-                match read(source) {
-                    Ok(recipe) => found = Some((source, recipe)),
-                    Err(fault) => {
-                        let last = last.and_then(|s| Some((s, read(s).ok()?)));
-                        attempt
-                            .problems
-                            .extend(tell(source, vec![fault], last.is_some()));
-                        found = last;
-                    }
+            let found = match read(source) {
+                Ok(recipe) => Some((source, recipe)),
+                Err(fault) => {
+                    let last = self.good.handlers.get(key);
+                    let last = last.and_then(|s| Some((s, read(s).ok()?)));
+                    attempt
+                        .problems
+                        .extend(tell(source, vec![fault], last.is_some()));
+                    last
                 }
-            } else if let Some(source) = last {
-                found = read(source).ok().map(|recipe| (source, recipe));
-            }
-            if let Some((source, recipe)) = found {
-                attempt.handlers.insert(
+            };
+            attempt.handlers.extend(found.map(|(source, recipe)| {
+                (
                     key.clone(),
                     Found {
                         source: source.clone(),
                         what: recipe,
-                        is_gone: current.is_none(),
                     },
-                );
-            }
+                )
+            }));
         }
     }
 
@@ -362,25 +380,39 @@ impl Builder {
             let names = Names {
                 attempt,
                 broken,
-                may_be_gone: false,
+                default_namespace: &self.default_namespace,
             };
-            match Draft::compile(source, &attempt.table, &names) {
-                Ok(draft) => attempt.drafts.push(draft),
+            let compile = |s: &Source| Draft::compile(s, &attempt.table, &names);
+            let drafted = match compile(source) {
+                Ok(draft) => Some(Drafted {
+                    draft,
+                    is_frozen: false,
+                }),
                 Err(faults) => {
                     let last = self.good.rules.get(&source.key);
-                    let names = Names {
-                        attempt,
-                        broken,
-                        may_be_gone: true,
-                    };
-                    let held = last.and_then(|s| Draft::compile(s, &attempt.table, &names).ok());
+                    // The last good rule with what there is now; failing that, with what it had then.
+                    let held = last.and_then(|last| {
+                        let thawed = compile(&last.source).ok();
+                        let thawed = thawed.map(|draft| Drafted {
+                            draft,
+                            is_frozen: false,
+                        });
+                        thawed.or_else(|| {
+                            let draft = last.compile(&attempt.table, &self.default_namespace)?;
+                            Some(Drafted {
+                                draft,
+                                is_frozen: true,
+                            })
+                        })
+                    });
                     problems.extend(tell(source, faults, held.is_some()));
                     if last.is_some() && held.is_none() {
                         attempt.lost.push(source.key.clone());
                     }
-                    attempt.drafts.extend(held);
+                    held
                 }
-            }
+            };
+            attempt.drafts.extend(drafted);
         }
         attempt.problems.extend(problems);
     }
@@ -392,7 +424,8 @@ impl Builder {
         attempt: &mut Attempt,
     ) -> BTreeMap<Key, String> {
         let mut used: BTreeMap<Key, BTreeMap<Arc<str>, InstanceType>> = BTreeMap::new();
-        for (handler, sent) in attempt.drafts.iter().flat_map(|d| &d.actions) {
+        let drafts = attempt.drafts.iter().filter(|d| !d.is_frozen);
+        for (handler, sent) in drafts.flat_map(|d| &d.draft.actions) {
             let instances = used.entry(handler.clone()).or_default();
             for (_, instance) in sent {
                 instances.insert(Arc::clone(&instance.name), instance.types.clone());
@@ -470,28 +503,82 @@ struct Attempt {
     instances: BTreeMap<Key, Found<Arc<Instance>>>,
     handlers: BTreeMap<Key, Found<Recipe>>,
     live: HashMap<Key, Arc<LiveHandler>>,
-    drafts: Vec<Draft>,
+    drafts: Vec<Drafted>,
     /// Rules that were in force and have no version that compiles.
     lost: Vec<Key>,
     problems: Vec<Problem>,
+}
+
+/// A rule that is to be in force.
+struct Drafted {
+    draft: Draft,
+    /// It uses what it used before, not what there is now.
+    is_frozen: bool,
 }
 
 /// The version of an object that is used.
 struct Found<T> {
     source: Source,
     what: T,
-    /// Deleted; rules in force may go on using it.
-    is_gone: bool,
 }
 
-/// Every key there is, with its present version and its last good one.
-fn versions<'a>(
-    current: &'a BTreeMap<Key, Source>,
-    good: &'a BTreeMap<Key, Source>,
-) -> impl Iterator<Item = (&'a Key, Option<&'a Source>, Option<&'a Source>)> {
-    let keys: BTreeSet<&Key> = current.keys().chain(good.keys()).collect();
-    keys.into_iter()
-        .map(|key| (key, current.get(key), good.get(key)))
+fn sources<T>(found: &BTreeMap<Key, Found<T>>) -> BTreeMap<Key, Source> {
+    found
+        .iter()
+        .map(|(key, found)| (key.clone(), found.source.clone()))
+        .collect()
+}
+
+impl InForce {
+    fn handler(&self, key: &Key) -> Option<Arc<LiveHandler>> {
+        let mut handlers = self.handlers.iter();
+        handlers
+            .find(|(source, _)| source.key == *key)
+            .map(|(_, live)| Arc::clone(live))
+    }
+
+    /// The rule again, with all that it had.
+    fn compile(&self, table: &AttributeTable, default_namespace: &str) -> Option<Draft> {
+        let mut instances = BTreeMap::new();
+        for source in &self.instances {
+            let instance = Instance::compile(&source.key, &source.spec, table).ok()?;
+            instances.insert(source.key.clone(), Arc::new(instance));
+        }
+        let names = OwnNames {
+            rule: self,
+            instances,
+            default_namespace,
+        };
+        Draft::compile(&self.source, table, &names).ok()
+    }
+}
+
+/// Names in a rule that uses what it used before.
+struct OwnNames<'a> {
+    rule: &'a InForce,
+    instances: BTreeMap<Key, Arc<Instance>>,
+    default_namespace: &'a str,
+}
+
+impl Directory for OwnNames<'_> {
+    fn handler(&self, name: &str, namespace: &str) -> Result<(Key, Vec<&'static str>), String> {
+        let candidates = meanings(name, "handler", namespace, self.default_namespace);
+        let found = candidates
+            .into_iter()
+            .find(|key| self.rule.handler(key).is_some());
+        // What it takes was asked when the rule came into force.
+        let key = found.ok_or("the rule did not have it")?;
+        Ok((key, template::ALL.iter().map(|t| t.name).collect()))
+    }
+
+    fn instance(&self, name: &str, namespace: &str) -> Result<(Key, Arc<Instance>), String> {
+        let candidates = meanings(name, "instance", namespace, self.default_namespace);
+        let found = candidates
+            .iter()
+            .find_map(|key| self.instances.get_key_value(key));
+        let (key, instance) = found.ok_or("the rule did not have it")?;
+        Ok((key.clone(), Arc::clone(instance)))
+    }
 }
 
 fn tell(source: &Source, faults: Vec<Fault>, is_held: bool) -> Vec<Problem> {
@@ -564,7 +651,7 @@ impl Recipe {
 struct Names<'a> {
     attempt: &'a Attempt,
     broken: &'a BTreeMap<Key, String>,
-    may_be_gone: bool,
+    default_namespace: &'a str,
 }
 
 impl Names<'_> {
@@ -575,44 +662,39 @@ impl Names<'_> {
         generic: &str,
         namespace: &str,
     ) -> Result<(&'m Key, &'m Found<T>), String> {
-        let candidates = meanings(name, generic, namespace);
-        let found = candidates.iter().find_map(|key| map.get_key_value(key));
-        match found {
-            Some((_, found)) if found.is_gone && !self.may_be_gone => {
-                Err(format!("{generic} {name} is deleted"))
-            }
-            Some(found) => Ok(found),
-            None => {
+        let candidates = meanings(name, generic, namespace, self.default_namespace);
+        candidates
+            .iter()
+            .find_map(|key| map.get_key_value(key))
+            .ok_or_else(|| {
                 let tried: Vec<String> = candidates.iter().map(Key::to_string).collect();
-                Err(format!(
-                    "there is no {} (or it is refused)",
-                    tried.join(" and no ")
-                ))
-            }
-        }
+                format!("there is no {} (or it is refused)", tried.join(" and no "))
+            })
     }
 }
 
-/// What `name` may mean to a rule of `namespace`, the likeliest first.
-fn meanings(name: &str, generic: &str, namespace: &str) -> Vec<Key> {
+/// What `name` may mean to a rule of `namespace`, the likeliest first. What a rule's own namespace lacks is
+/// looked for in the mesh-wide one.
+fn meanings(name: &str, generic: &str, namespace: &str, default_namespace: &str) -> Vec<Key> {
     let key = |kind: &str, namespace: &str, name: &str| Key {
         kind: Arc::from(kind),
         namespace: Arc::from(namespace),
         name: Arc::from(name),
     };
-    match name.rsplit_once('.') {
-        None => vec![key(generic, namespace, name)],
-        Some((front, last)) => {
-            let mut all = Vec::new();
-            if let Some((name, kind)) = front.rsplit_once('.') {
-                all.push(key(kind, last, name));
-            }
-            all.push(key(last, namespace, front));
-            all.push(key(generic, last, front));
-            all.push(key(generic, namespace, name)); // Kubernetes allows dots in names
-            all
+    let mut all = Vec::new();
+    if let Some((front, last)) = name.rsplit_once('.') {
+        if let Some((name, kind)) = front.rsplit_once('.') {
+            all.push(key(kind, last, name));
         }
+        all.push(key(last, namespace, front));
+        all.push(key(generic, last, front));
+        all.push(key(last, default_namespace, front));
     }
+    all.push(key(generic, namespace, name)); // Kubernetes allows dots in names
+    all.push(key(generic, default_namespace, name));
+    let mut seen = BTreeSet::new();
+    all.retain(|key| seen.insert(key.clone()));
+    all
 }
 
 impl Directory for Names<'_> {
@@ -635,7 +717,7 @@ impl Directory for Names<'_> {
 fn absent_attributes(
     table: &AttributeTable,
     rules: &[Arc<Rule>],
-    sources: &BTreeMap<Key, Source>,
+    sources: &BTreeMap<Key, InForce>,
 ) -> Vec<Problem> {
     // A request as poor as can be: what every proxy sends, and what generators always add.
     let mut bag = Bag::new(table);
@@ -682,7 +764,10 @@ fn absent_attributes(
                     super::rule::FailMode::Closed => "closed: they are denied",
                 }
             );
-            let source = sources.values().find(|s| s.key.full_name() == rule.name);
+            let source = sources
+                .values()
+                .map(|r| &r.source)
+                .find(|s| s.key.full_name() == rule.name);
             problems.extend(source.map(|s| s.problem(Severity::Warning, "match", reason)));
         }
     }

@@ -1,0 +1,14 @@
+//! The whole service in process, over real gRPC.
+
+#![cfg(test)]
+
+mod support;
+mod abuse;
+mod adapters;
+mod ads;
+mod config;
+mod corpus;
+mod isolation;
+mod policy;
+mod quota;
+mod telemetry;
