@@ -1,0 +1,556 @@
+//! Sends one request upstream: picks a host, waits for a connection, enforces timeouts, retries.
+//!
+//! Everything about a request hangs on the future of [`forward`] and, once there is a response, on its
+//! body: dropping either resets the upstream stream and gives back what was counted.
+
+mod hash;
+mod mirror;
+mod replay;
+mod response;
+mod timeouts;
+
+use std::{
+    cell::RefCell,
+    future::pending,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep, sleep_until};
+
+pub use self::mirror::call;
+use self::{
+    replay::Replay,
+    response::{Answer, finish},
+    timeouts::Timeouts,
+};
+use crate::{
+    body::{Body, BodyError},
+    circuit::{Permit, Resource},
+    cluster::Host,
+    head::{Known, RequestHead, ResponseHead},
+    info::{ResponseFlags, StreamInfo},
+    outlier::Outcome,
+    reject::Reject,
+    retry::{Reset, RetryState},
+    route::{
+        append_forwarded_host,
+        policy::{ForwardPolicy, HostRewrite, Target},
+    },
+    shared::Shared,
+    upstream::{ConnectError, LocalCluster, Pick, Refusal, WorkerClusters, is_upgrade},
+};
+
+/// A stream's facts, shared by the request's task and the wrappers around its bodies.
+pub type SharedInfo = Rc<RefCell<StreamInfo>>;
+
+/// Forwards one request. The head is as the filters left it, path and host rewritten; `x-envoy-*` headers
+/// of clients that may not set them have been removed.
+///
+/// For an upgrade (`upgrade` header or CONNECT) that the upstream accepts, the response has its status
+/// (101, or 2xx for CONNECT) and the bodies carry the tunnel's bytes.
+///
+/// Dropping the future, or the body it gave, resets the upstream stream.
+///
+/// # Errors
+/// The local reply when there is no upstream response.
+pub async fn forward(
+    shared: &Arc<Shared>,
+    policy: &ForwardPolicy,
+    target: &Target,
+    mut head: RequestHead,
+    body: Body,
+    info: &SharedInfo,
+) -> Result<(ResponseHead, Body), Reject> {
+    let worker = WorkerClusters::of(&shared.clusters);
+    info.borrow_mut().upstream_cluster = Some(target.cluster.clone());
+    let Some(local) = worker.get(&target.cluster) else {
+        return Err(Reject::no_cluster(policy.cluster_not_found));
+    };
+    let timeouts = Timeouts::of(policy, &mut head);
+    let retry = RetryState::new(policy.retry.as_ref(), &mut head);
+    let upgrade = is_upgrade(&head);
+    let keep = !upgrade && (retry.is_enabled() || !policy.mirrors.is_empty());
+    let limit = policy.buffer_limit.unwrap_or(local.cluster.config.buffer_limit);
+    let replay = Replay::new(body, keep.then_some(limit));
+    let hashed = {
+        let info = info.borrow();
+        hash::of(&policy.hash, &head, info.downstream_remote, info.connection.local)
+    };
+    if !upgrade {
+        mirror::start(shared, policy, &head, &replay, timeouts.global);
+    }
+    let request = Request {
+        worker,
+        policy,
+        target,
+        info,
+        timeouts,
+        upgrade,
+        hash: hashed.hash,
+        replay: CancelOnDrop(replay),
+        current: RefCell::default(),
+    };
+    let mut attempts = Attempts {
+        local,
+        retry,
+        tried: Vec::new(),
+        after_timeout: false,
+        flags: ResponseFlags::default(),
+        permit: None,
+    };
+    // The timer goes first: when both are ready, time is up. Dropping the attempts resets their stream.
+    let result = tokio::select! {
+        biased;
+        () = request.time_is_up() => Err(request.timed_out()),
+        result = Box::pin(request.run(&mut attempts, &mut head)) => result,
+    };
+    match result {
+        Ok(mut answer) => {
+            if let Some(cookie) = hashed.set_cookie {
+                answer.head.headers.append(Known::SetCookie, cookie);
+            }
+            let Attempts { flags, .. } = attempts;
+            Ok(finish(request, flags, answer))
+        }
+        Err(mut reject) => {
+            reject.flags.set(attempts.flags);
+            attempts.local.cluster.stats.answered(reject.status);
+            if policy.include_attempt_count_in_response {
+                let count = info.borrow().upstream_attempts;
+                reject = reject.with_header(Known::XEnvoyAttemptCount, count.to_string());
+            }
+            Err(reject)
+        }
+    }
+}
+
+/// One request, while it has no response.
+struct Request<'a> {
+    worker: Rc<WorkerClusters>,
+    policy: &'a ForwardPolicy,
+    target: &'a Target,
+    info: &'a SharedInfo,
+    timeouts: Timeouts,
+    upgrade: bool,
+    hash: Option<u64>,
+    replay: CancelOnDrop,
+    /// Where the attempt under way went.
+    current: RefCell<Option<(Rc<LocalCluster>, Arc<Host>)>>,
+}
+
+/// When the request is given up, so is its body.
+struct CancelOnDrop(Replay);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+/// What the attempts of one request have in common.
+struct Attempts<'a> {
+    local: Rc<LocalCluster>,
+    retry: RetryState<'a>,
+    tried: Vec<Arc<Host>>,
+    /// The attempt before this one ran out of time.
+    after_timeout: bool,
+    flags: ResponseFlags,
+    /// Counts this request among those being retried.
+    permit: Option<Permit>,
+}
+
+/// What one attempt came to.
+enum Ended {
+    Answer(Answer),
+    Reset {
+        reset: Reset,
+        /// Whether request bytes may have left.
+        sent: bool,
+        transport: Option<String>,
+    },
+    TimedOut,
+    Final(Reject),
+}
+
+impl Request<'_> {
+    /// Completes when the route's timeout runs out, counted from the end of the request.
+    async fn time_is_up(&self) {
+        match self.timeouts.global {
+            None => pending().await,
+            Some(limit) => {
+                let ended = self.replay.0.ended().await;
+                sleep_until(ended + limit).await;
+            }
+        }
+    }
+
+    fn timed_out(&self) -> Reject {
+        if let Some((local, host)) = &*self.current.borrow() {
+            let stats = &local.cluster.stats;
+            stats.upstream_rq_timeout.inc();
+            stats.upstream_rq_tx_reset.inc();
+            host.state.numbers.rq_timeout.fetch_add(1, Relaxed);
+            local.cluster.report(host, Outcome::TimedOut);
+        }
+        Reject::upstream_timeout()
+    }
+
+    async fn run(&self, attempts: &mut Attempts<'_>, head: &mut RequestHead) -> Result<Answer, Reject> {
+        loop {
+            let outcome = self.attempt(attempts, head).await;
+            let again = match outcome {
+                Ended::Final(reject) => return Err(reject),
+                Ended::Answer(answer) => {
+                    let status = answer.head.status;
+                    let wanted = attempts.retry.wants_response(status, &answer.head.headers);
+                    match self.grant(attempts, wanted) {
+                        Some(wait) => {
+                            attempts.after_timeout = false;
+                            attempts.local.cluster.stats.retried(status);
+                            wait
+                        }
+                        None => return Ok(answer),
+                    }
+                }
+                Ended::Reset {
+                    reset,
+                    sent,
+                    transport,
+                } => {
+                    if let Some(error) = self.replay.0.failure() {
+                        return Err(downstream_failed(&error));
+                    }
+                    let wanted = attempts.retry.wants_reset(reset, sent);
+                    match self.grant(attempts, wanted) {
+                        Some(wait) => {
+                            attempts.after_timeout = false;
+                            wait
+                        }
+                        None => {
+                            self.info.borrow_mut().upstream_transport_failure.clone_from(&transport);
+                            return Err(reject(reset, transport.as_deref(), attempts.tried.len() > 1));
+                        }
+                    }
+                }
+                Ended::TimedOut => {
+                    let wanted = attempts.retry.wants_reset(Reset::Local, true);
+                    match self.grant(attempts, wanted) {
+                        Some(wait) => {
+                            attempts.after_timeout = true;
+                            wait
+                        }
+                        None => return Err(Reject::per_try_timeout()),
+                    }
+                }
+            };
+            sleep(again).await;
+        }
+    }
+
+    /// Whether (and after which wait) the request is sent again; counts and flags why not.
+    fn grant(&self, attempts: &mut Attempts<'_>, wanted: bool) -> Option<Duration> {
+        let cluster = &attempts.local.cluster;
+        let stats = &cluster.stats;
+        let retried_before = attempts.permit.take().is_some();
+        if wanted && self.replay.0.passed_limit() {
+            stats.retry_or_shadow_abandoned.inc();
+        }
+        if !wanted || self.upgrade || !self.replay.0.is_whole() {
+            // There was a retry, and what it gave is not to be retried.
+            if !wanted && retried_before {
+                stats.upstream_rq_retry_success.inc();
+            }
+            return None;
+        }
+        let Some(wait) = attempts.retry.take_retry() else {
+            stats.upstream_rq_retry_limit_exceeded.inc();
+            attempts.flags.set(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
+            return None;
+        };
+        let circuit = cluster.circuits.of(self.policy.high_priority);
+        let Some(permit) = circuit.try_acquire(Resource::Retries) else {
+            stats.upstream_rq_retry_overflow.inc();
+            attempts.flags.set(ResponseFlags::UPSTREAM_OVERFLOW);
+            return None;
+        };
+        attempts.permit = Some(permit);
+        stats.upstream_rq_retry.inc();
+        stats.upstream_rq_retry_backoff_exponential.inc();
+        Some(wait)
+    }
+
+    /// Picks a host and sends the request to it once.
+    async fn attempt(&self, attempts: &mut Attempts<'_>, head: &mut RequestHead) -> Ended {
+        // The cluster may have been replaced while an earlier attempt ran.
+        if let Some(present) = self.worker.get(&self.target.cluster) {
+            attempts.local = present;
+        }
+        let local = attempts.local.clone();
+        let Some(host) = self.pick(attempts, head) else {
+            local.cluster.stats.upstream_cx_none_healthy.inc();
+            return Ended::Final(Reject::no_healthy_upstream());
+        };
+        attempts.tried.push(host.clone());
+        self.address_to(attempts, &host, head);
+        *self.current.borrow_mut() = Some((local.clone(), host.clone()));
+        let pool = local.pool(&host, head, self.policy.high_priority);
+        let mut resent = false;
+        loop {
+            let lease = match pool.acquire().await {
+                Ok(lease) => lease,
+                Err(refusal) => return self.refused(&local, &host, refusal),
+            };
+            if let Some(facts) = lease.facts() {
+                let mut info = self.info.borrow_mut();
+                info.upstream_local = facts.local;
+                info.upstream_tls.clone_from(&facts.tls);
+            }
+            local.cluster.report(&host, Outcome::Connected);
+            let body = if self.upgrade { self.replay.0.take_source() } else { self.replay.0.body() };
+            let sent = tokio::select! {
+                // A head that arrived counts even if time ran out at the same moment.
+                biased;
+                sent = lease.send(head, body) => sent,
+                () = self.try_is_up() => {
+                    return self.try_timed_out(&local, &host);
+                }
+            };
+            match sent {
+                Ok((answer, body)) => {
+                    let status = outcome_status(&answer);
+                    let numbers = &host.state.numbers;
+                    if status < 500 { &numbers.rq_success } else { &numbers.rq_error }.fetch_add(1, Relaxed);
+                    local.cluster.report(&host, Outcome::Status(status));
+                    return Ended::Answer(Answer {
+                        head: answer,
+                        body,
+                        local,
+                        host,
+                    });
+                }
+                Err(failure) => {
+                    // A connection that was closed while it lay idle says nothing about this request: it
+                    // is sent once more, if that cannot do harm. RFC 9112 §9.3.1.
+                    let harmless = !failure.sent || (failure.reset == Reset::Termination && is_idempotent(head));
+                    if failure.reused && harmless && !resent && !self.upgrade && self.replay.0.is_whole() {
+                        resent = true;
+                        continue;
+                    }
+                    if matches!(failure.reset, Reset::Remote | Reset::Refused) {
+                        local.cluster.stats.upstream_rq_rx_reset.inc();
+                    }
+                    if failure.reset != Reset::Local {
+                        host.state.numbers.rq_error.fetch_add(1, Relaxed);
+                        local.cluster.report(&host, Outcome::Failed);
+                    }
+                    return Ended::Reset {
+                        reset: failure.reset,
+                        sent: failure.sent,
+                        transport: None,
+                    };
+                }
+            }
+        }
+    }
+
+    fn pick(&self, attempts: &Attempts<'_>, head: &RequestHead) -> Option<Arc<Host>> {
+        let retry = attempts.retry.policy().filter(|_| !attempts.tried.is_empty());
+        attempts.local.pick(&Pick {
+            subset: self.target.subset.as_ref(),
+            hash: self.hash,
+            original: Some(self.info.borrow().connection.local),
+            headers: Some(&head.headers),
+            tried: &attempts.tried,
+            other_hosts: retry.map_or(0, |retry| {
+                if retry.avoid_previous_hosts { retry.host_selection_attempts.max(1) } else { 0 }
+            }),
+            other_priorities: retry.and_then(|retry| retry.avoid_previous_priorities).is_some_and(|frequency| {
+                attempts.retry.retries() >= frequency
+            }),
+        })
+    }
+
+    /// Writes into head and facts what depends on the host and the number of the attempt.
+    fn address_to(&self, attempts: &Attempts<'_>, host: &Host, head: &mut RequestHead) {
+        let number = u32::try_from(attempts.tried.len()).unwrap_or(u32::MAX);
+        let mut info = self.info.borrow_mut();
+        info.upstream_attempts = number;
+        info.upstream_host = host.address.socket();
+        info.upstream_local = None;
+        info.upstream_tls = None;
+        if self.policy.include_attempt_count {
+            head.headers.set(Known::XEnvoyAttemptCount, number.to_string());
+        }
+        if self.policy.include_is_timeout_retry && number > 1 {
+            let value = if attempts.after_timeout { "true" } else { "false" };
+            head.headers.set(crate::head::Name::new("x-envoy-is-timeout-retry"), value);
+        }
+        if let (HostRewrite::Auto, Some(name)) = (&self.policy.host_rewrite, &host.hostname)
+            && head.authority != name.as_bytes()
+        {
+            if self.policy.append_x_forwarded_host {
+                append_forwarded_host(&mut head.headers, &head.authority);
+            }
+            head.authority = bytes::Bytes::copy_from_slice(name.as_bytes());
+        }
+    }
+
+    fn refused(&self, local: &LocalCluster, host: &Arc<Host>, refusal: Refusal) -> Ended {
+        let (reset, transport) = match refusal {
+            Refusal::Overflow => (Reset::Overflow, None),
+            Refusal::Connect(error) => {
+                let outcome = match error {
+                    ConnectError::Timeout => Outcome::TimedOut,
+                    ConnectError::Refused(_) | ConnectError::Tls(_) => Outcome::Failed,
+                };
+                local.cluster.report(host, outcome);
+                host.state.numbers.rq_error.fetch_add(1, Relaxed);
+                match error {
+                    ConnectError::Timeout => (Reset::ConnectTimeout, None),
+                    other => (Reset::ConnectFailure, Some(other.to_string())),
+                }
+            }
+        };
+        Ended::Reset {
+            reset,
+            sent: false,
+            transport,
+        }
+    }
+
+    /// Completes when the attempt has had its time, counted from the end of the request if that is later.
+    async fn try_is_up(&self) {
+        let Some(limit) = self.timeouts.per_try else {
+            return pending().await;
+        };
+        let began = Instant::now();
+        let ended = self.replay.0.ended().await;
+        sleep_until(ended.max(began) + limit).await;
+    }
+
+    fn try_timed_out(&self, local: &LocalCluster, host: &Arc<Host>) -> Ended {
+        let stats = &local.cluster.stats;
+        stats.upstream_rq_per_try_timeout.inc();
+        stats.upstream_rq_tx_reset.inc();
+        host.state.numbers.rq_timeout.fetch_add(1, Relaxed);
+        local.cluster.report(host, Outcome::TimedOut);
+        Ended::TimedOut
+    }
+}
+
+/// RFC 9110 §9.2.2.
+fn is_idempotent(head: &RequestHead) -> bool {
+    matches!(&*head.method, b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE" | b"PUT" | b"DELETE")
+}
+
+/// The status outlier detection goes by: that of gRPC if the response is nothing else.
+fn outcome_status(head: &ResponseHead) -> u16 {
+    let status = head.headers.known(Known::GrpcStatus).and_then(crate::retry::number::<i32>);
+    match status {
+        None => head.status,
+        Some(0) => 200,
+        Some(1) => 499,
+        Some(3 | 9 | 11) => 400,
+        Some(4) => 504,
+        Some(5) => 404,
+        Some(6 | 10) => 409,
+        Some(7) => 403,
+        Some(8) => 429,
+        Some(12) => 501,
+        Some(14) => 503,
+        Some(16) => 401,
+        Some(_) => 500,
+    }
+}
+
+/// The local reply for a reset before the response. Envoy's words.
+fn reject(reset: Reset, transport: Option<&str>, retried: bool) -> Reject {
+    let (status, reason, flags, details) = match reset {
+        Reset::Overflow => return Reject::overflow(),
+        Reset::ConnectTimeout => (
+            503,
+            "connection timeout",
+            ResponseFlags::UPSTREAM_CONNECTION_FAILURE,
+            "upstream_reset_before_response_started{connection_timeout}",
+        ),
+        Reset::ConnectFailure => (
+            503,
+            "remote connection failure",
+            ResponseFlags::UPSTREAM_CONNECTION_FAILURE,
+            "upstream_reset_before_response_started{remote_connection_failure}",
+        ),
+        Reset::Termination => (
+            503,
+            "connection termination",
+            ResponseFlags::UPSTREAM_CONNECTION_TERMINATION,
+            "upstream_reset_before_response_started{connection_termination}",
+        ),
+        Reset::Remote => (
+            503,
+            "remote reset",
+            ResponseFlags::UPSTREAM_REMOTE_RESET,
+            "upstream_reset_before_response_started{remote_reset}",
+        ),
+        Reset::Refused => (
+            503,
+            "remote refused stream reset",
+            ResponseFlags::UPSTREAM_REMOTE_RESET,
+            "upstream_reset_before_response_started{remote_refused_stream_reset}",
+        ),
+        Reset::Protocol => (
+            502,
+            "protocol error",
+            ResponseFlags::UPSTREAM_PROTOCOL_ERROR,
+            "upstream_reset_before_response_started{protocol_error}",
+        ),
+        Reset::Local => (
+            503,
+            "local reset",
+            ResponseFlags::LOCAL_RESET,
+            "upstream_reset_before_response_started{local_reset}",
+        ),
+    };
+    let mut body = "upstream connect error or disconnect/reset before headers. ".to_owned();
+    if retried {
+        body.push_str("retried and the latest ");
+    }
+    body.push_str("reset reason: ");
+    body.push_str(reason);
+    if let Some(transport) = transport {
+        body.push_str(", transport failure reason: ");
+        body.push_str(transport);
+    }
+    Reject::new(status, body, flags, details)
+}
+
+/// The downstream's body broke before there was a response; mostly nobody is left to read this.
+fn downstream_failed(error: &BodyError) -> Reject {
+    match error {
+        BodyError::TooLarge => Reject::new(
+            413,
+            "Payload Too Large",
+            ResponseFlags::default(),
+            "request_payload_too_large",
+        ),
+        BodyError::Timeout => {
+            Reject::new(408, "request timeout", ResponseFlags::default(), "request_overall_timeout")
+        }
+        BodyError::Protocol(_) => Reject::new(
+            400,
+            "Bad Request",
+            ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR,
+            "downstream_protocol_error",
+        ),
+        BodyError::Disconnected | BodyError::Reset(_) => Reject::new(
+            400,
+            "",
+            ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION,
+            "downstream_remote_disconnect",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,353 @@
+//! A request body that can be sent again: what has passed is kept, up to a limit.
+
+use std::{
+    cell::RefCell,
+    future::poll_fn,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+};
+
+use tokio::time::Instant;
+
+use crate::body::{Body, BodyError, Frame, Source};
+
+/// The one body of a request, from which each attempt gets its own. Only the latest attempt's moves.
+#[derive(Clone)]
+pub(super) struct Replay(Rc<RefCell<Inner>>);
+
+struct Inner {
+    source: Body,
+    kept: Vec<Frame>,
+    kept_bytes: u64,
+    limit: u64,
+    /// Whether frames are kept.
+    keep: bool,
+    /// Whether some went by without being kept.
+    lost: bool,
+    end: End,
+    attempt: u32,
+    wakers: Vec<Waker>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum End {
+    Coming,
+    Came(Instant),
+    Failed(BodyError),
+    /// Nobody wants it any more.
+    Dropped,
+}
+
+impl Replay {
+    /// `limit` bounds what is kept; nothing is with `None`.
+    pub(super) fn new(source: Body, limit: Option<u64>) -> Replay {
+        let end = if source.is_end_stream() { End::Came(Instant::now()) } else { End::Coming };
+        Replay(Rc::new(RefCell::new(Inner {
+            source,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            limit: limit.unwrap_or(0),
+            keep: limit.is_some(),
+            lost: false,
+            end,
+            attempt: 0,
+            wakers: Vec::new(),
+        })))
+    }
+
+    /// The body for the next attempt; bodies of earlier ones end with an error.
+    pub(super) fn body(&self) -> Body {
+        let mut inner = self.0.borrow_mut();
+        inner.attempt += 1;
+        if inner.kept.is_empty() && matches!(inner.end, End::Came(_)) {
+            return Body::empty();
+        }
+        Body::stream(Attempt {
+            inner: self.0.clone(),
+            number: inner.attempt,
+            next: 0,
+        })
+    }
+
+    /// The body itself, for an upgraded stream that is not replayed.
+    pub(super) fn take_source(&self) -> Body {
+        std::mem::take(&mut self.0.borrow_mut().source)
+    }
+
+    /// Whether another attempt would see all of it.
+    pub(super) fn is_whole(&self) -> bool {
+        let inner = self.0.borrow();
+        !inner.lost && !matches!(inner.end, End::Failed(_) | End::Dropped)
+    }
+
+    /// Whether something was lost because the limit was passed.
+    pub(super) fn passed_limit(&self) -> bool {
+        let inner = self.0.borrow();
+        inner.lost && inner.limit > 0
+    }
+
+    /// Forgets what was kept: there will be no other attempt.
+    pub(super) fn stop_keeping(&self) {
+        let mut inner = self.0.borrow_mut();
+        // The attempt under way may be behind; what it has not sent stays.
+        inner.keep = false;
+    }
+
+    /// Why the downstream's body broke, if it did.
+    pub(super) fn failure(&self) -> Option<BodyError> {
+        match &self.0.borrow().end {
+            End::Failed(error) => Some(error.clone()),
+            _ => None,
+        }
+    }
+
+    /// When the downstream had sent all of it.
+    pub(super) fn ended_at(&self) -> Option<Instant> {
+        match self.0.borrow().end {
+            End::Came(at) => Some(at),
+            _ => None,
+        }
+    }
+
+    /// Waits for the end of the body; for ever if it breaks.
+    pub(super) async fn ended(&self) -> Instant {
+        poll_fn(|cx| {
+            let mut inner = self.0.borrow_mut();
+            match inner.end {
+                End::Came(at) => Poll::Ready(at),
+                _ => {
+                    inner.wait(cx);
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+
+    /// Waits for the whole body; `None` if it breaks, is dropped or is too large.
+    pub(super) async fn whole(&self) -> Option<Vec<Frame>> {
+        poll_fn(|cx| {
+            let mut inner = self.0.borrow_mut();
+            match inner.end {
+                _ if inner.lost => Poll::Ready(None),
+                End::Came(_) => Poll::Ready(Some(inner.kept.clone())),
+                End::Coming => {
+                    inner.wait(cx);
+                    Poll::Pending
+                }
+                End::Failed(_) | End::Dropped => Poll::Ready(None),
+            }
+        })
+        .await
+    }
+
+    /// Nobody will read on: the attempt's body ends with an error, and who waits is told.
+    pub(super) fn cancel(&self) {
+        let mut inner = self.0.borrow_mut();
+        if inner.end == End::Coming {
+            inner.end = End::Dropped;
+            inner.source = Body::empty();
+        }
+        inner.wake();
+    }
+}
+
+impl Inner {
+    fn wait(&mut self, cx: &Context<'_>) {
+        if !self.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
+            self.wakers.push(cx.waker().clone());
+        }
+    }
+
+    fn wake(&mut self) {
+        for waker in self.wakers.drain(..) {
+            waker.wake();
+        }
+    }
+
+    fn finish(&mut self, end: End) {
+        self.end = end;
+        self.wake();
+    }
+
+    /// Keeps a frame for later attempts, if it fits.
+    fn keep(&mut self, frame: &Frame) -> bool {
+        if !self.keep {
+            self.lost = true;
+            return false;
+        }
+        let size = match frame {
+            Frame::Data(data) => data.len() as u64,
+            Frame::Trailers(_) => 0,
+        };
+        self.kept_bytes += size;
+        if self.kept_bytes > self.limit {
+            self.keep = false;
+            self.lost = true;
+            self.kept.clear();
+            self.wake();
+            return false;
+        }
+        self.kept.push(frame.clone());
+        true
+    }
+}
+
+struct Attempt {
+    inner: Rc<RefCell<Inner>>,
+    number: u32,
+    /// The next of the kept frames.
+    next: usize,
+}
+
+impl Source for Attempt {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        let this = self.get_mut();
+        let mut inner = this.inner.borrow_mut();
+        if inner.attempt != this.number || inner.end == End::Dropped {
+            return Poll::Ready(Some(Err(BodyError::Disconnected)));
+        }
+        if let Some(frame) = inner.kept.get(this.next) {
+            this.next += 1;
+            return Poll::Ready(Some(Ok(frame.clone())));
+        }
+        match &inner.end {
+            End::Came(_) => return Poll::Ready(None),
+            End::Failed(error) => return Poll::Ready(Some(Err(error.clone()))),
+            End::Coming | End::Dropped => {}
+        }
+        match inner.source.poll_frame(cx) {
+            Poll::Pending => {
+                // `cancel` must reach whoever waits for the next frame.
+                inner.wait(cx);
+                Poll::Pending
+            }
+            Poll::Ready(None) => {
+                inner.finish(End::Came(Instant::now()));
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Err(error))) => {
+                inner.finish(End::Failed(error.clone()));
+                Poll::Ready(Some(Err(error)))
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                if inner.keep(&frame) {
+                    this.next += 1;
+                }
+                if matches!(frame, Frame::Trailers(_)) || inner.source.is_end_stream() {
+                    inner.finish(End::Came(Instant::now()));
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let inner = self.inner.borrow();
+        self.next >= inner.kept.len() && (matches!(inner.end, End::Came(_)) || inner.source.is_end_stream())
+    }
+
+    fn exact_length(&self) -> Option<u64> {
+        let inner = self.inner.borrow();
+        let kept: u64 = inner
+            .kept
+            .iter()
+            .skip(self.next)
+            .map(|frame| match frame {
+                Frame::Data(data) => data.len() as u64,
+                Frame::Trailers(_) => 0,
+            })
+            .sum();
+        match inner.end {
+            End::Came(_) => Some(kept),
+            _ => inner.source.exact_length().map(|rest| rest + kept),
+        }
+    }
+}
+
+/// A body of frames that are at hand.
+pub(super) fn frames(frames: Vec<Frame>) -> Body {
+    if frames.is_empty() {
+        return Body::empty();
+    }
+    Body::stream(AtHand(frames.into_iter()))
+}
+
+struct AtHand(std::vec::IntoIter<Frame>);
+
+impl Source for AtHand {
+    fn poll_frame(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        Poll::Ready(self.get_mut().0.next().map(Ok))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_slice().is_empty()
+    }
+
+    fn exact_length(&self) -> Option<u64> {
+        let lengths = self.0.as_slice().iter().map(|frame| match frame {
+            Frame::Data(data) => data.len() as u64,
+            Frame::Trailers(_) => 0,
+        });
+        Some(lengths.sum())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn body(pieces: &[&'static str]) -> Body {
+        frames(pieces.iter().map(|piece| Frame::Data((*piece).into())).collect())
+    }
+
+    async fn read(body: &mut Body) -> Result<String, BodyError> {
+        let mut text = String::new();
+        while let Some(frame) = body.frame().await {
+            if let Frame::Data(data) = frame? {
+                text.push_str(&String::from_utf8_lossy(&data));
+            }
+        }
+        Ok(text)
+    }
+
+    #[tokio::test]
+    async fn a_second_attempt_sees_what_the_first_saw_and_the_rest() {
+        let replay = Replay::new(body(&["one", "two", "three"]), Some(100));
+        let mut first = replay.body();
+        assert_eq!(first.exact_length(), Some(11));
+        assert_eq!(first.frame().await, Some(Ok(Frame::Data("one".into()))));
+        let mut second = replay.body();
+        assert_eq!(second.exact_length(), Some(11));
+        assert_eq!(read(&mut second).await, Ok("onetwothree".to_owned()));
+        assert_eq!(first.frame().await, Some(Err(BodyError::Disconnected)));
+        assert!(replay.is_whole() && replay.ended_at().is_some());
+        assert_eq!(read(&mut replay.body()).await, Ok("onetwothree".to_owned()));
+        assert_eq!(replay.whole().await.map(|frames| frames.len()), Some(3));
+    }
+
+    #[tokio::test]
+    async fn beyond_the_limit_there_is_no_second_attempt() {
+        let replay = Replay::new(body(&["one", "two"]), Some(5));
+        assert_eq!(read(&mut replay.body()).await, Ok("onetwo".to_owned()));
+        assert!(!replay.is_whole() && replay.passed_limit());
+        assert_eq!(replay.whole().await, None);
+    }
+
+    #[tokio::test]
+    async fn cancelling_ends_the_body_and_tells_who_waits() {
+        let replay = Replay::new(body(&["one"]), None);
+        let mut first = replay.body();
+        replay.cancel();
+        assert_eq!(first.frame().await, Some(Err(BodyError::Disconnected)));
+        assert_eq!(replay.whole().await, None);
+    }
+
+    #[tokio::test]
+    async fn an_empty_body_has_ended() {
+        let replay = Replay::new(Body::empty(), None);
+        replay.ended().await;
+        assert!(replay.body().is_end_stream() && replay.is_whole());
+    }
+}

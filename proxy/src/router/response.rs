@@ -1,0 +1,236 @@
+//! A response on its way down: its head is completed, its body watched until it ends.
+
+use std::{
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use tokio::time::{Instant, sleep_until};
+
+use super::{CancelOnDrop, Request, SharedInfo};
+use crate::{
+    body::{Body, BodyError, Frame, Source},
+    cluster::Host,
+    head::{Known, ResponseHead},
+    info::ResponseFlags,
+    outlier::Outcome,
+    retry::number,
+    upstream::LocalCluster,
+};
+
+/// A response as it came.
+pub(super) struct Answer {
+    pub(super) head: ResponseHead,
+    pub(super) body: Body,
+    pub(super) local: Rc<LocalCluster>,
+    pub(super) host: Arc<Host>,
+}
+
+/// Completes the head and wraps the body.
+pub(super) fn finish(request: Request<'_>, flags: ResponseFlags, answer: Answer) -> (ResponseHead, Body) {
+    let Answer {
+        mut head,
+        body,
+        local,
+        host,
+    } = answer;
+    let now = Instant::now();
+    let replay = request.replay;
+    let ended = replay.0.ended_at();
+    // There will be no other attempt; mirrors still need what was kept.
+    if request.policy.mirrors.is_empty() {
+        replay.0.stop_keeping();
+    }
+    if let Some(ended) = ended {
+        let ms = now.duration_since(ended).as_millis();
+        head.headers.set(Known::XEnvoyUpstreamServiceTime, ms.to_string());
+    }
+    let mut info = request.info.borrow_mut();
+    info.flags.set(flags);
+    info.upstream_first_byte = Some(now.duration_since(info.start));
+    info.response_code_details = "via_upstream";
+    info.grpc_status = head.headers.known(Known::GrpcStatus).and_then(number);
+    if request.policy.include_attempt_count_in_response {
+        head.headers.set(Known::XEnvoyAttemptCount, info.upstream_attempts.to_string());
+    }
+    drop(info);
+    local.cluster.stats.answered(head.status);
+    let deadline = request.timeouts.global.filter(|_| !request.upgrade).map(|limit| {
+        let replay = replay.0.clone();
+        let wait: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
+            let ended = replay.ended().await;
+            sleep_until(ended + limit).await;
+        });
+        wait
+    });
+    let mut watched = Watched {
+        body,
+        deadline,
+        info: request.info.clone(),
+        local,
+        host,
+        replay: Some(replay),
+        began: ended.unwrap_or(now),
+        done: false,
+    };
+    if watched.body.is_end_stream() {
+        watched.done();
+        return (head, Body::empty());
+    }
+    (head, Body::stream(watched))
+}
+
+struct Watched {
+    body: Body,
+    deadline: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    info: SharedInfo,
+    local: Rc<LocalCluster>,
+    host: Arc<Host>,
+    /// Dropped with the response: what is left of the request's body is not wanted then.
+    replay: Option<CancelOnDrop>,
+    began: Instant,
+    done: bool,
+}
+
+impl Watched {
+    fn done(&mut self) {
+        if !self.done {
+            self.done = true;
+            self.deadline = None;
+            self.replay = None;
+            let ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            self.local.cluster.stats.upstream_rq_time.record(ms);
+        }
+    }
+
+    fn failed(&mut self, error: &BodyError) {
+        self.done = true;
+        self.deadline = None;
+        self.replay = None;
+        let stats = &self.local.cluster.stats;
+        let (flag, details) = match error {
+            BodyError::Disconnected => (
+                ResponseFlags::UPSTREAM_CONNECTION_TERMINATION,
+                "upstream_reset_after_response_started{connection_termination}",
+            ),
+            BodyError::Reset(_) => {
+                stats.upstream_rq_rx_reset.inc();
+                (
+                    ResponseFlags::UPSTREAM_REMOTE_RESET,
+                    "upstream_reset_after_response_started{remote_reset}",
+                )
+            }
+            BodyError::Protocol(_) => (
+                ResponseFlags::UPSTREAM_PROTOCOL_ERROR,
+                "upstream_reset_after_response_started{protocol_error}",
+            ),
+            BodyError::Timeout => {
+                stats.upstream_rq_timeout.inc();
+                stats.upstream_rq_tx_reset.inc();
+                (ResponseFlags::UPSTREAM_REQUEST_TIMEOUT, "response_timeout")
+            }
+            BodyError::TooLarge => (ResponseFlags::LOCAL_RESET, "response_payload_too_large"),
+        };
+        let outcome = match error {
+            BodyError::Timeout => Outcome::TimedOut,
+            _ => Outcome::Failed,
+        };
+        self.local.cluster.report(&self.host, outcome);
+        let mut info = self.info.borrow_mut();
+        info.flags.set(flag);
+        info.response_code_details = details;
+    }
+}
+
+impl Source for Watched {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        let this = self.get_mut();
+        match this.body.poll_frame(cx) {
+            Poll::Ready(Some(Ok(Frame::Data(data)))) => {
+                if this.body.is_end_stream() {
+                    this.done();
+                }
+                Poll::Ready(Some(Ok(Frame::Data(data))))
+            }
+            Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) => {
+                if let Some(status) = trailers.known(Known::GrpcStatus).and_then(number) {
+                    this.info.borrow_mut().grpc_status = Some(status);
+                }
+                this.done();
+                Poll::Ready(Some(Ok(Frame::Trailers(trailers))))
+            }
+            Poll::Ready(None) => {
+                this.done();
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Err(error))) => {
+                this.failed(&error);
+                Poll::Ready(Some(Err(error)))
+            }
+            Poll::Pending => match this.deadline.as_mut().map(|deadline| deadline.as_mut().poll(cx)) {
+                Some(Poll::Ready(())) => {
+                    this.body = Body::empty();
+                    this.failed(&BodyError::Timeout);
+                    Poll::Ready(Some(Err(BodyError::Timeout)))
+                }
+                Some(Poll::Pending) | None => Poll::Pending,
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn exact_length(&self) -> Option<u64> {
+        self.body.exact_length()
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if !self.done {
+            // The downstream left: dropping the body resets the upstream stream.
+            self.local.cluster.stats.upstream_rq_tx_reset.inc();
+        }
+    }
+}
+
+/// A body that must end by `deadline`.
+pub(super) fn until(body: Body, deadline: Instant) -> Body {
+    if body.is_end_stream() {
+        return Body::empty();
+    }
+    Body::stream(Until {
+        body,
+        deadline: Box::pin(sleep_until(deadline)),
+    })
+}
+
+struct Until {
+    body: Body,
+    deadline: Pin<Box<tokio::time::Sleep>>,
+}
+
+impl Source for Until {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        let this = self.get_mut();
+        match this.body.poll_frame(cx) {
+            Poll::Pending if this.deadline.as_mut().poll(cx).is_ready() => {
+                this.body = Body::empty();
+                Poll::Ready(Some(Err(BodyError::Timeout)))
+            }
+            polled => polled,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn exact_length(&self) -> Option<u64> {
+        self.body.exact_length()
+    }
+}

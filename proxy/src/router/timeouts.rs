@@ -1,0 +1,109 @@
+//! How long a request may take: the route's word, and the request's own.
+
+use std::time::Duration;
+
+use crate::{
+    head::{Known, RequestHead},
+    retry::number,
+    route::policy::ForwardPolicy,
+};
+
+/// Limits of one request; `None` is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Timeouts {
+    /// From the end of the request to the end of the response, all attempts together.
+    pub(super) global: Option<Duration>,
+    /// One attempt, to the response's head.
+    pub(super) per_try: Option<Duration>,
+}
+
+impl Timeouts {
+    /// Reads, and takes away, the headers that ask for timeouts, and tells the upstream what it has got
+    /// (`x-envoy-expected-rq-timeout-ms`). Envoy: `FilterUtility::finalTimeout`.
+    pub(super) fn of(policy: &ForwardPolicy, head: &mut RequestHead) -> Timeouts {
+        let mut timeouts = Timeouts {
+            global: policy.timeout,
+            per_try: policy.retry.as_ref().and_then(|retry| retry.per_try_timeout),
+        };
+        let by_grpc = policy.grpc_timeout_max.filter(|_| head.is_grpc());
+        if let Some(max) = by_grpc {
+            timeouts.global = grpc_timeout(head, max, policy.grpc_timeout_offset);
+        }
+        let asked = |value: Option<bytes::Bytes>| value.and_then(number::<u64>).map(Duration::from_millis);
+        if let Some(asked) = asked(head.headers.take(Known::XEnvoyUpstreamRqTimeoutMs)) {
+            timeouts.global = Some(asked).filter(|asked| !asked.is_zero());
+        }
+        if let Some(asked) = asked(head.headers.take(Known::XEnvoyUpstreamRqPerTryTimeoutMs)) {
+            timeouts.per_try = Some(asked).filter(|asked| !asked.is_zero());
+        }
+        // A try that may take as long as everything together has no limit of its own.
+        if let (Some(global), Some(per_try)) = (timeouts.global, timeouts.per_try)
+            && per_try >= global
+        {
+            timeouts.per_try = None;
+        }
+        head.headers.take(Known::XEnvoyExpectedRqTimeoutMs);
+        if let Some(expected) = timeouts.per_try.or(timeouts.global) {
+            let ms = expected.as_millis();
+            head.headers.set(Known::XEnvoyExpectedRqTimeoutMs, ms.to_string());
+            if by_grpc.is_some() {
+                head.headers.set(Known::GrpcTimeout, format!("{ms}m"));
+            }
+        }
+        timeouts
+    }
+}
+
+/// The client's deadline, less the offset, at most `max` (zero: unbounded).
+fn grpc_timeout(head: &RequestHead, max: Duration, offset: Option<Duration>) -> Option<Duration> {
+    let mut timeout = head.headers.known(Known::GrpcTimeout).and_then(|text| parse_grpc_timeout(text));
+    if let (Some(asked), Some(offset)) = (timeout, offset)
+        && offset < asked
+    {
+        timeout = Some(asked - offset);
+    }
+    let max = Some(max).filter(|max| !max.is_zero());
+    match (timeout.filter(|t| !t.is_zero()), max) {
+        (Some(timeout), Some(max)) => Some(timeout.min(max)),
+        (one, other) => one.or(other),
+    }
+}
+
+/// gRPC over HTTP/2: "TimeoutValue TimeoutUnit", at most eight digits.
+fn parse_grpc_timeout(text: &[u8]) -> Option<Duration> {
+    let (unit, digits) = text.split_last()?;
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let value: u64 = number(digits)?;
+    Some(match unit {
+        b'H' => Duration::from_secs(value * 3600),
+        b'M' => Duration::from_secs(value * 60),
+        b'S' => Duration::from_secs(value),
+        b'm' => Duration::from_millis(value),
+        b'u' => Duration::from_micros(value),
+        b'n' => Duration::from_nanos(value),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_timeouts_are_read() {
+        let table: &[(&[u8], Option<u64>)] = &[
+            (b"300m", Some(300)),
+            (b"5S", Some(5000)),
+            (b"300000u", Some(300)),
+            (b"1H", Some(3_600_000)),
+            (b"123456789S", None),
+            (b"S", None),
+            (b"5x", None),
+        ];
+        for (text, want) in table {
+            assert_eq!(parse_grpc_timeout(text), want.map(Duration::from_millis));
+        }
+    }
+}

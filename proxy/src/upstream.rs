@@ -1,0 +1,421 @@
+//! What a worker has of each cluster: its own balancers and its own connections.
+//!
+//! Nothing here is shared between workers. A worker makes its part of a cluster when the first request
+//! asks for it, and lets go of it (idle connections close, busy ones finish) when the cluster is replaced
+//! or removed; a change of hosts closes only the connections to those that went.
+
+mod connect;
+mod convert;
+mod pool;
+mod tunnel;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    fmt,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+};
+
+use tokio::{task::spawn_local, time::MissedTickBehavior};
+
+pub(crate) use self::{
+    connect::{Stream, connect},
+    pool::{Pool, Refusal, Wanted},
+};
+pub use self::connect::ConnectError;
+use crate::{
+    balance::Balancer,
+    cluster::{Address, Cluster, ClusterManager, Discovery, Fallback, Host, HttpVersion, Subsets},
+    head::{Headers, Name, Protocol, RequestHead},
+    route::policy::SubsetMatch,
+};
+
+/// Hosts of an ORIGINAL_DST cluster a worker remembers; beyond that they are made anew each time.
+const MAX_ORIGINAL_HOSTS: usize = 4096;
+/// Subsets of one cluster a worker keeps balancers for.
+const MAX_SUBSETS: usize = 128;
+
+thread_local! {
+    /// By manager: a process has one, tests have several.
+    static WORKERS: RefCell<HashMap<u64, Rc<WorkerClusters>>> = RefCell::default();
+}
+
+/// This worker's view of a [`ClusterManager`].
+pub(crate) struct WorkerClusters {
+    manager: ClusterManager,
+    clusters: RefCell<HashMap<Arc<str>, Known>>,
+}
+
+struct Known {
+    local: Rc<LocalCluster>,
+    /// Generation of the manager at which this was known to be the present one.
+    checked: u64,
+}
+
+impl WorkerClusters {
+    /// The view of the worker that calls this; made, with a task that keeps it tidy, at the first call.
+    pub(crate) fn of(manager: &ClusterManager) -> Rc<WorkerClusters> {
+        let id = manager.id();
+        if let Some(found) = WORKERS.with_borrow(|workers| workers.get(&id).cloned()) {
+            return found;
+        }
+        let worker = Rc::new(WorkerClusters {
+            manager: manager.clone(),
+            clusters: RefCell::default(),
+        });
+        WORKERS.with_borrow_mut(|workers| workers.insert(id, worker.clone()));
+        spawn_local(tidy(worker.clone(), Leaving(id)));
+        worker
+    }
+
+    /// This worker's part of a cluster.
+    pub(crate) fn get(&self, name: &str) -> Option<Rc<LocalCluster>> {
+        let generation = self.manager.generation();
+        if let Some(known) = self.clusters.borrow().get(name)
+            && known.checked == generation
+        {
+            return Some(known.local.clone());
+        }
+        let present = self.manager.get(name);
+        let mut clusters = self.clusters.borrow_mut();
+        let replaced = match (clusters.get_mut(name), &present) {
+            (Some(known), Some(present)) if known.local.cluster.id == present.id => {
+                known.checked = generation;
+                return Some(known.local.clone());
+            }
+            (Some(_), _) => clusters.remove(name),
+            (None, _) => None,
+        };
+        let local = present.map(|cluster| {
+            let local = Rc::new(LocalCluster::new(cluster));
+            let known = Known {
+                local: local.clone(),
+                checked: generation,
+            };
+            clusters.insert(local.cluster.name.clone(), known);
+            local
+        });
+        drop(clusters);
+        if let Some(replaced) = replaced {
+            replaced.local.drain();
+        }
+        local
+    }
+
+    fn review(&self) {
+        let names: Vec<Arc<str>> = self.clusters.borrow().keys().cloned().collect();
+        for name in names {
+            // `get` lets go of what was replaced, and must not make anew what nobody asked for.
+            let gone = self.manager.get(&name).map(|cluster| cluster.id);
+            let known = self.clusters.borrow().get(&name).map(|known| known.local.clone());
+            let Some(known) = known else { continue };
+            if gone == Some(known.cluster.id) {
+                known.prune();
+            } else {
+                self.clusters.borrow_mut().remove(&name);
+                known.drain();
+            }
+        }
+    }
+
+    fn sweep(&self) {
+        let locals: Vec<_> = self.clusters.borrow().values().map(|known| known.local.clone()).collect();
+        for local in locals {
+            local.sweep();
+        }
+    }
+}
+
+impl fmt::Debug for WorkerClusters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WorkerClusters({} clusters)", self.clusters.borrow().len())
+    }
+}
+
+/// Forgets the worker's view when its runtime ends.
+struct Leaving(u64);
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        // During the end of the thread the table may be gone already.
+        let forgotten = WORKERS.try_with(|workers| {
+            workers.try_borrow_mut().ok().and_then(|mut workers| workers.remove(&self.0))
+        });
+        drop(forgotten);
+    }
+}
+
+/// Lets go of what is gone or unused, as long as the worker lives.
+async fn tidy(worker: Rc<WorkerClusters>, _leaving: Leaving) {
+    let mut changes = worker.manager.changes();
+    let mut ticks = tokio::time::interval(pool::SWEEP);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        // Both branches are cancel-safe: neither holds anything between polls.
+        tokio::select! {
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                worker.review();
+            }
+            _ = ticks.tick() => worker.sweep(),
+        }
+    }
+}
+
+/// Whether a request asks for its connection to become a tunnel.
+pub(crate) fn is_upgrade(head: &RequestHead) -> bool {
+    convert::Upgrade::of(head) != convert::Upgrade::None
+}
+
+/// What decides which host is picked.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Pick<'a> {
+    /// The subset asked for.
+    pub(crate) subset: Option<&'a SubsetMatch>,
+    /// For consistent hashing.
+    pub(crate) hash: Option<u64>,
+    /// Where the connection was going, for ORIGINAL_DST.
+    pub(crate) original: Option<SocketAddr>,
+    /// The request's headers, for ORIGINAL_DST.
+    pub(crate) headers: Option<&'a Headers>,
+    /// Hosts that were tried already; others are preferred if `other_hosts` allows so many looks.
+    pub(crate) tried: &'a [Arc<Host>],
+    /// How often another host is looked for.
+    pub(crate) other_hosts: u32,
+    /// Whether priorities that were tried already are passed over.
+    pub(crate) other_priorities: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    address: Address,
+    transport: usize,
+    sni: Option<Arc<str>>,
+    wanted: Wanted,
+    high: bool,
+}
+
+/// A worker's part of one cluster.
+pub(crate) struct LocalCluster {
+    pub(crate) cluster: Arc<Cluster>,
+    balancers: RefCell<Balancers>,
+    pools: RefCell<HashMap<Key, Rc<Pool>>>,
+    /// Version of the hosts the pools were last pruned to.
+    pruned: Cell<u64>,
+}
+
+#[derive(Default)]
+struct Balancers {
+    version: u64,
+    all: Option<Balancer>,
+    subsets: Vec<(SubsetMatch, Option<Balancer>)>,
+    /// Hosts of an ORIGINAL_DST cluster.
+    original: HashMap<SocketAddr, Arc<Host>>,
+}
+
+impl LocalCluster {
+    fn new(cluster: Arc<Cluster>) -> LocalCluster {
+        LocalCluster {
+            cluster,
+            balancers: RefCell::default(),
+            pools: RefCell::default(),
+            pruned: Cell::new(0),
+        }
+    }
+
+    /// The host for a request or connection.
+    pub(crate) fn pick(&self, pick: &Pick<'_>) -> Option<Arc<Host>> {
+        let mut balancers = self.balancers.borrow_mut();
+        if let Discovery::OriginalDst { header, port } = &self.cluster.config.discovery {
+            let address = original(pick, header.as_ref(), *port)?;
+            return Some(balancers.original_host(address));
+        }
+        let set = self.cluster.hosts();
+        if balancers.version != set.version || balancers.all.is_none() {
+            *balancers = Balancers {
+                version: set.version,
+                all: Some(Balancer::new(&self.cluster.config.policy, &set, |_| true, rand::random())),
+                ..Balancers::default()
+            };
+        }
+        let balancer = match (&self.cluster.config.subsets, pick.subset) {
+            (None, _) => balancers.all.as_mut(),
+            (Some(subsets), wanted) => balancers.subset(&self.cluster, subsets, wanted),
+        }?;
+        let tried = |host: &Arc<Host>| pick.tried.iter().any(|tried| tried.address == host.address);
+        let avoid = |priority: u32| {
+            pick.other_priorities && pick.tried.iter().any(|tried| tried.priority == priority)
+        };
+        let mut host = balancer.pick(pick.hash, avoid)?;
+        for attempt in 0..pick.other_hosts {
+            if !tried(&host) {
+                break;
+            }
+            // Hashing gives the same host each time: look further along.
+            let hash = pick.hash.map(|hash| hash.wrapping_add(u64::from(attempt) + 1));
+            host = balancer.pick(hash, avoid)?;
+        }
+        Some(host)
+    }
+
+    /// The pool for requests like this one to `host`.
+    pub(crate) fn pool(&self, host: &Arc<Host>, head: &RequestHead, high: bool) -> Rc<Pool> {
+        let config = &self.cluster.config;
+        let wanted = match (config.version, head.protocol) {
+            (HttpVersion::Http1, _) => Wanted::Http1,
+            (HttpVersion::Http2, _) | (HttpVersion::Downstream, Protocol::Http2) => Wanted::Http2,
+            (HttpVersion::Downstream, Protocol::Http10 | Protocol::Http11) => Wanted::Http1,
+            (HttpVersion::Auto, _) => Wanted::Negotiate,
+        };
+        let key = Key {
+            address: host.address.clone(),
+            transport: host.transport,
+            sni: config.auto_sni.then(|| server_name(config.auto_sni_header.as_ref(), head)).flatten(),
+            wanted,
+            high,
+        };
+        let mut pools = self.pools.borrow_mut();
+        if let Some(pool) = pools.get(&key) {
+            return pool.clone();
+        }
+        let pool = Pool::new(self.cluster.clone(), host.clone(), key.sni.clone(), wanted, high);
+        pools.insert(key, pool.clone());
+        pool
+    }
+
+    /// Closes connections to hosts that are gone.
+    fn prune(&self) {
+        let set = self.cluster.hosts();
+        if self.pruned.replace(set.version) == set.version
+            || matches!(self.cluster.config.discovery, Discovery::OriginalDst { .. })
+        {
+            return;
+        }
+        let mut gone = Vec::new();
+        self.pools.borrow_mut().retain(|key, pool| {
+            let stays = set.hosts.iter().any(|host| {
+                host.address == key.address
+                    && host.transport == key.transport
+                    // The pool counts on the state it was made with.
+                    && Arc::ptr_eq(&host.state, &pool.host().state)
+            });
+            if !stays {
+                gone.push(pool.clone());
+            }
+            stays
+        });
+        for pool in gone {
+            pool.drain();
+        }
+    }
+
+    fn sweep(&self) {
+        let pools: Vec<_> = self.pools.borrow().values().cloned().collect();
+        for pool in pools {
+            pool.sweep();
+        }
+        if matches!(self.cluster.config.discovery, Discovery::OriginalDst { .. }) {
+            self.pools.borrow_mut().retain(|_, pool| !pool.is_unused());
+            // Held by the table only: no pool and no request uses it.
+            self.balancers.borrow_mut().original.retain(|_, host| Arc::strong_count(host) > 1);
+        }
+    }
+
+    fn drain(&self) {
+        let pools: Vec<_> = self.pools.borrow_mut().drain().map(|(_, pool)| pool).collect();
+        for pool in pools {
+            pool.drain();
+        }
+    }
+}
+
+impl fmt::Debug for LocalCluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LocalCluster({:?}, {} pools)", self.cluster, self.pools.borrow().len())
+    }
+}
+
+impl Balancers {
+    fn original_host(&mut self, address: SocketAddr) -> Arc<Host> {
+        if let Some(host) = self.original.get(&address) {
+            return host.clone();
+        }
+        let host = Arc::new(Host::bare(address));
+        if self.original.len() < MAX_ORIGINAL_HOSTS {
+            self.original.insert(address, host.clone());
+        }
+        host
+    }
+
+    fn subset(
+        &mut self,
+        cluster: &Cluster,
+        subsets: &Subsets,
+        wanted: Option<&SubsetMatch>,
+    ) -> Option<&mut Balancer> {
+        let empty = SubsetMatch::default();
+        let wanted = wanted.unwrap_or(&empty);
+        let known = self.subsets.iter().position(|(key, _)| Arc::ptr_eq(key, wanted) || key == wanted);
+        let index = match known {
+            Some(index) => index,
+            None => {
+                let balancer = make_subset(cluster, subsets, wanted);
+                if self.subsets.len() >= MAX_SUBSETS {
+                    self.subsets.clear();
+                }
+                self.subsets.push((wanted.clone(), balancer));
+                self.subsets.len() - 1
+            }
+        };
+        self.subsets.get_mut(index)?.1.as_mut()
+    }
+}
+
+fn make_subset(cluster: &Cluster, subsets: &Subsets, wanted: &SubsetMatch) -> Option<Balancer> {
+    let set = cluster.hosts();
+    let policy = &cluster.config.policy;
+    let selected = subsets.selectors.iter().any(|keys| keys.iter().eq(wanted.keys()));
+    if selected && !wanted.is_empty() {
+        let fits =
+            |host: &Host| wanted.iter().all(|(key, value)| host.labels.get(key) == Some(value));
+        if set.hosts.iter().any(|host| fits(host)) {
+            return Some(Balancer::new(policy, &set, fits, rand::random()));
+        }
+    }
+    match &subsets.fallback {
+        Fallback::Refuse => None,
+        Fallback::Any => Some(Balancer::new(policy, &set, |_| true, rand::random())),
+        Fallback::Default(labels) => {
+            let fits =
+                |host: &Host| labels.iter().all(|(key, value)| host.labels.get(key) == Some(value));
+            Some(Balancer::new(policy, &set, fits, rand::random()))
+        }
+    }
+}
+
+fn original(pick: &Pick<'_>, header: Option<&Name>, port: Option<u16>) -> Option<SocketAddr> {
+    let named = header.and_then(|name| pick.headers?.get(name));
+    let mut address = match named {
+        Some(text) => std::str::from_utf8(text).ok()?.trim().parse().ok()?,
+        // Envoy: without the header the connection's own destination is used.
+        None => pick.original?,
+    };
+    if let Some(port) = port {
+        address.set_port(port);
+    }
+    Some(address)
+}
+
+fn server_name(header: Option<&Name>, head: &RequestHead) -> Option<Arc<str>> {
+    let text = match header.and_then(|name| head.headers.get(name)) {
+        Some(value) => value,
+        None => &head.authority,
+    };
+    let name = std::str::from_utf8(crate::route::without_port(text)).ok()?;
+    let is_ip = name.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok();
+    (!name.is_empty() && !is_ip).then(|| name.into())
+}
