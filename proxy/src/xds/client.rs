@@ -120,6 +120,8 @@ impl Client {
         let mut session = Session::new(&kinds, self.source.clone(), self.node.clone());
         let mut pause = PAUSE_MIN;
         loop {
+            // Our own certificate may be on its way; failing until then would only make us late.
+            self.target.ready().await;
             let started = Instant::now();
             let ended = if self.delta {
                 self.stream::<Delta>(&mut session).await

@@ -27,6 +27,7 @@ use prost::{Message, Name};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
+    sync::watch,
 };
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -50,6 +51,7 @@ pub struct Target {
     tls: Option<Arc<ClientContext>>,
     timeout: Duration,
     next: AtomicUsize,
+    secrets: watch::Receiver<u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -114,12 +116,23 @@ impl Target {
                 .filter(|t| !t.is_zero())
                 .unwrap_or(DEFAULT_CONNECT_TIMEOUT),
             next: AtomicUsize::new(0),
+            secrets: secrets.changes(),
         })
     }
 
     /// The cluster's name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Waits until the secrets for its TLS are there. Cancel-safe.
+    pub async fn ready(&self) {
+        let mut secrets = self.secrets.clone();
+        while self.tls.as_ref().is_some_and(|tls| !tls.ready()) {
+            if secrets.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Connects to the next endpoint in turn.
