@@ -34,8 +34,9 @@ const OWN_RETRY: Duration = Duration::from_secs(60);
 const SWEEP: Duration = Duration::from_secs(60);
 /// A request that takes longer is given up.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections are closed at this age, so that clients spread over replicas and expired ones go.
-const MAX_CONNECTION_AGE: Duration = Duration::from_secs(1800);
+/// Connections are closed at this age: a client needs one for a single request, so older ones are
+/// forgotten or hostile.
+const MAX_CONNECTION_AGE: Duration = Duration::from_secs(300);
 const MAX_CONNECTION_AGE_GRACE: Duration = Duration::from_secs(30);
 /// Requests at once on one connection; a client needs one.
 const MAX_STREAMS: u32 = 16;

@@ -14,7 +14,7 @@ use lateen_identity::{SpiffeId, peer_identity};
 use rustls::{ClientConfig, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_stream::Stream;
@@ -30,6 +30,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Handshakes under way at once. When all are taken, further connections wait in the kernel's queue; each
 /// slot is free again after [`HANDSHAKE_TIMEOUT`] at the latest.
 const MAX_HANDSHAKES: usize = 1024;
+/// Connections open at once on one listener; further ones wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 32 * 1024;
 /// Finished handshakes waiting to be taken by the server.
 const ACCEPT_QUEUE: usize = 64;
 /// Time to connect, TCP and TLS together.
@@ -102,6 +104,8 @@ pub fn peer<T>(request: &tonic::Request<T>) -> Option<&PeerIdentity> {
 pub struct Conn {
     io: Io,
     peer: PeerIdentity,
+    /// Gives the connection's place back when it ends.
+    _place: OwnedSemaphorePermit,
 }
 
 #[derive(Debug)]
@@ -194,10 +198,22 @@ fn accept(listener: TcpListener, tls: Option<TlsAcceptor>) -> ReceiverStream<io:
     let (sender, receiver) = mpsc::channel(ACCEPT_QUEUE);
     tokio::spawn(async move {
         let slots = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut handshakes = JoinSet::new();
         loop {
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
-                return;
+            let free = async {
+                let slot = Arc::clone(&slots).acquire_owned().await?;
+                Ok::<_, tokio::sync::AcquireError>((
+                    slot,
+                    Arc::clone(&places).acquire_owned().await?,
+                ))
+            };
+            let (slot, place) = tokio::select! {
+                () = sender.closed() => return,
+                free = free => match free {
+                    Ok(free) => free,
+                    Err(_) => return,
+                },
             };
             while handshakes.try_join_next().is_some() {}
             let accepted = tokio::select! {
@@ -215,7 +231,8 @@ fn accept(listener: TcpListener, tls: Option<TlsAcceptor>) -> ReceiverStream<io:
             };
             let (sender, tls) = (sender.clone(), tls.clone());
             handshakes.spawn(async move {
-                match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(stream, remote, tls)).await
+                match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(stream, remote, tls, place))
+                    .await
                 {
                     // The slot goes back before the connection is handed over: it counts handshakes only.
                     Ok(Ok(conn)) => {
@@ -237,6 +254,7 @@ async fn handshake(
     stream: TcpStream,
     remote: SocketAddr,
     tls: Option<TlsAcceptor>,
+    place: OwnedSemaphorePermit,
 ) -> io::Result<Conn> {
     stream.set_nodelay(true)?;
     let Some(tls) = tls else {
@@ -247,6 +265,7 @@ async fn handshake(
         return Ok(Conn {
             io: Io::Plain(stream),
             peer,
+            _place: place,
         });
     };
     let stream = Box::new(tls.accept(stream).await?);
@@ -254,6 +273,7 @@ async fn handshake(
     Ok(Conn {
         io: Io::Tls(stream),
         peer,
+        _place: place,
     })
 }
 

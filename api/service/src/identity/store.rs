@@ -112,3 +112,69 @@ fn replace(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::rename(&new, path)?;
     File::open(dir)?.sync_all()
 }
+
+#[cfg(test)]
+mod tests {
+    use lateen_identity::SpiffeId;
+    use rcgen::{
+        BasicConstraints, CertificateParams, DistinguishedName, IsCa, Issuer, KeyPair,
+        KeyUsagePurpose, SanType,
+    };
+
+    use super::*;
+
+    fn svid() -> Svid {
+        let root_key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let root = params.self_signed(&root_key).unwrap().pem();
+        let issuer = Issuer::new(params, root_key);
+        let id: SpiffeId = "spiffe://td/ns/a/sa/b".parse().unwrap();
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params
+            .subject_alt_names
+            .push(SanType::URI(id.to_string().try_into().unwrap()));
+        let chain = params.signed_by(&key, &issuer).unwrap().pem();
+        let bundle = TrustBundle::from_pem(id.trust_domain().clone(), &root).unwrap();
+        Svid::from_pem(&chain, &key.serialize_pem(), Arc::new(bundle)).unwrap()
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("svid");
+        assert!(load(&dir).unwrap().is_none());
+        let svid = svid();
+        save(&dir, &svid).unwrap();
+        save(&dir, &svid).unwrap();
+        let loaded = load(&dir).unwrap().unwrap();
+        assert_eq!(loaded.serial(), svid.serial());
+        assert_eq!(loaded.bundle(), svid.bundle());
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&dir), mode(&dir.join(FILE))), (0o700, 0o600));
+    }
+
+    #[test]
+    fn damage_is_survived_and_exposure_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        save(dir.path(), &svid()).unwrap();
+        let file = dir.path().join(FILE);
+        let text = fs::read_to_string(&file).unwrap();
+        for damaged in [
+            "",
+            "{}",
+            "\u{0}",
+            &text[..text.len() / 2],
+            &text.replace("td", "other"),
+        ] {
+            fs::write(&file, damaged).unwrap();
+            assert!(load(dir.path()).unwrap().is_none(), "{damaged:.20}");
+        }
+        fs::write(&file, &text).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(matches!(load(dir.path()), Err(StoreError::Mode(_))));
+    }
+}
