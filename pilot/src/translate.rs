@@ -77,8 +77,12 @@ pub fn translate(snapshot: &Snapshot, node: &Node) -> Resources {
 /// The endpoints of one cluster as a node gets them: what is to be computed when endpoints change.
 /// `None` for a name that is no EDS cluster of the node.
 #[must_use]
-pub fn endpoints(snapshot: &Snapshot, cluster_name: &str, node: &Node) -> Option<ClusterLoadAssignment> {
-    let scope = Scope { services: Vec::new(), ..Scope::new_without_services(snapshot, node) };
+pub fn endpoints(
+    snapshot: &Snapshot,
+    cluster_name: &str,
+    node: &Node,
+) -> Option<ClusterLoadAssignment> {
+    let scope = Scope::of_endpoints(snapshot, node);
     endpoint::of_cluster(&scope, cluster_name)
 }
 
@@ -98,17 +102,23 @@ struct Scope<'a> {
 
 impl<'a> Scope<'a> {
     fn new(snapshot: &'a Snapshot, node: &'a Node) -> Self {
-        Self { services: snapshot.visible_services(node), ..Self::new_without_services(snapshot, node) }
+        Self {
+            services: snapshot.visible_services(node),
+            mixer: Mixer::of(snapshot, node),
+            access_log: access_log::of(snapshot.mesh()),
+            ..Self::of_endpoints(snapshot, node)
+        }
     }
 
-    fn new_without_services(snapshot: &'a Snapshot, node: &'a Node) -> Self {
+    /// Only what endpoints depend on: these are computed often and one by one.
+    fn of_endpoints(snapshot: &'a Snapshot, node: &'a Node) -> Self {
         Self {
             snapshot,
             node,
             services: Vec::new(),
             traffic: Traffic::of(node),
-            mixer: Mixer::of(snapshot, node),
-            access_log: access_log::of(snapshot.mesh()),
+            mixer: None,
+            access_log: Vec::new(),
         }
     }
 
@@ -121,7 +131,13 @@ impl<'a> Scope<'a> {
         let mesh = self.snapshot.mesh();
         std::iter::once(mesh.trust_domain.as_str())
             .chain(mesh.trust_domain_aliases.iter().map(String::as_str))
-            .map(|domain| if domain.is_empty() { "cluster.local" } else { domain })
+            .map(|domain| {
+                if domain.is_empty() {
+                    "cluster.local"
+                } else {
+                    domain
+                }
+            })
     }
 }
 

@@ -38,6 +38,8 @@ pub fn documents(text: &str) -> Result<Vec<Document>, SyntaxError> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let options = serde_saphyr::options! {
         with_snippet: false,
+        // YAML 1.2: `y`, `no` and `on` are strings. Where a flag is wanted, the error says so.
+        strict_booleans: true,
     };
     let nodes: Vec<Spanned<Node>> = serde_saphyr::from_multiple_with_options(text, options)
         .map_err(|error| SyntaxError {
@@ -221,12 +223,12 @@ mod tests {
 
     #[test]
     fn every_field_knows_its_line() {
-        let text = "# head\na: 1\nb:\n  c: [x, z]\n---\n---\nd:\n- e: true\n- f:\n  8080: z\n";
+        let text = "# head\na: 1\nb:\n  c: [x, y]\n---\n---\nd:\n- e: true\n- f:\n  8080: z\n";
         let all = documents(text).unwrap();
         assert_eq!(all.len(), 2);
         assert_eq!(
             all[0].value,
-            serde_json::json!({"a": 1, "b": {"c": ["x", "z"]}})
+            serde_json::json!({"a": 1, "b": {"c": ["x", "y"]}})
         );
         assert_eq!(all[0].line, 2);
         assert_eq!(all[0].lines["b.c"], 4);

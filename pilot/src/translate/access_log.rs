@@ -1,8 +1,12 @@
 //! Access logs as the mesh configuration wants them.
 
 use envoy_types::pb::envoy::config::accesslog::v3::{AccessLog, access_log::ConfigType};
-use envoy_types::pb::envoy::config::core::v3::{SubstitutionFormatString, substitution_format_string::Format};
-use envoy_types::pb::envoy::extensions::access_loggers::file::v3::{FileAccessLog, file_access_log::AccessLogFormat};
+use envoy_types::pb::envoy::config::core::v3::{
+    SubstitutionFormatString, substitution_format_string::Format,
+};
+use envoy_types::pb::envoy::extensions::access_loggers::file::v3::{
+    FileAccessLog, file_access_log::AccessLogFormat,
+};
 use envoy_types::pb::google::protobuf::Struct;
 use lateen_config::MeshConfig;
 use lateen_config::mesh::AccessLogEncoding;
@@ -19,12 +23,21 @@ const FIELDS: &[(&str, &str)] = &[
     ("response_code", "%RESPONSE_CODE%"),
     ("response_flags", "%RESPONSE_FLAGS%"),
     ("response_code_details", "%RESPONSE_CODE_DETAILS%"),
-    ("connection_termination_details", "%CONNECTION_TERMINATION_DETAILS%"),
-    ("upstream_transport_failure_reason", "\"%UPSTREAM_TRANSPORT_FAILURE_REASON%\""),
+    (
+        "connection_termination_details",
+        "%CONNECTION_TERMINATION_DETAILS%",
+    ),
+    (
+        "upstream_transport_failure_reason",
+        "\"%UPSTREAM_TRANSPORT_FAILURE_REASON%\"",
+    ),
     ("bytes_received", "%BYTES_RECEIVED%"),
     ("bytes_sent", "%BYTES_SENT%"),
     ("duration", "%DURATION%"),
-    ("upstream_service_time", "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%"),
+    (
+        "upstream_service_time",
+        "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%",
+    ),
     ("x_forwarded_for", "\"%REQ(X-FORWARDED-FOR)%\""),
     ("user_agent", "\"%REQ(USER-AGENT)%\""),
     ("request_id", "\"%REQ(X-REQUEST-ID)%\""),
@@ -45,7 +58,12 @@ pub(super) fn of(mesh: &MeshConfig) -> Vec<AccessLog> {
     let custom = mesh.access_log_format.as_str();
     let format = match mesh.access_log_encoding {
         AccessLogEncoding::Text => Format::TextFormatSource(
-            inline(if custom.is_empty() { default_text() } else { with_newline(custom) }).unwrap_or_default(),
+            inline(if custom.is_empty() {
+                default_text()
+            } else {
+                with_newline(custom)
+            })
+            .unwrap_or_default(),
         ),
         AccessLogEncoding::Json => Format::JsonFormat(json_format(custom)),
     };
@@ -68,19 +86,33 @@ fn default_text() -> String {
 }
 
 fn with_newline(format: &str) -> String {
-    if format.ends_with('\n') { format.to_owned() } else { format!("{format}\n") }
+    if format.ends_with('\n') {
+        format.to_owned()
+    } else {
+        format!("{format}\n")
+    }
 }
 
 /// A custom format that is no JSON object is reported when the mesh configuration is read by the
 /// operator's tools; here the default stands in for it.
 fn json_format(custom: &str) -> Struct {
     if let Ok(serde_json::Value::Object(map)) = serde_json::from_str(custom) {
-        return Struct { fields: map.iter().map(|(key, value)| (key.clone(), json(value))).collect() };
+        return Struct {
+            fields: map
+                .iter()
+                .map(|(key, value)| (key.clone(), json(value)))
+                .collect(),
+        };
     }
     Struct {
         fields: FIELDS
             .iter()
-            .map(|(name, format)| ((*name).to_owned(), text(format.trim_matches(['"', '[', ']']))))
+            .map(|(name, format)| {
+                (
+                    (*name).to_owned(),
+                    text(format.trim_matches(['"', '[', ']'])),
+                )
+            })
             .collect(),
     }
 }

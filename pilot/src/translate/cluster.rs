@@ -4,27 +4,33 @@ use std::collections::{BTreeSet, HashMap};
 
 use envoy_types::pb::envoy::config::cluster::v3::{
     CircuitBreakers, Cluster, OutlierDetection as EnvoyOutlier, UpstreamConnectionOptions,
-    circuit_breakers::Thresholds, cluster::ClusterDiscoveryType, cluster::CommonLbConfig, cluster::DiscoveryType,
-    cluster::DnsLookupFamily, cluster::EdsClusterConfig, cluster::LbConfig, cluster::LbPolicy,
-    cluster::LeastRequestLbConfig, cluster::MaglevLbConfig, cluster::RingHashLbConfig, cluster::RoundRobinLbConfig,
-    cluster::SlowStartConfig, cluster::TransportSocketMatch,
+    circuit_breakers::Thresholds, cluster::ClusterDiscoveryType, cluster::CommonLbConfig,
+    cluster::DiscoveryType, cluster::DnsLookupFamily, cluster::EdsClusterConfig, cluster::LbConfig,
+    cluster::LbPolicy, cluster::LeastRequestLbConfig, cluster::MaglevLbConfig,
+    cluster::RingHashLbConfig, cluster::RoundRobinLbConfig, cluster::SlowStartConfig,
+    cluster::TransportSocketMatch,
 };
 use envoy_types::pb::envoy::config::core::v3::{
-    BindConfig, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as CommonOptions, SocketAddress,
-    TcpKeepalive, socket_address::PortSpecifier,
+    BindConfig, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as CommonOptions,
+    SocketAddress, TcpKeepalive, socket_address::PortSpecifier,
 };
 use envoy_types::pb::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier,
 };
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::{
-    HttpProtocolOptions, http_protocol_options::ExplicitHttpConfig, http_protocol_options::UpstreamProtocolOptions,
-    http_protocol_options::UseDownstreamHttpConfig, http_protocol_options::explicit_http_config::ProtocolConfig,
+    HttpProtocolOptions, http_protocol_options::ExplicitHttpConfig,
+    http_protocol_options::UpstreamProtocolOptions, http_protocol_options::UseDownstreamHttpConfig,
+    http_protocol_options::explicit_http_config::ProtocolConfig,
 };
 use envoy_types::pb::envoy::r#type::v3::Percent;
 use envoy_types::pb::google::protobuf::{Any, Struct, UInt64Value};
-use lateen_config::networking::{ConnectionPool, LoadBalancer, OutlierDetection, SimpleBalancer, TlsMode};
+use lateen_config::networking::{
+    ConnectionPool, LoadBalancer, OutlierDetection, SimpleBalancer, TlsMode,
+};
 
-use crate::model::{DestinationPolicy, Port, Protocol, Resolution, Service, TlsMode as EndpointTls, selects};
+use crate::model::{
+    DestinationPolicy, Port, Protocol, Resolution, Service, TlsMode as EndpointTls, selects,
+};
 
 use super::interception::app_address;
 use super::policy::{Policy, subset_labels};
@@ -50,17 +56,34 @@ pub(super) fn clusters(scope: &Scope<'_>, resources: &mut Resources) {
             .snapshot
             .destination_policy(&service.hostname, &scope.node.namespace, &scope.node.labels)
             .map(AsRef::as_ref);
-        for port in service.ports.iter().filter(|port| port.protocol != Protocol::Udp) {
+        for port in service
+            .ports
+            .iter()
+            .filter(|port| port.protocol != Protocol::Udp)
+        {
             insert(resources, outbound(scope, service, port, rule, ""));
             for subset in rule.iter().flat_map(|rule| &rule.rule.subsets) {
-                insert(resources, outbound(scope, service, port, rule, &subset.name));
+                insert(
+                    resources,
+                    outbound(scope, service, port, rule, &subset.name),
+                );
             }
         }
     }
-    insert(resources, special(scope, names::BLACK_HOLE, DiscoveryType::Static));
+    insert(
+        resources,
+        special(scope, names::BLACK_HOLE, DiscoveryType::Static),
+    );
     if scope.traffic.knows_original_destination() && !scope.is_router() {
-        insert(resources, special(scope, names::PASSTHROUGH, DiscoveryType::OriginalDst));
-        let mut inbound = special(scope, names::INBOUND_PASSTHROUGH, DiscoveryType::OriginalDst);
+        insert(
+            resources,
+            special(scope, names::PASSTHROUGH, DiscoveryType::OriginalDst),
+        );
+        let mut inbound = special(
+            scope,
+            names::INBOUND_PASSTHROUGH,
+            DiscoveryType::OriginalDst,
+        );
         inbound.upstream_bind_config = Some(BindConfig {
             source_address: Some(SocketAddress {
                 address: PASSTHROUGH_SOURCE.to_owned(),
@@ -78,7 +101,10 @@ pub(super) fn clusters(scope: &Scope<'_>, resources: &mut Resources) {
 
 fn insert(resources: &mut Resources, cluster: Cluster) {
     // Kept as it came if already there: two services may lead to one workload port.
-    resources.clusters.entry(cluster.name.clone()).or_insert(cluster);
+    resources
+        .clusters
+        .entry(cluster.name.clone())
+        .or_insert(cluster);
 }
 
 fn special(scope: &Scope<'_>, name: &str, kind: DiscoveryType) -> Cluster {
@@ -87,20 +113,37 @@ fn special(scope: &Scope<'_>, name: &str, kind: DiscoveryType) -> Cluster {
         name: name.to_owned(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(kind as i32)),
         connect_timeout: duration(scope.snapshot.mesh().connect_timeout()),
-        lb_policy: if original { LbPolicy::ClusterProvided } else { LbPolicy::RoundRobin } as i32,
+        lb_policy: if original {
+            LbPolicy::ClusterProvided
+        } else {
+            LbPolicy::RoundRobin
+        } as i32,
         load_assignment: (!original).then(|| assignment(name, Vec::new())),
-        typed_extension_protocol_options: if original { downstream_protocol() } else { HashMap::new() },
+        typed_extension_protocol_options: if original {
+            downstream_protocol()
+        } else {
+            HashMap::new()
+        },
         ..Default::default()
     }
 }
 
 fn assignment(name: &str, endpoints: Vec<LocalityLbEndpoints>) -> ClusterLoadAssignment {
-    ClusterLoadAssignment { cluster_name: name.to_owned(), endpoints, ..Default::default() }
+    ClusterLoadAssignment {
+        cluster_name: name.to_owned(),
+        endpoints,
+        ..Default::default()
+    }
 }
 
 /// How a cluster of a service port finds its endpoints, for this node.
-pub(super) fn discovery(scope: &Scope<'_>, service: &Service, policy: &Policy<'_>) -> DiscoveryType {
-    let wants_original = policy.balancer.and_then(|balancer| balancer.simple) == Some(SimpleBalancer::Passthrough);
+pub(super) fn discovery(
+    scope: &Scope<'_>,
+    service: &Service,
+    policy: &Policy<'_>,
+) -> DiscoveryType {
+    let wants_original =
+        policy.balancer.and_then(|balancer| balancer.simple) == Some(SimpleBalancer::Passthrough);
     let can_original = scope.traffic.knows_original_destination() && !scope.is_router();
     match service.resolution {
         Resolution::Endpoints if wants_original && can_original => DiscoveryType::OriginalDst,
@@ -109,7 +152,9 @@ pub(super) fn discovery(scope: &Scope<'_>, service: &Service, policy: &Policy<'_
         Resolution::DnsRoundRobin => DiscoveryType::LogicalDns,
         Resolution::Passthrough if can_original => DiscoveryType::OriginalDst,
         // Headless: its pods are known. An entry without endpoints: what the client would have resolved.
-        Resolution::Passthrough if service.headless || service.hostname.starts_with('*') => DiscoveryType::Eds,
+        Resolution::Passthrough if service.headless || service.hostname.starts_with('*') => {
+            DiscoveryType::Eds
+        }
         Resolution::Passthrough => DiscoveryType::StrictDns,
     }
 }
@@ -138,11 +183,19 @@ fn outbound(
     };
     match kind {
         DiscoveryType::Eds => {
-            cluster.eds_cluster_config =
-                Some(EdsClusterConfig { eds_config: ads(), service_name: name.clone() });
+            cluster.eds_cluster_config = Some(EdsClusterConfig {
+                eds_config: ads(),
+                service_name: name.clone(),
+            });
         }
         DiscoveryType::StrictDns | DiscoveryType::LogicalDns => {
-            resolve(scope, &mut cluster, &name, kind, dns_endpoints(scope, service, port, rule, subset));
+            resolve(
+                scope,
+                &mut cluster,
+                &name,
+                kind,
+                dns_endpoints(scope, service, port, rule, subset),
+            );
         }
         DiscoveryType::OriginalDst | DiscoveryType::Static => {}
     }
@@ -155,15 +208,28 @@ fn outbound(
     }
     let http2 = is_mixer || is_http2(port.protocol, policy.pool);
     if let Some(options) = protocol_options(port.protocol, policy.pool, http2) {
-        cluster.typed_extension_protocol_options = HashMap::from([(HTTP_OPTIONS.to_owned(), options)]);
+        cluster.typed_extension_protocol_options =
+            HashMap::from([(HTTP_OPTIONS.to_owned(), options)]);
     }
-    secure(scope, &mut cluster, service, port, rule, subset, &policy, http2);
+    secure(
+        scope,
+        &mut cluster,
+        service,
+        port,
+        rule,
+        subset,
+        &policy,
+        http2,
+    );
     cluster.name = name;
     cluster
 }
 
 /// Endpoints by DNS name, looked up by the proxy.
-#[allow(deprecated, reason = "the typed form of these fields is younger than proxies in use")]
+#[allow(
+    deprecated,
+    reason = "the typed form of these fields is younger than proxies in use"
+)]
 fn resolve(
     scope: &Scope<'_>,
     cluster: &mut Cluster,
@@ -175,19 +241,28 @@ fn resolve(
         endpoints.truncate(1);
         if endpoints.is_empty() {
             // LOGICAL_DNS of nothing is refused.
-            cluster.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::StrictDns as i32));
+            cluster.cluster_discovery_type =
+                Some(ClusterDiscoveryType::Type(DiscoveryType::StrictDns as i32));
         }
     }
     let localities = if endpoints.is_empty() {
         Vec::new()
     } else {
-        vec![LocalityLbEndpoints { lb_endpoints: endpoints, ..Default::default() }]
+        vec![LocalityLbEndpoints {
+            lb_endpoints: endpoints,
+            ..Default::default()
+        }]
     };
     cluster.load_assignment = Some(assignment(name, localities));
     cluster.dns_lookup_family = DnsLookupFamily::V4Preferred as i32;
     cluster.respect_dns_ttl = true;
-    cluster.dns_refresh_rate =
-        duration(scope.snapshot.mesh().dns_refresh_rate.unwrap_or(lateen_config::Duration::from_millis(60_000)));
+    cluster.dns_refresh_rate = duration(
+        scope
+            .snapshot
+            .mesh()
+            .dns_refresh_rate
+            .unwrap_or(lateen_config::Duration::from_millis(60_000)),
+    );
 }
 
 fn cluster_metadata(
@@ -240,7 +315,11 @@ fn dns_endpoints(
 
 /// Everything unlimited unless a pool says otherwise.
 fn thresholds(pool: Option<&ConnectionPool>) -> Thresholds {
-    let limit = |wanted: Option<i32>| wanted.filter(|limit| *limit > 0).map_or(u32_value(u32::MAX), count);
+    let limit = |wanted: Option<i32>| {
+        wanted
+            .filter(|limit| *limit > 0)
+            .map_or(u32_value(u32::MAX), count)
+    };
     Thresholds {
         max_connections: limit(pool.and_then(|pool| pool.tcp.max_connections)),
         max_pending_requests: limit(pool.and_then(|pool| pool.http.http1_max_pending_requests)),
@@ -256,10 +335,12 @@ fn balance(cluster: &mut Cluster, balancer: Option<&LoadBalancer>, kind: Discove
         cluster.lb_policy = LbPolicy::ClusterProvided as i32;
         return;
     }
-    let slow_start = balancer.and_then(|balancer| balancer.warmup_duration_secs).map(|window| SlowStartConfig {
-        slow_start_window: duration(window),
-        ..Default::default()
-    });
+    let slow_start = balancer
+        .and_then(|balancer| balancer.warmup_duration_secs)
+        .map(|window| SlowStartConfig {
+            slow_start_window: duration(window),
+            ..Default::default()
+        });
     if let Some(hash) = balancer.and_then(|balancer| balancer.consistent_hash.as_ref()) {
         if let Some(maglev) = &hash.maglev {
             cluster.lb_policy = LbPolicy::Maglev as i32;
@@ -268,17 +349,26 @@ fn balance(cluster: &mut Cluster, balancer: Option<&LoadBalancer>, kind: Discove
                 ..Default::default()
             }));
         } else {
-            let size = hash.ring_hash.as_ref().and_then(|ring| ring.minimum_ring_size).or(hash.minimum_ring_size);
+            let size = hash
+                .ring_hash
+                .as_ref()
+                .and_then(|ring| ring.minimum_ring_size)
+                .or(hash.minimum_ring_size);
             cluster.lb_policy = LbPolicy::RingHash as i32;
             cluster.lb_config = Some(LbConfig::RingHashLbConfig(RingHashLbConfig {
                 // Envoy's largest ring.
-                minimum_ring_size: Some(UInt64Value { value: size.unwrap_or(1024).min(8_388_608) }),
+                minimum_ring_size: Some(UInt64Value {
+                    value: size.unwrap_or(1024).min(8_388_608),
+                }),
                 ..Default::default()
             }));
         }
         return;
     }
-    match balancer.and_then(|balancer| balancer.simple).unwrap_or_default() {
+    match balancer
+        .and_then(|balancer| balancer.simple)
+        .unwrap_or_default()
+    {
         SimpleBalancer::RoundRobin | SimpleBalancer::Passthrough => {
             cluster.lb_policy = LbPolicy::RoundRobin as i32;
             if slow_start.is_some() {
@@ -306,11 +396,16 @@ fn connections(cluster: &mut Cluster, pool: &ConnectionPool) {
     }
     if let Some(keepalive) = &pool.tcp.tcp_keepalive {
         let seconds = |time: Option<lateen_config::Duration>| {
-            time.and_then(|time| u32::try_from(time.0.as_secs()).ok()).and_then(u32_value)
+            time.and_then(|time| u32::try_from(time.0.as_secs()).ok())
+                .and_then(u32_value)
         };
         cluster.upstream_connection_options = Some(UpstreamConnectionOptions {
             tcp_keepalive: Some(TcpKeepalive {
-                keepalive_probes: if keepalive.probes > 0 { u32_value(keepalive.probes) } else { None },
+                keepalive_probes: if keepalive.probes > 0 {
+                    u32_value(keepalive.probes)
+                } else {
+                    None
+                },
                 keepalive_time: seconds(keepalive.time),
                 keepalive_interval: seconds(keepalive.interval),
             }),
@@ -329,11 +424,14 @@ fn eject(cluster: &mut Cluster, outlier: &OutlierDetection) {
         enforcing_success_rate: u32_value(0),
         ..Default::default()
     };
-    let gateway = outlier
-        .consecutive_gateway_errors
-        .or_else(|| outlier.consecutive_errors.and_then(|count| u32::try_from(count).ok()));
+    let gateway = outlier.consecutive_gateway_errors.or_else(|| {
+        outlier
+            .consecutive_errors
+            .and_then(|count| u32::try_from(count).ok())
+    });
     if let Some(errors) = gateway {
-        detection.enforcing_consecutive_gateway_failure = u32_value(if errors > 0 { 100 } else { 0 });
+        detection.enforcing_consecutive_gateway_failure =
+            u32_value(if errors > 0 { 100 } else { 0 });
         detection.consecutive_gateway_failure = if errors > 0 { u32_value(errors) } else { None };
         if outlier.consecutive_gateway_errors.is_none() {
             // The old field meant gateway errors only.
@@ -346,7 +444,10 @@ fn eject(cluster: &mut Cluster, outlier: &OutlierDetection) {
     }
     if outlier.split_external_local_origin_errors {
         detection.split_external_local_origin_errors = true;
-        if let Some(failures) = outlier.consecutive_local_origin_failures.filter(|failures| *failures > 0) {
+        if let Some(failures) = outlier
+            .consecutive_local_origin_failures
+            .filter(|failures| *failures > 0)
+        {
             detection.consecutive_local_origin_failure = u32_value(failures);
             detection.enforcing_consecutive_local_origin_failure = u32_value(100);
         }
@@ -355,7 +456,9 @@ fn eject(cluster: &mut Cluster, outlier: &OutlierDetection) {
     cluster.outlier_detection = Some(detection);
     // Hosts that were ejected are not used only because most are.
     cluster.common_lb_config = Some(CommonLbConfig {
-        healthy_panic_threshold: Some(Percent { value: f64::from(outlier.min_health_percent.max(0)) }),
+        healthy_panic_threshold: Some(Percent {
+            value: f64::from(outlier.min_health_percent.max(0)),
+        }),
         ..Default::default()
     });
 }
@@ -382,7 +485,9 @@ fn downstream_protocol() -> HashMap<String, Any> {
 /// `None` for HTTP/1.1 with nothing to say, and for what is no HTTP.
 fn protocol_options(protocol: Protocol, pool: Option<&ConnectionPool>, http2: bool) -> Option<Any> {
     let http = pool.map(|pool| &pool.http);
-    let requests = http.and_then(|http| http.max_requests_per_connection).filter(|limit| *limit > 0);
+    let requests = http
+        .and_then(|http| http.max_requests_per_connection)
+        .filter(|limit| *limit > 0);
     let idle = http.and_then(|http| http.idle_timeout);
     let age = pool.and_then(|pool| pool.tcp.max_connection_duration);
     let common = (requests.is_some() || idle.is_some() || age.is_some()).then(|| CommonOptions {
@@ -425,7 +530,10 @@ fn protocol_options(protocol: Protocol, pool: Option<&ConnectionPool>, http2: bo
 }
 
 /// TLS: as a DestinationRule says; else mesh mTLS with every endpoint that takes it.
-#[allow(clippy::too_many_arguments, reason = "all of what a cluster is made of")]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "all of what a cluster is made of"
+)]
 fn secure(
     scope: &Scope<'_>,
     cluster: &mut Cluster,
@@ -443,7 +551,10 @@ fn secure(
             None | Some("") => names::sni(port.number, subset, &service.hostname),
             Some(sni) => sni.to_owned(),
         };
-        let listed = policy.tls.map(|tls| &tls.subject_alt_names).filter(|names| !names.is_empty());
+        let listed = policy
+            .tls
+            .map(|tls| &tls.subject_alt_names)
+            .filter(|names| !names.is_empty());
         let identities = match listed {
             Some(names) => names.clone(),
             None => identities(scope, service, port, rule, subset),
@@ -461,7 +572,12 @@ fn secure(
         Some((_, TlsMode::Disable)) => {}
         Some((_, TlsMode::IstioMutual)) => cluster.transport_socket = Some(mesh_socket()),
         Some((settings, TlsMode::Simple | TlsMode::Mutual)) => {
-            cluster.transport_socket = tls::client(settings, &service.hostname, &service.subject_alt_names, http2);
+            cluster.transport_socket = tls::client(
+                settings,
+                &service.hostname,
+                &service.subject_alt_names,
+                http2,
+            );
         }
         // Mixer's own ports say by their number what they are.
         None if is_mixer && port.number == MIXER_PLAIN_PORT => {}
@@ -508,9 +624,17 @@ fn identities(
 
 fn inbound(scope: &Scope<'_>, resources: &mut Resources) {
     let served = scope.snapshot.inbound_ports(scope.node);
-    let mut ports: Vec<(u16, Protocol)> =
-        served.iter().map(|inbound| (inbound.workload_port, inbound.port.protocol)).collect();
-    ports.extend(scope.node.app_ports.keys().map(|port| (*port, Protocol::Tcp)));
+    let mut ports: Vec<(u16, Protocol)> = served
+        .iter()
+        .map(|inbound| (inbound.workload_port, inbound.port.protocol))
+        .collect();
+    ports.extend(
+        scope
+            .node
+            .app_ports
+            .keys()
+            .map(|port| (*port, Protocol::Tcp)),
+    );
     for (port, protocol) in ports {
         let name = names::inbound(port);
         let application = app_address(scope.node, port);
@@ -518,14 +642,19 @@ fn inbound(scope: &Scope<'_>, resources: &mut Resources) {
         insert(
             resources,
             Cluster {
-                cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Static as i32)),
+                cluster_discovery_type: Some(ClusterDiscoveryType::Type(
+                    DiscoveryType::Static as i32,
+                )),
                 connect_timeout: duration(scope.snapshot.mesh().connect_timeout()),
                 load_assignment: Some(assignment(
                     &name,
                     vec![LocalityLbEndpoints {
                         lb_endpoints: vec![LbEndpoint {
                             host_identifier: Some(HostIdentifier::Endpoint(Endpoint {
-                                address: socket_address(&application.ip().to_string(), application.port()),
+                                address: socket_address(
+                                    &application.ip().to_string(),
+                                    application.port(),
+                                ),
                                 ..Default::default()
                             })),
                             ..Default::default()
@@ -533,7 +662,10 @@ fn inbound(scope: &Scope<'_>, resources: &mut Resources) {
                         ..Default::default()
                     }],
                 )),
-                circuit_breakers: Some(CircuitBreakers { thresholds: vec![thresholds(None)], ..Default::default() }),
+                circuit_breakers: Some(CircuitBreakers {
+                    thresholds: vec![thresholds(None)],
+                    ..Default::default()
+                }),
                 typed_extension_protocol_options: options
                     .map(|options| HashMap::from([(HTTP_OPTIONS.to_owned(), options)]))
                     .unwrap_or_default(),

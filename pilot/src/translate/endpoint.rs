@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
 use envoy_types::pb::envoy::config::core::v3::Locality;
 use envoy_types::pb::envoy::config::endpoint::v3::{
-    ClusterLoadAssignment, Endpoint as EnvoyEndpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier,
+    ClusterLoadAssignment, Endpoint as EnvoyEndpoint, LbEndpoint, LocalityLbEndpoints,
+    lb_endpoint::HostIdentifier,
 };
 
 use crate::model::{Endpoint, TlsMode, selects};
@@ -25,7 +26,11 @@ pub(super) fn all(scope: &Scope<'_>, resources: &mut Resources) {
         .filter(|cluster| cluster.cluster_discovery_type.as_ref() == Some(&eds))
         .filter_map(|cluster| of_cluster(scope, &cluster.name))
         .collect();
-    resources.endpoints.extend(assignments.into_iter().map(|one| (one.cluster_name.clone(), one)));
+    resources.endpoints.extend(
+        assignments
+            .into_iter()
+            .map(|one| (one.cluster_name.clone(), one)),
+    );
 }
 
 pub(super) fn of_cluster(scope: &Scope<'_>, name: &str) -> Option<ClusterLoadAssignment> {
@@ -43,13 +48,17 @@ pub(super) fn of_cluster(scope: &Scope<'_>, name: &str) -> Option<ClusterLoadAss
         "" => None,
         subset => Some(subset_labels(rule, subset)?),
     };
-    if discovery(scope, service, &Policy::of(rule, parts.port, parts.subset)) != DiscoveryType::Eds {
+    if discovery(scope, service, &Policy::of(rule, parts.port, parts.subset)) != DiscoveryType::Eds
+    {
         return None;
     }
     let mut localities: BTreeMap<&str, Vec<LbEndpoint>> = BTreeMap::new();
     for endpoint in scope.snapshot.endpoints(parts.host, parts.port) {
         if labels.is_none_or(|labels| selects(labels, &endpoint.labels)) {
-            localities.entry(&endpoint.locality).or_default().push(lb_endpoint(scope, endpoint));
+            localities
+                .entry(&endpoint.locality)
+                .or_default()
+                .push(lb_endpoint(scope, endpoint));
         }
     }
     Some(ClusterLoadAssignment {
@@ -85,9 +94,16 @@ fn locality_of(text: &str) -> Option<Locality> {
 pub(super) fn lb_endpoint(scope: &Scope<'_>, endpoint: &Endpoint) -> LbEndpoint {
     let mut istio = structure([(
         "workload",
-        text(format!("{};{};;;", endpoint.workload_name, endpoint.namespace)),
+        text(format!(
+            "{};{};;;",
+            endpoint.workload_name, endpoint.namespace
+        )),
     )]);
-    let workload = endpoint.address.parse().ok().and_then(|ip| scope.snapshot.workload_at(ip));
+    let workload = endpoint
+        .address
+        .parse()
+        .ok()
+        .and_then(|ip| scope.snapshot.workload_at(ip));
     if let Some(workload) = workload {
         istio.fields.insert("uid".to_owned(), text(&workload.uid));
     }

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use envoy_types::pb::envoy::config::core::v3::TrafficDirection;
-use envoy_types::pb::envoy::config::listener::v3::{Filter, FilterChain, FilterChainMatch, Listener};
+use envoy_types::pb::envoy::config::listener::v3::{
+    Filter, FilterChain, FilterChainMatch, Listener,
+};
 use envoy_types::pb::envoy::config::route::v3::{
     Route, RouteConfiguration, VirtualHost, virtual_host::TlsRequirementType,
 };
@@ -34,7 +36,11 @@ struct Opened<'a> {
 
 impl Opened<'_> {
     fn protocol(&self) -> Protocol {
-        let name = self.server.port.as_ref().map_or("", |port| port.protocol.as_str());
+        let name = self
+            .server
+            .port
+            .as_ref()
+            .map_or("", |port| port.protocol.as_str());
         // `HTTP_PROXY` and the like are plain HTTP here.
         Protocol::by_name(&name.to_ascii_lowercase()).unwrap_or(Protocol::Http)
     }
@@ -45,16 +51,22 @@ impl Opened<'_> {
 
     /// Whether TLS ends here.
     fn terminates(&self) -> bool {
-        matches!(self.tls_mode(), "SIMPLE" | "MUTUAL" | "OPTIONAL_MUTUAL" | "ISTIO_MUTUAL")
+        matches!(
+            self.tls_mode(),
+            "SIMPLE" | "MUTUAL" | "OPTIONAL_MUTUAL" | "ISTIO_MUTUAL"
+        )
     }
 
     /// Host patterns, each with the namespaces of VirtualServices it takes (`*`: any).
     fn hosts(&self) -> impl Iterator<Item = (&str, String)> {
-        self.server.hosts.iter().map(|host| match host.split_once('/') {
-            None => ("*", host.to_ascii_lowercase()),
-            Some((".", host)) => (self.namespace, host.to_ascii_lowercase()),
-            Some((namespace, host)) => (namespace, host.to_ascii_lowercase()),
-        })
+        self.server
+            .hosts
+            .iter()
+            .map(|host| match host.split_once('/') {
+                None => ("*", host.to_ascii_lowercase()),
+                Some((".", host)) => (self.namespace, host.to_ascii_lowercase()),
+                Some((namespace, host)) => (namespace, host.to_ascii_lowercase()),
+            })
     }
 
     /// The hosts that both this server and a VirtualService are for: the narrower of each pair.
@@ -79,7 +91,11 @@ impl Opened<'_> {
     /// SNI to match, none for every name.
     fn server_names(&self) -> Vec<String> {
         let names: BTreeSet<String> = self.hosts().map(|(_, host)| host).collect();
-        if names.contains("*") { Vec::new() } else { names.into_iter().collect() }
+        if names.contains("*") {
+            Vec::new()
+        } else {
+            names.into_iter().collect()
+        }
     }
 }
 
@@ -87,14 +103,22 @@ pub(super) fn listeners(scope: &Scope<'_>, resources: &mut Resources) {
     let mut by_port: BTreeMap<(IpAddr, u16), Vec<Opened<'_>>> = BTreeMap::new();
     for (object, gateway) in scope.snapshot.gateways(scope.node) {
         for server in &gateway.servers {
-            let Ok(port) = u16::try_from(server.port_number()) else { continue };
-            let bind = server.bind.parse().unwrap_or_else(|_| gateway_bind(scope.node));
-            by_port.entry((bind, workload_port(scope, port))).or_default().push(Opened {
-                gateway: format!("{}/{}", object.key.namespace, object.key.name),
-                namespace: &object.key.namespace,
-                server,
-                port,
-            });
+            let Ok(port) = u16::try_from(server.port_number()) else {
+                continue;
+            };
+            let bind = server
+                .bind
+                .parse()
+                .unwrap_or_else(|_| gateway_bind(scope.node));
+            by_port
+                .entry((bind, workload_port(scope, port)))
+                .or_default()
+                .push(Opened {
+                    gateway: format!("{}/{}", object.key.namespace, object.key.name),
+                    namespace: &object.key.namespace,
+                    server,
+                    port,
+                });
         }
     }
     for ((bind, port), servers) in by_port {
@@ -112,15 +136,29 @@ fn workload_port(scope: &Scope<'_>, port: u16) -> u16 {
         .map_or(port, |inbound| inbound.workload_port)
 }
 
-fn listener(scope: &Scope<'_>, resources: &mut Resources, bind: IpAddr, port: u16, servers: &[Opened<'_>]) {
+fn listener(
+    scope: &Scope<'_>,
+    resources: &mut Resources,
+    bind: IpAddr,
+    port: u16,
+    servers: &[Opened<'_>],
+) {
     let name = format!("{bind}_{port}");
     let mut chains = Vec::new();
     let mut names = Names::default();
-    let plain_http: Vec<&Opened<'_>> =
-        servers.iter().filter(|opened| opened.protocol().is_http() && !opened.terminates()).collect();
+    let plain_http: Vec<&Opened<'_>> = servers
+        .iter()
+        .filter(|opened| opened.protocol().is_http() && !opened.terminates())
+        .collect();
     if !plain_http.is_empty() {
         let route_name = format!("http.{port}");
-        let config = routes(scope, &route_name, port, &plain_http, &mut resources.conflicts);
+        let config = routes(
+            scope,
+            &route_name,
+            port,
+            &plain_http,
+            &mut resources.conflicts,
+        );
         resources.routes.insert(route_name.clone(), config);
         chains.push(FilterChain {
             name: route_name.clone(),
@@ -128,19 +166,37 @@ fn listener(scope: &Scope<'_>, resources: &mut Resources, bind: IpAddr, port: u1
             ..Default::default()
         });
     }
-    for opened in servers.iter().filter(|opened| !(opened.protocol().is_http() && !opened.terminates())) {
-        let http = opened.protocol().is_http() || opened.protocol() == Protocol::Https && opened.terminates();
+    for opened in servers
+        .iter()
+        .filter(|opened| !(opened.protocol().is_http() && !opened.terminates()))
+    {
+        let http = opened.protocol().is_http()
+            || opened.protocol() == Protocol::Https && opened.terminates();
         if http {
-            let port_name = opened.server.port.as_ref().map_or("", |port| port.name.as_str());
-            let (namespace, gateway) = opened.gateway.split_once('/').unwrap_or(("", &opened.gateway));
-            let route_name = format!("https.{}.{port_name}.{gateway}.{namespace}", opened.port);
-            let Some(server_names) = names.take(opened, &mut resources.conflicts, port) else { continue };
-            let socket = opened
+            let port_name = opened
                 .server
-                .tls
+                .port
                 .as_ref()
-                .and_then(|settings| tls::gateway_server(settings, true, scope.trust_domains()));
-            let config = routes(scope, &route_name, port, &[opened], &mut resources.conflicts);
+                .map_or("", |port| port.name.as_str());
+            let (namespace, gateway) = opened
+                .gateway
+                .split_once('/')
+                .unwrap_or(("", &opened.gateway));
+            let route_name = format!("https.{}.{port_name}.{gateway}.{namespace}", opened.port);
+            let Some(server_names) = names.take(opened, &mut resources.conflicts, port) else {
+                continue;
+            };
+            let socket =
+                opened.server.tls.as_ref().and_then(|settings| {
+                    tls::gateway_server(settings, true, scope.trust_domains())
+                });
+            let config = routes(
+                scope,
+                &route_name,
+                port,
+                &[opened],
+                &mut resources.conflicts,
+            );
             resources.routes.insert(route_name.clone(), config);
             chains.push(FilterChain {
                 filter_chain_match: sni(server_names, true),
@@ -158,13 +214,19 @@ fn listener(scope: &Scope<'_>, resources: &mut Resources, bind: IpAddr, port: u1
     if chains.is_empty() {
         return;
     }
-    let inspects = chains.iter().any(|chain| chain.filter_chain_match.is_some());
+    let inspects = chains
+        .iter()
+        .any(|chain| chain.filter_chain_match.is_some());
     resources.listeners.insert(
         name.clone(),
         Listener {
             address: ip_address(bind, port),
             filter_chains: chains,
-            listener_filters: if inspects { vec![tls_inspector()] } else { Vec::new() },
+            listener_filters: if inspects {
+                vec![tls_inspector()]
+            } else {
+                Vec::new()
+            },
             traffic_direction: TrafficDirection::Outbound as i32,
             name,
             ..Default::default()
@@ -178,14 +240,33 @@ struct Names(BTreeMap<String, String>);
 
 impl Names {
     /// What of a server's names is free; `None` if nothing is.
-    fn take(&mut self, opened: &Opened<'_>, conflicts: &mut Vec<String>, port: u16) -> Option<Vec<String>> {
+    fn take(
+        &mut self,
+        opened: &Opened<'_>,
+        conflicts: &mut Vec<String>,
+        port: u16,
+    ) -> Option<Vec<String>> {
         let wanted = opened.server_names();
-        let all = if wanted.is_empty() { vec![String::new()] } else { wanted };
+        let all = if wanted.is_empty() {
+            vec![String::new()]
+        } else {
+            wanted
+        };
         let free = self.free(all, &opened.gateway, conflicts, port);
-        if free.is_empty() { None } else { Some(free.into_iter().filter(|name| !name.is_empty()).collect()) }
+        if free.is_empty() {
+            None
+        } else {
+            Some(free.into_iter().filter(|name| !name.is_empty()).collect())
+        }
     }
 
-    fn free(&mut self, names: Vec<String>, owner: &str, conflicts: &mut Vec<String>, port: u16) -> Vec<String> {
+    fn free(
+        &mut self,
+        names: Vec<String>,
+        owner: &str,
+        conflicts: &mut Vec<String>,
+        port: u16,
+    ) -> Vec<String> {
         names
             .into_iter()
             .filter(|name| match self.0.get(name) {
@@ -216,7 +297,10 @@ fn manager(scope: &Scope<'_>, listener: &str, route_name: String) -> Filter {
         Side::Gateway,
         format!("outbound_{listener}"),
         RouteSource::Named(route_name),
-        scope.mixer.as_ref().and_then(|mixer| mixer.http_filter(Direction::Outbound, None)),
+        scope
+            .mixer
+            .as_ref()
+            .and_then(|mixer| mixer.http_filter(Direction::Outbound, None)),
     )
 }
 
@@ -238,10 +322,17 @@ fn routes(
     let mut hosts: BTreeMap<String, Merged> = BTreeMap::new();
     let mut seen: BTreeSet<(String, String, u16)> = BTreeSet::new();
     for opened in servers {
-        let redirects = opened.server.tls.as_ref().is_some_and(|tls| tls.https_redirect);
+        let redirects = opened
+            .server
+            .tls
+            .as_ref()
+            .is_some_and(|tls| tls.https_redirect);
         if redirects {
             for (_, host) in opened.hosts() {
-                hosts.entry(full_host(&host, opened.namespace)).or_default().https_only = true;
+                hosts
+                    .entry(full_host(&host, opened.namespace))
+                    .or_default()
+                    .https_only = true;
             }
         }
         for virtual_service in scope.snapshot.gateway_routes(&opened.gateway) {
@@ -254,10 +345,16 @@ fn routes(
                 if !seen.insert((key, host.clone(), opened.port)) {
                     continue;
                 }
-                let built =
-                    route::of_virtual_service(scope, virtual_service, Binding::Gateway(&opened.gateway), opened.port);
+                let built = route::of_virtual_service(
+                    scope,
+                    virtual_service,
+                    Binding::Gateway(&opened.gateway),
+                    opened.port,
+                );
                 let merged = hosts.entry(host.clone()).or_default();
-                if built.iter().any(route::is_catch_all) && merged.routes.iter().any(route::is_catch_all) {
+                if built.iter().any(route::is_catch_all)
+                    && merged.routes.iter().any(route::is_catch_all)
+                {
                     conflicts.push(format!(
                         "{} on {}: {} matches every request to {host}, and so does an older one, which wins",
                         name, opened.gateway, virtual_service.object.key
@@ -316,7 +413,10 @@ fn tls_chains(
     chains: &mut Vec<FilterChain>,
 ) {
     if opened.tls_mode() == "AUTO_PASSTHROUGH" {
-        resources.conflicts.push(format!("{}: AUTO_PASSTHROUGH on port {port} is not supported yet", opened.gateway));
+        resources.conflicts.push(format!(
+            "{}: AUTO_PASSTHROUGH on port {port} is not supported yet",
+            opened.gateway
+        ));
         return;
     }
     let socket = opened
@@ -332,11 +432,19 @@ fn tls_chains(
         }
         let mut wanted: Vec<(Vec<String>, &[TcpDestination])> = Vec::new();
         for route in &virtual_service.spec().tls {
-            for entry in route.matches.iter().filter(|entry| tcp::tls_fits(scope, virtual_service, entry, binding, opened.port)) {
+            for entry in route
+                .matches
+                .iter()
+                .filter(|entry| tcp::tls_fits(scope, virtual_service, entry, binding, opened.port))
+            {
                 let sni_hosts = entry
                     .sni_hosts
                     .iter()
-                    .filter(|sni| common.iter().any(|host| host_matches(host, sni) || host_matches(sni, host)))
+                    .filter(|sni| {
+                        common
+                            .iter()
+                            .any(|host| host_matches(host, sni) || host_matches(sni, host))
+                    })
                     .cloned()
                     .collect();
                 wanted.push((sni_hosts, &route.route));
@@ -353,7 +461,9 @@ fn tls_chains(
             let server_names: Vec<String> =
                 names.free(sni_hosts, &opened.gateway, &mut resources.conflicts, port);
             let to = tcp::destinations(scope, virtual_service, to, opened.port);
-            let Some(first) = to.first().map(|weighted| weighted.cluster.clone()) else { continue };
+            let Some(first) = to.first().map(|weighted| weighted.cluster.clone()) else {
+                continue;
+            };
             if server_names.is_empty() {
                 continue;
             }
@@ -365,7 +475,11 @@ fn tls_chains(
                 &first,
                 to,
             );
-            let server_names = if server_names.iter().any(|name| name == "*") { Vec::new() } else { server_names };
+            let server_names = if server_names.iter().any(|name| name == "*") {
+                Vec::new()
+            } else {
+                server_names
+            };
             chains.push(FilterChain {
                 filter_chain_match: sni(server_names, true),
                 filters,
@@ -385,7 +499,10 @@ fn tcp_route_fits(
     port: u16,
 ) -> bool {
     route.matches.is_empty() && binding.is_bound(routes)
-        || route.matches.iter().any(|entry| tcp::tcp_fits(scope, routes, entry, binding, port))
+        || route
+            .matches
+            .iter()
+            .any(|entry| tcp::tcp_fits(scope, routes, entry, binding, port))
 }
 
 /// The one chain of plain TCP on a port: the oldest route's.
@@ -396,8 +513,14 @@ fn tcp_chain(
     port: u16,
     chains: &mut Vec<FilterChain>,
 ) {
-    if chains.iter().any(|chain| chain.filter_chain_match.is_none()) {
-        resources.conflicts.push(format!("port {port}: TCP of {} meets another server without TLS, which wins", opened.gateway));
+    if chains
+        .iter()
+        .any(|chain| chain.filter_chain_match.is_none())
+    {
+        resources.conflicts.push(format!(
+            "port {port}: TCP of {} meets another server without TLS, which wins",
+            opened.gateway
+        ));
         return;
     }
     let binding = Binding::Gateway(&opened.gateway);
@@ -412,7 +535,9 @@ fn tcp_chain(
             .find(|route| tcp_route_fits(scope, virtual_service, route, binding, opened.port));
         let Some(route) = fitting else { continue };
         let to = tcp::destinations(scope, virtual_service, &route.route, opened.port);
-        let Some(first) = to.first().map(|weighted| weighted.cluster.clone()) else { continue };
+        let Some(first) = to.first().map(|weighted| weighted.cluster.clone()) else {
+            continue;
+        };
         let service = tcp::first_service(scope, virtual_service, &route.route);
         let destination = match service {
             Some(service) => mixer::Destination::Service(service),

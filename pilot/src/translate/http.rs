@@ -6,9 +6,12 @@ use envoy_types::pb::envoy::config::core::v3::{
 use envoy_types::pb::envoy::config::listener::v3::{Filter, filter};
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
 use envoy_types::pb::envoy::config::trace::v3::{
-    OpenTelemetryConfig, ZipkinConfig, tracing::Http, tracing::http, zipkin_config::CollectorEndpointVersion,
+    OpenTelemetryConfig, ZipkinConfig, tracing::Http, tracing::http,
+    zipkin_config::CollectorEndpointVersion,
 };
-use envoy_types::pb::envoy::extensions::filters::http::{cors::v3::Cors, fault::v3::HttpFault, router::v3::Router};
+use envoy_types::pb::envoy::extensions::filters::http::{
+    cors::v3::Cors, fault::v3::HttpFault, router::v3::Router,
+};
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, HttpFilter, Rds, http_connection_manager::CodecType,
     http_connection_manager::ForwardClientCertDetails, http_connection_manager::RouteSpecifier,
@@ -90,7 +93,11 @@ pub(super) fn connection_manager(
         // Clients of an HTTP proxy send whole URLs.
         http_protocol_options: Some(Http1ProtocolOptions {
             allow_absolute_url: bool_value(true),
-            accept_http_10: scope.node.metadata.get("HTTP10").is_some_and(|flag| flag == "1"),
+            accept_http_10: scope
+                .node
+                .metadata
+                .get("HTTP10")
+                .is_some_and(|flag| flag == "1"),
             ..Default::default()
         }),
         server_name: SERVER_NAME.to_owned(),
@@ -101,11 +108,15 @@ pub(super) fn connection_manager(
         forward_client_cert_details: forward as i32,
         set_current_client_cert_details: details,
         normalize_path: bool_value(true),
-        upgrade_configs: vec![UpgradeConfig { upgrade_type: "websocket".to_owned(), ..Default::default() }],
+        upgrade_configs: vec![UpgradeConfig {
+            upgrade_type: "websocket".to_owned(),
+            ..Default::default()
+        }],
         route_specifier: Some(match routes {
-            RouteSource::Named(name) => {
-                RouteSpecifier::Rds(Rds { config_source: ads(), route_config_name: name })
-            }
+            RouteSource::Named(name) => RouteSpecifier::Rds(Rds {
+                config_source: ads(),
+                route_config_name: name,
+            }),
             RouteSource::Inline(config) => RouteSpecifier::RouteConfig(config),
         }),
         ..Default::default()
@@ -122,12 +133,24 @@ fn tracing(scope: &Scope<'_>, side: Side) -> Option<Tracing> {
         return None;
     }
     let settings = mesh.default_config.tracing.as_ref();
-    let sampling = settings.and_then(|settings| settings.sampling).unwrap_or(DEFAULT_SAMPLING);
-    let percent = |value: f64| Some(Percent { value: value.clamp(0.0, 100.0) });
+    let sampling = settings
+        .and_then(|settings| settings.sampling)
+        .unwrap_or(DEFAULT_SAMPLING);
+    let percent = |value: f64| {
+        Some(Percent {
+            value: value.clamp(0.0, 100.0),
+        })
+    };
     // Without a provider here, the one of the proxy's bootstrap is used, if any.
     let provider = settings.and_then(|settings| {
-        let zipkin = settings.zipkin.as_ref().and_then(|collector| zipkin(scope, &collector.address));
-        let otlp = settings.open_telemetry.as_ref().and_then(|collector| otlp(scope, &collector.address));
+        let zipkin = settings
+            .zipkin
+            .as_ref()
+            .and_then(|collector| zipkin(scope, &collector.address));
+        let otlp = settings
+            .open_telemetry
+            .as_ref()
+            .and_then(|collector| otlp(scope, &collector.address));
         otlp.or(zipkin)
     });
     Some(Tracing {
@@ -136,7 +159,11 @@ fn tracing(scope: &Scope<'_>, side: Side) -> Option<Tracing> {
         overall_sampling: percent(100.0),
         provider,
         // The sidecar's two sides are spans of their own, not each other's parents.
-        spawn_upstream_span: if side == Side::Gateway { bool_value(true) } else { None },
+        spawn_upstream_span: if side == Side::Gateway {
+            bool_value(true)
+        } else {
+            None
+        },
         ..Default::default()
     })
 }
@@ -147,15 +174,23 @@ fn collector(scope: &Scope<'_>, address: &str) -> Option<(String, String)> {
     let (host, port) = super::mixer::server(address)?;
     let host = crate::model::full_host(host, &scope.snapshot.mesh().root_namespace);
     // `zipkin.istio-system:9411` is how Istio writes it.
-    let service = [host.clone(), format!("{host}.svc.{}", crate::model::DNS_DOMAIN)]
-        .into_iter()
-        .find_map(|host| scope.snapshot.service(&host))?;
+    let service = [
+        host.clone(),
+        format!("{host}.svc.{}", crate::model::DNS_DOMAIN),
+    ]
+    .into_iter()
+    .find_map(|host| scope.snapshot.service(&host))?;
     service.port(port)?;
     scope
         .services
         .iter()
         .any(|visible| visible.hostname == service.hostname)
-        .then(|| (names::outbound(port, "", &service.hostname), service.hostname.to_string()))
+        .then(|| {
+            (
+                names::outbound(port, "", &service.hostname),
+                service.hostname.to_string(),
+            )
+        })
 }
 
 fn zipkin(scope: &Scope<'_>, address: &str) -> Option<Http> {
@@ -189,7 +224,10 @@ fn otlp(scope: &Scope<'_>, address: &str) -> Option<Http> {
             }),
             service_name: format!(
                 "{}.{}",
-                node.labels.get("app").map_or(node.workload_name.as_deref().unwrap_or(&node.name), String::as_str),
+                node.labels.get("app").map_or(
+                    node.workload_name.as_deref().unwrap_or(&node.name),
+                    String::as_str
+                ),
                 node.namespace
             ),
             ..Default::default()

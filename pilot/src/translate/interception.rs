@@ -30,7 +30,9 @@ impl Traffic {
             Interception::Redirect => Self::Redirected { transparent: false },
             Interception::Tproxy => Self::Redirected { transparent: true },
             Interception::None => Self::Bound {
-                outbound: node.outbound_bind.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+                outbound: node
+                    .outbound_bind
+                    .unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
                 http_proxy_port: node.http_proxy_port.unwrap_or(HTTP_PROXY_PORT),
             },
         }
@@ -40,6 +42,16 @@ impl Traffic {
     pub(super) fn knows_original_destination(self) -> bool {
         matches!(self, Self::Redirected { .. })
     }
+}
+
+/// Whether a node may bind a port for real: below 1024 it takes a privilege, which a node has only if it
+/// says so (`UNPRIVILEGED_POD: "false"`). A listener that cannot be bound would be refused.
+pub(super) fn may_bind(node: &Node, port: u16) -> bool {
+    port >= 1024
+        || node
+            .metadata
+            .get("UNPRIVILEGED_POD")
+            .is_some_and(|text| text == "false")
 }
 
 /// Where the application listens for what comes to `port`.

@@ -21,7 +21,7 @@ use prost::{Message, Name};
 use crate::model::{InboundPort, Port, Protocol, Service};
 
 use super::http::{self, RouteSource, Side};
-use super::interception::Traffic;
+use super::interception::{Traffic, may_bind};
 use super::mixer::{self, Direction};
 use super::route::{self, Binding};
 use super::tcp::{self, Weighted};
@@ -40,24 +40,37 @@ fn listener_filter<M: Message + Name>(name: &str, config: &M) -> ListenerFilter 
 }
 
 pub(super) fn tls_inspector() -> ListenerFilter {
-    listener_filter("envoy.filters.listener.tls_inspector", &TlsInspector::default())
+    listener_filter(
+        "envoy.filters.listener.tls_inspector",
+        &TlsInspector::default(),
+    )
 }
 
 fn chain(name: impl Into<String>, filters: Vec<Filter>) -> FilterChain {
-    FilterChain { name: name.into(), filters, ..Default::default() }
+    FilterChain {
+        name: name.into(),
+        filters,
+        ..Default::default()
+    }
 }
 
 /// Outbound listeners and the routes they ask for.
 pub(super) fn outbound(scope: &Scope<'_>, resources: &mut Resources) {
     match scope.traffic {
-        Traffic::Bound { outbound, http_proxy_port } => {
+        Traffic::Bound {
+            outbound,
+            http_proxy_port,
+        } => {
             let name = format!("{outbound}_{http_proxy_port}");
             let manager = http::connection_manager(
                 scope,
                 Side::Outbound,
                 format!("outbound_{name}"),
                 RouteSource::Named(names::HTTP_PROXY.to_owned()),
-                scope.mixer.as_ref().and_then(|mixer| mixer.http_filter(Direction::Outbound, None)),
+                scope
+                    .mixer
+                    .as_ref()
+                    .and_then(|mixer| mixer.http_filter(Direction::Outbound, None)),
             );
             insert(
                 resources,
@@ -75,7 +88,13 @@ pub(super) fn outbound(scope: &Scope<'_>, resources: &mut Resources) {
         }
         Traffic::Redirected { .. } => {
             let http_ports = http_listeners(scope, resources);
-            tcp_listeners(scope, resources, IpAddr::V4(Ipv4Addr::UNSPECIFIED), &http_ports, false);
+            tcp_listeners(
+                scope,
+                resources,
+                IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                &http_ports,
+                false,
+            );
             catch_all_outbound(scope, resources);
         }
     }
@@ -101,7 +120,10 @@ fn http_listeners(scope: &Scope<'_>, resources: &mut Resources) -> BTreeSet<u16>
             Side::Outbound,
             format!("outbound_{name}"),
             RouteSource::Named(port.to_string()),
-            scope.mixer.as_ref().and_then(|mixer| mixer.http_filter(Direction::Outbound, None)),
+            scope
+                .mixer
+                .as_ref()
+                .and_then(|mixer| mixer.http_filter(Direction::Outbound, None)),
         );
         insert(
             resources,
@@ -141,12 +163,27 @@ fn tcp_listeners(
             if port.protocol.is_http() || port.protocol == Protocol::Udp {
                 continue;
             }
+            if bind_to_port && !may_bind(scope.node, port.number) {
+                resources.conflicts.push(format!(
+                    "port {} of {} needs a privilege to bind; TCP clients of this node cannot reach it",
+                    port.number, service.hostname
+                ));
+                continue;
+            }
             let addresses: Vec<IpAddr> = if bind_to_port {
                 vec![bind]
             } else {
-                service.addresses.iter().filter_map(|address| address.parse().ok()).collect()
+                service
+                    .addresses
+                    .iter()
+                    .filter_map(|address| address.parse().ok())
+                    .collect()
             };
-            let addresses = if addresses.is_empty() { vec![bind] } else { addresses };
+            let addresses = if addresses.is_empty() {
+                vec![bind]
+            } else {
+                addresses
+            };
             for address in addresses {
                 if address == bind && taken.contains(&port.number) {
                     resources.conflicts.push(format!(
@@ -173,11 +210,19 @@ fn tcp_listeners(
                 name: format!("{address}_{port}"),
                 address: ip_address(address, port),
                 filter_chains,
-                listener_filters: if has_sni { vec![tls_inspector()] } else { Vec::new() },
+                listener_filters: if has_sni {
+                    vec![tls_inspector()]
+                } else {
+                    Vec::new()
+                },
                 listener_filters_timeout: if has_sni { duration(INSPECTION) } else { None },
                 continue_on_listener_filters_timeout: has_sni,
                 traffic_direction: TrafficDirection::Outbound as i32,
-                bind_to_port: if bind_to_port { None } else { bool_value(false) },
+                bind_to_port: if bind_to_port {
+                    None
+                } else {
+                    bool_value(false)
+                },
                 ..Default::default()
             },
         );
@@ -203,9 +248,16 @@ fn add_service(
             None,
             mixer::Destination::Service(service),
             &cluster,
-            vec![Weighted { cluster: cluster.clone(), weight: 1 }],
+            vec![Weighted {
+                cluster: cluster.clone(),
+                weight: 1,
+            }],
         );
-        chains.by_sni.push(sni_chain(&cluster, vec![service.hostname.to_string()], filters));
+        chains.by_sni.push(sni_chain(
+            &cluster,
+            vec![service.hostname.to_string()],
+            filters,
+        ));
         return;
     }
     if let Some((_, winner)) = &chains.rest {
@@ -217,19 +269,31 @@ fn add_service(
     }
     let cluster = names::outbound(port.number, "", &service.hostname);
     let to = tcp::for_service(scope, service, port.number);
-    let filters =
-        tcp::filters(scope, Direction::Outbound, None, mixer::Destination::Service(service), &cluster, to);
+    let filters = tcp::filters(
+        scope,
+        Direction::Outbound,
+        None,
+        mixer::Destination::Service(service),
+        &cluster,
+        to,
+    );
     chains.rest = Some((chain(cluster, filters), service.hostname.to_string()));
 }
 
 /// The names of these that no chain has yet.
 fn add_sni(chains: &mut Chains, names: Vec<String>) -> Vec<String> {
-    names.into_iter().filter(|name| chains.names.insert(name.to_ascii_lowercase())).collect()
+    names
+        .into_iter()
+        .filter(|name| chains.names.insert(name.to_ascii_lowercase()))
+        .collect()
 }
 
 fn sni_chain(name: &str, server_names: Vec<String>, filters: Vec<Filter>) -> FilterChain {
     FilterChain {
-        filter_chain_match: Some(FilterChainMatch { server_names, ..Default::default() }),
+        filter_chain_match: Some(FilterChainMatch {
+            server_names,
+            ..Default::default()
+        }),
         ..chain(name, filters)
     }
 }
@@ -272,7 +336,11 @@ fn tls_routes(scope: &Scope<'_>, chains: &mut Chains, service: &Service, port: u
 fn catch_all_outbound(scope: &Scope<'_>, resources: &mut Resources) {
     let port = scope.snapshot.mesh().proxy_listen_port;
     let allowed = scope.snapshot.outbound_policy(scope.node).mode == OutboundMode::AllowAny;
-    let cluster = if allowed { names::PASSTHROUGH } else { names::BLACK_HOLE };
+    let cluster = if allowed {
+        names::PASSTHROUGH
+    } else {
+        names::BLACK_HOLE
+    };
     let to = |cluster: &str| {
         tcp::filters(
             scope,
@@ -280,7 +348,10 @@ fn catch_all_outbound(scope: &Scope<'_>, resources: &mut Resources) {
             None,
             mixer::Destination::Named(cluster),
             cluster,
-            vec![Weighted { cluster: cluster.to_owned(), weight: 1 }],
+            vec![Weighted {
+                cluster: cluster.to_owned(),
+                weight: 1,
+            }],
         )
     };
     insert(
@@ -328,12 +399,21 @@ pub(super) fn inbound(scope: &Scope<'_>, resources: &mut Resources) {
         let port = served.workload_port;
         match ports.get(&port).and_then(|inbound| inbound.served.as_ref()) {
             None => {
-                ports.insert(port, Inbound { port, served: Some(served) });
+                ports.insert(
+                    port,
+                    Inbound {
+                        port,
+                        served: Some(served),
+                    },
+                );
             }
             Some(winner) if winner.port.protocol.is_http() != served.port.protocol.is_http() => {
                 resources.conflicts.push(format!(
                     "workload port {port} is {:?} by {} and {:?} by {}; the first wins",
-                    winner.port.protocol, winner.service.hostname, served.port.protocol, served.service.hostname
+                    winner.port.protocol,
+                    winner.service.hostname,
+                    served.port.protocol,
+                    served.service.hostname
                 ));
             }
             Some(_) => {}
@@ -342,7 +422,10 @@ pub(super) fn inbound(scope: &Scope<'_>, resources: &mut Resources) {
     match scope.traffic {
         Traffic::Bound { .. } => {
             for port in scope.node.app_ports.keys() {
-                ports.entry(*port).or_insert(Inbound { port: *port, served: None });
+                ports.entry(*port).or_insert(Inbound {
+                    port: *port,
+                    served: None,
+                });
             }
             for inbound in ports.values() {
                 bound_inbound(scope, resources, inbound);
@@ -357,15 +440,26 @@ fn bound_inbound(scope: &Scope<'_>, resources: &mut Resources, inbound: &Inbound
     let chains = inbound_chains(scope, inbound, ip, None);
     let inspects = chains.iter().any(|chain| chain.transport_socket.is_some());
     // Only what the client starts can be waited for; see INSPECTION.
-    let server_may_speak = !inbound.served.as_ref().is_some_and(|served| served.port.protocol.is_http());
+    let server_may_speak = !inbound
+        .served
+        .as_ref()
+        .is_some_and(|served| served.port.protocol.is_http());
     insert(
         resources,
         Listener {
             name: format!("{ip}_{}", inbound.port),
             address: ip_address(ip, inbound.port),
             filter_chains: chains,
-            listener_filters: if inspects { vec![tls_inspector()] } else { Vec::new() },
-            listener_filters_timeout: if inspects { inspection(scope, server_may_speak) } else { None },
+            listener_filters: if inspects {
+                vec![tls_inspector()]
+            } else {
+                Vec::new()
+            },
+            listener_filters_timeout: if inspects {
+                inspection(scope, server_may_speak)
+            } else {
+                None
+            },
             continue_on_listener_filters_timeout: inspects,
             traffic_direction: TrafficDirection::Inbound as i32,
             ..Default::default()
@@ -377,7 +471,11 @@ fn inspection(
     scope: &Scope<'_>,
     server_may_speak: bool,
 ) -> Option<envoy_types::pb::google::protobuf::Duration> {
-    let mesh = scope.snapshot.mesh().protocol_detection_timeout.filter(|timeout| !timeout.0.is_zero());
+    let mesh = scope
+        .snapshot
+        .mesh()
+        .protocol_detection_timeout
+        .filter(|timeout| !timeout.0.is_zero());
     match (mesh, server_may_speak) {
         (Some(timeout), true) => duration(timeout),
         (None, true) => duration(INSPECTION),
@@ -387,12 +485,29 @@ fn inspection(
 }
 
 /// The chains of one workload port: by mTLS mode, each ending in the same filters.
-fn inbound_chains(scope: &Scope<'_>, inbound: &Inbound, ip: IpAddr, match_port: Option<u16>) -> Vec<FilterChain> {
-    let labels = scope.snapshot.workload(scope.node).map_or(&scope.node.labels, |workload| &*workload.labels);
-    let mode = scope.snapshot.mutual_tls(&scope.node.namespace, labels, inbound.port);
-    let is_http = inbound.served.as_ref().is_some_and(|served| served.port.protocol.is_http());
+fn inbound_chains(
+    scope: &Scope<'_>,
+    inbound: &Inbound,
+    ip: IpAddr,
+    match_port: Option<u16>,
+) -> Vec<FilterChain> {
+    let labels = scope
+        .snapshot
+        .workload(scope.node)
+        .map_or(&scope.node.labels, |workload| &*workload.labels);
+    let mode = scope
+        .snapshot
+        .mutual_tls(&scope.node.namespace, labels, inbound.port);
+    let is_http = inbound
+        .served
+        .as_ref()
+        .is_some_and(|served| served.port.protocol.is_http());
     let filters = || inbound_filters(scope, inbound, ip);
-    let alpn = if is_http { tls::SERVE_HTTP } else { tls::MESH_TCP };
+    let alpn = if is_http {
+        tls::SERVE_HTTP
+    } else {
+        tls::MESH_TCP
+    };
     let name = format!("{ip}_{}", inbound.port);
     mode_chains(scope, mode, &name, match_port, is_http, alpn, filters)
 }
@@ -414,7 +529,10 @@ fn mode_chains(
         filter_chain_match: Some(FilterChainMatch {
             transport_protocol: "tls".to_owned(),
             application_protocols: if marked {
-                tls::MESH_MARKS.iter().map(|mark| (*mark).to_owned()).collect()
+                tls::MESH_MARKS
+                    .iter()
+                    .map(|mark| (*mark).to_owned())
+                    .collect()
             } else {
                 Vec::new()
             },
@@ -424,14 +542,20 @@ fn mode_chains(
         ..chain(format!("{name}-mtls"), filters())
     };
     let plain = |transport: &str| FilterChain {
-        filter_chain_match: Some(FilterChainMatch { transport_protocol: transport.to_owned(), ..base.clone() })
-            .filter(|matcher| *matcher != FilterChainMatch::default()),
+        filter_chain_match: Some(FilterChainMatch {
+            transport_protocol: transport.to_owned(),
+            ..base.clone()
+        })
+        .filter(|matcher| *matcher != FilterChainMatch::default()),
         ..chain(format!("{name}-plain"), filters())
     };
     match mode {
         MutualTlsMode::Strict => vec![mesh_tls(false)],
         // The application's own TLS is none of ours, so it goes where plain text goes; HTTP has none.
-        MutualTlsMode::Permissive => vec![mesh_tls(true), plain(if is_http { "raw_buffer" } else { "" })],
+        MutualTlsMode::Permissive => vec![
+            mesh_tls(true),
+            plain(if is_http { "raw_buffer" } else { "" }),
+        ],
         MutualTlsMode::Disable | MutualTlsMode::Unset => vec![plain("")],
     }
 }
@@ -446,14 +570,20 @@ fn inbound_filters(scope: &Scope<'_>, inbound: &Inbound, ip: IpAddr) -> Vec<Filt
             Side::Inbound,
             format!("inbound_{ip}_{}", inbound.port),
             RouteSource::Inline(inbound_routes(scope, served, &cluster)),
-            scope.mixer.as_ref().and_then(|mixer| mixer.http_filter(Direction::Inbound, address)),
+            scope
+                .mixer
+                .as_ref()
+                .and_then(|mixer| mixer.http_filter(Direction::Inbound, address)),
         )],
         None => {
             let service = match served {
                 Some(served) => mixer::Destination::Service(&served.service),
                 None => mixer::Destination::Named(names::INBOUND_PASSTHROUGH),
             };
-            let to = vec![Weighted { cluster: cluster.clone(), weight: 1 }];
+            let to = vec![Weighted {
+                cluster: cluster.clone(),
+                weight: 1,
+            }];
             tcp::filters(scope, Direction::Inbound, address, service, &cluster, to)
         }
     }
@@ -468,11 +598,20 @@ fn inbound_routes(scope: &Scope<'_>, served: &InboundPort, cluster: &str) -> Rou
             ..Default::default()
         },
     );
-    route.decorator = route::decorator(format!("{}:{}/*", served.service.hostname, served.port.number));
+    route.decorator = route::decorator(format!(
+        "{}:{}/*",
+        served.service.hostname, served.port.number
+    ));
     if let Some(mixer) = &scope.mixer {
         let quotas = scope.snapshot.quotas(&served.service.hostname);
-        let config = mixer.route(Direction::Inbound, mixer::Destination::Service(&served.service), &quotas);
-        route.typed_per_filter_config.insert(mixer::FILTER.to_owned(), config);
+        let config = mixer.route(
+            Direction::Inbound,
+            mixer::Destination::Service(&served.service),
+            &quotas,
+        );
+        route
+            .typed_per_filter_config
+            .insert(mixer::FILTER.to_owned(), config);
     }
     RouteConfiguration {
         name: cluster.to_owned(),
@@ -497,16 +636,25 @@ fn virtual_inbound(scope: &Scope<'_>, resources: &mut Resources, ports: &BTreeMa
         None,
         mixer::Destination::Named(names::BLACK_HOLE),
         names::BLACK_HOLE,
-        vec![Weighted { cluster: names::BLACK_HOLE.to_owned(), weight: 1 }],
+        vec![Weighted {
+            cluster: names::BLACK_HOLE.to_owned(),
+            weight: 1,
+        }],
     );
     let mut chains = vec![FilterChain {
-        filter_chain_match: Some(FilterChainMatch { destination_port: u32_value(listen.into()), ..Default::default() }),
+        filter_chain_match: Some(FilterChainMatch {
+            destination_port: u32_value(listen.into()),
+            ..Default::default()
+        }),
         ..chain("virtualInbound-blackhole", nowhere)
     }];
     for inbound in ports.values() {
         chains.extend(inbound_chains(scope, inbound, ip, Some(inbound.port)));
     }
-    let labels = scope.snapshot.workload(scope.node).map_or(&scope.node.labels, |workload| &*workload.labels);
+    let labels = scope
+        .snapshot
+        .workload(scope.node)
+        .map_or(&scope.node.labels, |workload| &*workload.labels);
     // Port 0 is nobody's own setting: the workload's general one.
     let mode = scope.snapshot.mutual_tls(&scope.node.namespace, labels, 0);
     let pass = || {
@@ -516,14 +664,30 @@ fn virtual_inbound(scope: &Scope<'_>, resources: &mut Resources, ports: &BTreeMa
             None,
             mixer::Destination::Named(names::INBOUND_PASSTHROUGH),
             names::INBOUND_PASSTHROUGH,
-            vec![Weighted { cluster: names::INBOUND_PASSTHROUGH.to_owned(), weight: 1 }],
+            vec![Weighted {
+                cluster: names::INBOUND_PASSTHROUGH.to_owned(),
+                weight: 1,
+            }],
         )
     };
-    let catch_all = mode_chains(scope, mode, "virtualInbound-catchall", None, false, tls::MESH_TCP, pass);
+    let catch_all = mode_chains(
+        scope,
+        mode,
+        "virtualInbound-catchall",
+        None,
+        false,
+        tls::MESH_TCP,
+        pass,
+    );
     chains.extend(catch_all.into_iter().map(|mut chain| {
         // One wildcard must tell these from chains of ports: every address.
-        chain.filter_chain_match.get_or_insert_default().prefix_ranges =
-            vec![CidrRange { address_prefix: "0.0.0.0".to_owned(), prefix_len: u32_value(0) }];
+        chain
+            .filter_chain_match
+            .get_or_insert_default()
+            .prefix_ranges = vec![CidrRange {
+            address_prefix: "0.0.0.0".to_owned(),
+            prefix_len: u32_value(0),
+        }];
         chain
     }));
     insert(
@@ -533,7 +697,10 @@ fn virtual_inbound(scope: &Scope<'_>, resources: &mut Resources, ports: &BTreeMa
             address: ip_address(IpAddr::V4(Ipv4Addr::UNSPECIFIED), listen),
             filter_chains: chains,
             listener_filters: vec![
-                listener_filter("envoy.filters.listener.original_dst", &OriginalDst::default()),
+                listener_filter(
+                    "envoy.filters.listener.original_dst",
+                    &OriginalDst::default(),
+                ),
                 tls_inspector(),
             ],
             listener_filters_timeout: inspection(scope, true),

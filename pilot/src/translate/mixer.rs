@@ -5,16 +5,18 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use envoy_types::pb::envoy::config::listener::v3::{Filter, filter};
-use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{HttpFilter, http_filter};
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpFilter, http_filter,
+};
 use envoy_types::pb::google::protobuf::Any;
 use lateen_config::{MeshConfig, Spec, StringMatch};
+use lateen_protocols::istio::mixer::v1::Attributes;
 use lateen_protocols::istio::mixer::v1::attributes::{AttributeValue, attribute_value::Value};
 use lateen_protocols::istio::mixer::v1::config::client::{
-    AttributeMatch, HttpClientConfig, NetworkFailPolicy, Quota, QuotaRule, QuotaSpec, ServiceConfig,
-    StringMatch as ClauseMatch, TcpClientConfig, TransportConfig, network_fail_policy::FailPolicy,
-    string_match::MatchType,
+    AttributeMatch, HttpClientConfig, NetworkFailPolicy, Quota, QuotaRule, QuotaSpec,
+    ServiceConfig, StringMatch as ClauseMatch, TcpClientConfig, TransportConfig,
+    network_fail_policy::FailPolicy, string_match::MatchType,
 };
-use lateen_protocols::istio::mixer::v1::Attributes;
 
 use crate::model::{Agent, BoundQuota, Node, Registry, Role, Service, Snapshot};
 
@@ -67,14 +69,20 @@ impl Mixer {
         if node.agent != Agent::Lateen || !mesh.has_mixer() {
             return None;
         }
-        let facts = Facts { node, annotations: annotations(snapshot, node) };
+        let facts = Facts {
+            node,
+            annotations: annotations(snapshot, node),
+        };
         let cluster = |address: &str| {
-            server(address).map(|(host, port)| names::outbound(port, "", host)).unwrap_or_default()
+            server(address)
+                .map(|(host, port)| names::outbound(port, "", host))
+                .unwrap_or_default()
         };
         let has_check = !mesh.mixer_check_server.is_empty();
         let has_report = !mesh.mixer_report_server.is_empty();
         let by_mesh = !mesh.disable_policy_checks;
-        let outbound_by_mesh = by_mesh && (node.role == Role::Router || mesh.enable_client_side_policy_check);
+        let outbound_by_mesh =
+            by_mesh && (node.role == Role::Router || mesh.enable_client_side_policy_check);
         let (check_inbound, check_outbound) = match facts.text(CHECK) {
             Some("disable") => (false, false),
             Some("enable" | "allow-on-error") => (true, true),
@@ -109,7 +117,11 @@ impl Mixer {
         }
     }
 
-    fn listener_attributes(&self, direction: Direction, address: Option<(IpAddr, u16)>) -> Attributes {
+    fn listener_attributes(
+        &self,
+        direction: Direction,
+        address: Option<(IpAddr, u16)>,
+    ) -> Attributes {
         let mut all = Builder::default();
         match direction {
             Direction::Outbound => {
@@ -138,7 +150,11 @@ impl Mixer {
     }
 
     /// The HTTP filter; `None` if it would do nothing. `address` is the workload's, for inbound listeners.
-    pub(super) fn http_filter(&self, direction: Direction, address: Option<(IpAddr, u16)>) -> Option<HttpFilter> {
+    pub(super) fn http_filter(
+        &self,
+        direction: Direction,
+        address: Option<(IpAddr, u16)>,
+    ) -> Option<HttpFilter> {
         if !self.checks(direction) && !self.report_http {
             return None;
         }
@@ -180,7 +196,9 @@ impl Mixer {
             return None;
         }
         let mut attributes = self.listener_attributes(direction, address);
-        attributes.attributes.extend(service.attributes().attributes);
+        attributes
+            .attributes
+            .extend(service.attributes().attributes);
         let config = TcpClientConfig {
             transport: Some(self.transport.clone()),
             mixer_attributes: Some(attributes),
@@ -195,7 +213,12 @@ impl Mixer {
     }
 
     /// The per-route configuration for one destination.
-    pub(super) fn route(&self, direction: Direction, service: Destination<'_>, quotas: &[BoundQuota<'_>]) -> Any {
+    pub(super) fn route(
+        &self,
+        direction: Direction,
+        service: Destination<'_>,
+        quotas: &[BoundQuota<'_>],
+    ) -> Any {
         let attributes = service.attributes();
         any(&ServiceConfig {
             disable_check_calls: !self.checks(direction),
@@ -231,7 +254,10 @@ impl Destination<'_> {
                 all.text("destination.service.host", &service.hostname);
                 all.text("destination.service.name", name);
                 all.text("destination.service.namespace", &service.namespace);
-                all.text("destination.service.uid", &format!("istio://{}/services/{name}", service.namespace));
+                all.text(
+                    "destination.service.uid",
+                    &format!("istio://{}/services/{name}", service.namespace),
+                );
             }
             Self::Named(name) => all.text("destination.service.name", name),
         }
@@ -244,7 +270,8 @@ struct Builder(HashMap<String, AttributeValue>);
 
 impl Builder {
     fn set(&mut self, name: &str, value: Value) {
-        self.0.insert(name.to_owned(), AttributeValue { value: Some(value) });
+        self.0
+            .insert(name.to_owned(), AttributeValue { value: Some(value) });
     }
 
     fn text(&mut self, name: &str, value: &str) {
@@ -298,10 +325,17 @@ fn annotations<'a>(snapshot: &'a Snapshot, node: &Node) -> Option<&'a lateen_con
 }
 
 fn fail_policy(fail_open: bool, facts: &Facts<'_>) -> NetworkFailPolicy {
-    let policy = if fail_open { FailPolicy::FailOpen } else { FailPolicy::FailClose };
+    let policy = if fail_open {
+        FailPolicy::FailOpen
+    } else {
+        FailPolicy::FailClose
+    };
     NetworkFailPolicy {
         policy: policy as i32,
-        max_retry: facts.text(CHECK_RETRIES).and_then(|text| text.parse().ok()).unwrap_or(0),
+        max_retry: facts
+            .text(CHECK_RETRIES)
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(0),
         base_retry_wait: Some(duration(facts.wait(CHECK_BASE_WAIT, 80))),
         max_retry_wait: Some(duration(facts.wait(CHECK_MAX_WAIT, 1000))),
     }
@@ -333,13 +367,20 @@ fn quota_spec(bound: &BoundQuota<'_>) -> QuotaSpec {
                     .matches
                     .iter()
                     .map(|entry| AttributeMatch {
-                        clause: entry.clause.iter().map(|(name, matcher)| (name.clone(), clause(matcher))).collect(),
+                        clause: entry
+                            .clause
+                            .iter()
+                            .map(|(name, matcher)| (name.clone(), clause(matcher)))
+                            .collect(),
                     })
                     .collect(),
                 quotas: rule
                     .quotas
                     .iter()
-                    .map(|quota| Quota { quota: quota.quota.clone(), charge: quota.charge.max(1) })
+                    .map(|quota| Quota {
+                        quota: quota.quota.clone(),
+                        charge: quota.charge.max(1),
+                    })
                     .collect(),
             })
             .collect(),

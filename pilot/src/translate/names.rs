@@ -36,9 +36,11 @@ impl<'a> Outbound<'a> {
     pub(super) fn parse(name: &'a str) -> Option<Self> {
         let mut parts = name.splitn(4, '|');
         match (parts.next(), parts.next(), parts.next(), parts.next()) {
-            (Some("outbound"), Some(port), Some(subset), Some(host)) => {
-                Some(Self { port: port.parse().ok()?, subset, host })
-            }
+            (Some("outbound"), Some(port), Some(subset), Some(host)) => Some(Self {
+                port: port.parse().ok()?,
+                subset,
+                host,
+            }),
             _ => None,
         }
     }

@@ -26,7 +26,10 @@ impl<'a> Policy<'a> {
             policy = Self::top(top);
             policy.replace_for_port(top, port);
         }
-        if let Some(own) = rule.subset(subset).and_then(|subset| subset.traffic_policy.as_ref()) {
+        if let Some(own) = rule
+            .subset(subset)
+            .and_then(|subset| subset.traffic_policy.as_ref())
+        {
             let over = Self::top(own);
             policy = Self {
                 balancer: over.balancer.or(policy.balancer),
@@ -51,7 +54,10 @@ impl<'a> Policy<'a> {
     /// Port-level settings replace everything; what they leave out is back at its default.
     fn replace_for_port(&mut self, policy: &'a TrafficPolicy, port: u16) {
         let wanted = policy.port_level_settings.iter().find(|settings| {
-            settings.port.as_ref().is_some_and(|selector| selector.number == u32::from(port))
+            settings
+                .port
+                .as_ref()
+                .is_some_and(|selector| selector.number == u32::from(port))
         });
         if let Some(settings) = wanted {
             *self = Self {
@@ -65,7 +71,10 @@ impl<'a> Policy<'a> {
 }
 
 /// Labels of a subset's endpoints; `None` if nobody defines it.
-pub(super) fn subset_labels<'a>(rule: Option<&'a DestinationPolicy>, subset: &str) -> Option<&'a Labels> {
+pub(super) fn subset_labels<'a>(
+    rule: Option<&'a DestinationPolicy>,
+    subset: &str,
+) -> Option<&'a Labels> {
     rule?.subset(subset).map(|subset| &subset.labels)
 }
 
@@ -93,12 +102,23 @@ mod tests {
             export_to: ExportTo::Everyone,
             objects: Vec::new(),
         };
-        let connections = |policy: &Policy<'_>| policy.pool.and_then(|pool| pool.tcp.max_connections);
+        let connections =
+            |policy: &Policy<'_>| policy.pool.and_then(|pool| pool.tcp.max_connections);
         let top = Policy::of(Some(&rule), 80, "");
-        assert_eq!((connections(&top), top.balancer.is_some(), top.tls.is_some()), (Some(1), true, false));
+        assert_eq!(
+            (connections(&top), top.balancer.is_some(), top.tls.is_some()),
+            (Some(1), true, false)
+        );
         let port = Policy::of(Some(&rule), 81, "");
-        assert_eq!((connections(&port), port.balancer.is_some()), (Some(2), false), "the balancer is the default again");
+        assert_eq!(
+            (connections(&port), port.balancer.is_some()),
+            (Some(2), false),
+            "the balancer is the default again"
+        );
         let subset = Policy::of(Some(&rule), 80, "v1");
-        assert_eq!((connections(&subset), subset.tls.is_some()), (Some(1), true));
+        assert_eq!(
+            (connections(&subset), subset.tls.is_some()),
+            (Some(1), true)
+        );
     }
 }

@@ -8,24 +8,29 @@ use envoy_types::pb::envoy::config::core::v3::{
     header_value_option::HeaderAppendAction,
 };
 use envoy_types::pb::envoy::config::route::v3::{
-    Decorator, DirectResponseAction, HeaderMatcher, QueryParameterMatcher, RedirectAction, RetryPolicy, Route,
-    RouteAction, RouteMatch, WeightedCluster, header_matcher::HeaderMatchSpecifier,
-    query_parameter_matcher::QueryParameterMatchSpecifier, redirect_action::PathRewriteSpecifier,
-    redirect_action::RedirectResponseCode, redirect_action::SchemeRewriteSpecifier, 
-    retry_policy::RetryBackOff, retry_policy::RetryHostPredicate, retry_policy::retry_host_predicate,
-    route::Action, route_action::ClusterSpecifier, route_action::HashPolicy, route_action::HostRewriteSpecifier,
+    Decorator, DirectResponseAction, HeaderMatcher, QueryParameterMatcher, RedirectAction,
+    RetryPolicy, Route, RouteAction, RouteMatch, WeightedCluster,
+    header_matcher::HeaderMatchSpecifier, query_parameter_matcher::QueryParameterMatchSpecifier,
+    redirect_action::PathRewriteSpecifier, redirect_action::RedirectResponseCode,
+    redirect_action::SchemeRewriteSpecifier, retry_policy::RetryBackOff,
+    retry_policy::RetryHostPredicate, retry_policy::retry_host_predicate, route::Action,
+    route_action::ClusterSpecifier, route_action::HashPolicy, route_action::HostRewriteSpecifier,
     route_action::RequestMirrorPolicy, route_action::hash_policy, route_match::PathSpecifier,
     weighted_cluster::ClusterWeight, weighted_cluster::cluster_weight,
 };
-use envoy_types::pb::envoy::extensions::filters::common::fault::v3::{FaultDelay, fault_delay::FaultDelaySecifier};
+use envoy_types::pb::envoy::extensions::filters::common::fault::v3::{
+    FaultDelay, fault_delay::FaultDelaySecifier,
+};
 use envoy_types::pb::envoy::extensions::filters::http::cors::v3::CorsPolicy as EnvoyCors;
-use envoy_types::pb::envoy::extensions::filters::http::fault::v3::{FaultAbort, HttpFault, fault_abort::ErrorType};
+use envoy_types::pb::envoy::extensions::filters::http::fault::v3::{
+    FaultAbort, HttpFault, fault_abort::ErrorType,
+};
 use envoy_types::pb::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
 use envoy_types::pb::envoy::r#type::matcher::v3::{RegexMatchAndSubstitute, StringMatcher};
 use envoy_types::pb::google::protobuf::{Any, Duration};
 use lateen_config::networking::{
-    CorsPolicy, DerivePort, Destination, HttpDestination, HttpFault as Fault, HttpMatch, HttpRedirect, HttpRetry,
-    HttpRoute,
+    CorsPolicy, DerivePort, Destination, HttpDestination, HttpFault as Fault, HttpMatch,
+    HttpRedirect, HttpRetry, HttpRoute,
 };
 use lateen_config::reference::full_gateway;
 use lateen_config::{Percent, StringMatch};
@@ -36,13 +41,14 @@ use super::mixer::{self, Direction};
 use super::policy::Policy;
 use super::tcp::source_fits;
 use super::wire::{
-    ZERO, any, bool_value, duration, exact, fraction, inline, metadata, nested, regex, string_matcher, structure, text,
-    u32_value,
+    ZERO, any, bool_value, duration, exact, fraction, inline, metadata, nested, regex,
+    string_matcher, structure, text, u32_value,
 };
 use super::{Scope, names};
 
 /// Retried unless a VirtualService says otherwise: what cannot have reached the application.
-const RETRY_ON: &str = "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes";
+const RETRY_ON: &str =
+    "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes";
 const RETRIES: u32 = 2;
 /// Picks of another host before one already tried is taken again.
 const HOST_PICKS: i64 = 5;
@@ -73,16 +79,24 @@ impl Binding<'_> {
         if own.is_empty() {
             return self.is_bound(routes);
         }
-        own.iter().any(|gateway| full_gateway(gateway, routes.namespace()) == self.name())
+        own.iter()
+            .any(|gateway| full_gateway(gateway, routes.namespace()) == self.name())
     }
 }
 
 /// The cluster a destination means, seen from a listener's port.
-pub(super) fn cluster_name(scope: &Scope<'_>, namespace: &str, to: &Destination, listener_port: u16) -> String {
+pub(super) fn cluster_name(
+    scope: &Scope<'_>,
+    namespace: &str,
+    to: &Destination,
+    listener_port: u16,
+) -> String {
     let host = full_host(&to.host.to_ascii_lowercase(), namespace);
-    let port = to.port_number().unwrap_or_else(|| match scope.snapshot.service(&host).map(|service| &*service.ports) {
-        Some([only]) => only.number,
-        _ => listener_port,
+    let port = to.port_number().unwrap_or_else(|| {
+        match scope.snapshot.service(&host).map(|service| &*service.ports) {
+            Some([only]) => only.number,
+            _ => listener_port,
+        }
     });
     names::outbound(port, &to.subset, &host)
 }
@@ -95,7 +109,11 @@ pub(super) fn of_virtual_service(
     binding: Binding<'_>,
     listener_port: u16,
 ) -> Vec<Route> {
-    let builder = Builder { scope, routes, listener_port };
+    let builder = Builder {
+        scope,
+        routes,
+        listener_port,
+    };
     let mut all = Vec::new();
     for route in &routes.spec().http {
         if route.matches.is_empty() {
@@ -145,8 +163,14 @@ pub(super) fn to_service(scope: &Scope<'_>, service: &Service, port: u16) -> Rou
     );
     route.decorator = decorator(format!("{}:{port}/*", service.hostname));
     if let Some(mixer) = &scope.mixer {
-        let config = mixer.route(Direction::Outbound, mixer::Destination::Service(service), &[]);
-        route.typed_per_filter_config.insert(mixer::FILTER.to_owned(), config);
+        let config = mixer.route(
+            Direction::Outbound,
+            mixer::Destination::Service(service),
+            &[],
+        );
+        route
+            .typed_per_filter_config
+            .insert(mixer::FILTER.to_owned(), config);
     }
     route
 }
@@ -155,7 +179,10 @@ pub(super) fn to_service(scope: &Scope<'_>, service: &Service, port: u16) -> Rou
 pub(super) fn everything(name: &str, action: RouteAction) -> Route {
     Route {
         name: name.to_owned(),
-        r#match: Some(RouteMatch { path_specifier: Some(PathSpecifier::Prefix("/".to_owned())), ..Default::default() }),
+        r#match: Some(RouteMatch {
+            path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
+            ..Default::default()
+        }),
         action: Some(Action::Route(action)),
         ..Default::default()
     }
@@ -165,14 +192,23 @@ pub(super) fn everything(name: &str, action: RouteAction) -> Route {
 pub(super) fn always(name: &str, status: u32) -> Route {
     Route {
         name: name.to_owned(),
-        r#match: Some(RouteMatch { path_specifier: Some(PathSpecifier::Prefix("/".to_owned())), ..Default::default() }),
-        action: Some(Action::DirectResponse(DirectResponseAction { status, ..Default::default() })),
+        r#match: Some(RouteMatch {
+            path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
+            ..Default::default()
+        }),
+        action: Some(Action::DirectResponse(DirectResponseAction {
+            status,
+            ..Default::default()
+        })),
         ..Default::default()
     }
 }
 
 pub(super) fn decorator(operation: String) -> Option<Decorator> {
-    Some(Decorator { operation, propagate: None })
+    Some(Decorator {
+        operation,
+        propagate: None,
+    })
 }
 
 struct Builder<'a> {
@@ -200,7 +236,12 @@ impl Builder<'_> {
         }
         let mut headers = Operations::default();
         headers.add(&route.headers);
-        headers.add_old(&route.append_headers, &Default::default(), &Default::default(), &Default::default());
+        headers.add_old(
+            &route.append_headers,
+            &Default::default(),
+            &Default::default(),
+            &Default::default(),
+        );
         headers.add_old(
             &route.append_request_headers,
             &route.remove_request_headers,
@@ -213,16 +254,21 @@ impl Builder<'_> {
         } else if let Some(response) = &route.direct_response {
             Action::DirectResponse(DirectResponseAction {
                 status: response.status,
-                body: response.body.as_ref().and_then(|body| match (&body.string, &body.bytes) {
-                    (Some(text), _) => inline(text),
-                    (None, Some(bytes)) => Some(DataSource {
-                        specifier: Some(Specifier::InlineBytes(
-                            base64::engine::general_purpose::STANDARD.decode(bytes).ok()?,
-                        )),
-                        ..Default::default()
+                body: response
+                    .body
+                    .as_ref()
+                    .and_then(|body| match (&body.string, &body.bytes) {
+                        (Some(text), _) => inline(text),
+                        (None, Some(bytes)) => Some(DataSource {
+                            specifier: Some(Specifier::InlineBytes(
+                                base64::engine::general_purpose::STANDARD
+                                    .decode(bytes)
+                                    .ok()?,
+                            )),
+                            ..Default::default()
+                        }),
+                        (None, None) => None,
                     }),
-                    (None, None) => None,
-                }),
                 ..Default::default()
             })
         } else if route.route.is_empty() {
@@ -231,7 +277,11 @@ impl Builder<'_> {
             let mut action = self.action(route, entry);
             self.destinations(route, &mut action, &mut built, &mut headers);
             let mut host = headers.host.take();
-            if let Some(rewrite) = route.rewrite.as_ref().filter(|rewrite| !rewrite.authority.is_empty()) {
+            if let Some(rewrite) = route
+                .rewrite
+                .as_ref()
+                .filter(|rewrite| !rewrite.authority.is_empty())
+            {
                 host = Some(rewrite.authority.clone());
             }
             action.host_rewrite_specifier = host.map(HostRewriteSpecifier::HostRewriteLiteral);
@@ -242,10 +292,14 @@ impl Builder<'_> {
         built.response_headers_to_add = headers.response_add;
         built.response_headers_to_remove = headers.response_remove;
         if let Some(fault) = &route.fault {
-            built.typed_per_filter_config.insert("envoy.filters.http.fault".to_owned(), fault_config(fault));
+            built
+                .typed_per_filter_config
+                .insert("envoy.filters.http.fault".to_owned(), fault_config(fault));
         }
         if let Some(cors) = &route.cors_policy {
-            built.typed_per_filter_config.insert("envoy.filters.http.cors".to_owned(), cors_config(cors));
+            built
+                .typed_per_filter_config
+                .insert("envoy.filters.http.cors".to_owned(), cors_config(cors));
         }
         Some(built)
     }
@@ -254,7 +308,13 @@ impl Builder<'_> {
         let https = redirect.scheme == "https";
         let port = match (redirect.port, redirect.derive_port) {
             (Some(port), _) => port,
-            (None, Some(DerivePort::FromProtocolDefault)) => if https { 443 } else { 80 },
+            (None, Some(DerivePort::FromProtocolDefault)) => {
+                if https {
+                    443
+                } else {
+                    80
+                }
+            }
             (None, Some(DerivePort::FromRequestPort)) => self.listener_port.into(),
             (None, None) => 0,
         };
@@ -289,15 +349,20 @@ impl Builder<'_> {
             } else if !rewrite.uri.is_empty() {
                 match entry.and_then(|entry| entry.uri.as_ref()) {
                     // `/a` -> `/` must make `/b` of `/a/b`, not `//b`.
-                    Some(StringMatch::Prefix(prefix)) if rewrite.uri == "/" && !prefix.ends_with('/') => {
-                        action.regex_rewrite = substitute(&format!("^{}(/?)(.*)", escape(prefix)), r"/\2");
+                    Some(StringMatch::Prefix(prefix))
+                        if rewrite.uri == "/" && !prefix.ends_with('/') =>
+                    {
+                        action.regex_rewrite =
+                            substitute(&format!("^{}(/?)(.*)", escape(prefix)), r"/\2");
                     }
                     _ => action.prefix_rewrite.clone_from(&rewrite.uri),
                 }
             }
         }
         let mirrored = |to: &Destination, percentage: Option<Percent>, percent: Option<u32>| {
-            let share = percentage.map_or(percent.map_or(100.0, f64::from), |percentage| percentage.value);
+            let share = percentage.map_or(percent.map_or(100.0, f64::from), |percentage| {
+                percentage.value
+            });
             (share > 0.0).then(|| RequestMirrorPolicy {
                 cluster: cluster_name(self.scope, self.routes.namespace(), to, self.listener_port),
                 runtime_fraction: Some(RuntimeFractionalPercent {
@@ -312,22 +377,44 @@ impl Builder<'_> {
             .mirror
             .iter()
             .filter_map(|to| mirrored(to, route.mirror_percentage, route.mirror_percent))
-            .chain(route.mirrors.iter().filter_map(|mirror| mirrored(&mirror.destination, mirror.percentage, None)))
+            .chain(
+                route
+                    .mirrors
+                    .iter()
+                    .filter_map(|mirror| mirrored(&mirror.destination, mirror.percentage, None)),
+            )
             .collect();
         action
     }
 
-    fn destinations(&self, route: &HttpRoute, action: &mut RouteAction, built: &mut Route, headers: &mut Operations) {
-        let weighted: Vec<&HttpDestination> =
-            route.route.iter().filter(|to| route.route.len() == 1 || to.weight > 0).collect();
+    fn destinations(
+        &self,
+        route: &HttpRoute,
+        action: &mut RouteAction,
+        built: &mut Route,
+        headers: &mut Operations,
+    ) {
+        let weighted: Vec<&HttpDestination> = route
+            .route
+            .iter()
+            .filter(|to| route.route.len() == 1 || to.weight > 0)
+            .collect();
         let name = |to: &HttpDestination| {
-            cluster_name(self.scope, self.routes.namespace(), &to.destination, self.listener_port)
+            cluster_name(
+                self.scope,
+                self.routes.namespace(),
+                &to.destination,
+                self.listener_port,
+            )
         };
         let clusters: Vec<String> = weighted.iter().map(|to| name(to)).collect();
         action.hash_policy = hash_policies(self.scope, &clusters);
         if let Some(first) = weighted.first() {
             let host = full_host(&first.destination.host, self.routes.namespace());
-            built.decorator = decorator(format!("{host}:{}/*", names::Outbound::parse(&name(first)).map_or(0, |name| name.port)));
+            built.decorator = decorator(format!(
+                "{host}:{}/*",
+                names::Outbound::parse(&name(first)).map_or(0, |name| name.port)
+            ));
         }
         if let [only] = weighted.as_slice() {
             headers.add(&only.headers);
@@ -337,7 +424,9 @@ impl Builder<'_> {
                 &only.append_response_headers,
                 &only.remove_response_headers,
             );
-            built.typed_per_filter_config.extend(self.mixer(&only.destination));
+            built
+                .typed_per_filter_config
+                .extend(self.mixer(&only.destination));
             action.cluster_specifier = clusters.into_iter().next().map(ClusterSpecifier::Cluster);
             return;
         }
@@ -361,13 +450,17 @@ impl Builder<'_> {
                     request_headers_to_remove: own.request_remove,
                     response_headers_to_add: own.response_add,
                     response_headers_to_remove: own.response_remove,
-                    host_rewrite_specifier: own.host.map(cluster_weight::HostRewriteSpecifier::HostRewriteLiteral),
+                    host_rewrite_specifier: own
+                        .host
+                        .map(cluster_weight::HostRewriteSpecifier::HostRewriteLiteral),
                     ..Default::default()
                 }
             })
             .collect();
-        action.cluster_specifier =
-            Some(ClusterSpecifier::WeightedClusters(WeightedCluster { clusters, ..Default::default() }));
+        action.cluster_specifier = Some(ClusterSpecifier::WeightedClusters(WeightedCluster {
+            clusters,
+            ..Default::default()
+        }));
     }
 
     fn mixer(&self, to: &Destination) -> HashMap<String, Any> {
@@ -379,12 +472,17 @@ impl Builder<'_> {
             Some(service) => mixer::Destination::Service(service),
             None => mixer::Destination::Named(&host),
         };
-        HashMap::from([(mixer::FILTER.to_owned(), mixer.route(Direction::Outbound, destination, &[]))])
+        HashMap::from([(
+            mixer::FILTER.to_owned(),
+            mixer.route(Direction::Outbound, destination, &[]),
+        )])
     }
 }
 
 fn route_name(route: &HttpRoute, entry: Option<&HttpMatch>) -> String {
-    let own = entry.map(|entry| entry.name.as_str()).filter(|name| !name.is_empty());
+    let own = entry
+        .map(|entry| entry.name.as_str())
+        .filter(|name| !name.is_empty());
     match (route.name.as_str(), own) {
         ("", None) => String::new(),
         ("", Some(own)) => own.to_owned(),
@@ -394,24 +492,34 @@ fn route_name(route: &HttpRoute, entry: Option<&HttpMatch>) -> String {
 }
 
 fn route_match(entry: Option<&HttpMatch>) -> RouteMatch {
-    let mut matcher =
-        RouteMatch { path_specifier: Some(PathSpecifier::Prefix("/".to_owned())), ..Default::default() };
+    let mut matcher = RouteMatch {
+        path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
+        ..Default::default()
+    };
     let Some(entry) = entry else {
         return matcher;
     };
     match &entry.uri {
         None | Some(StringMatch::Present) => {}
         Some(StringMatch::Prefix(prefix)) if prefix.is_empty() => {}
-        Some(StringMatch::Exact(path)) => matcher.path_specifier = Some(PathSpecifier::Path(path.clone())),
-        Some(StringMatch::Prefix(path)) => matcher.path_specifier = Some(PathSpecifier::Prefix(path.clone())),
-        Some(StringMatch::Regex(pattern)) => matcher.path_specifier = Some(PathSpecifier::SafeRegex(regex(pattern))),
+        Some(StringMatch::Exact(path)) => {
+            matcher.path_specifier = Some(PathSpecifier::Path(path.clone()))
+        }
+        Some(StringMatch::Prefix(path)) => {
+            matcher.path_specifier = Some(PathSpecifier::Prefix(path.clone()))
+        }
+        Some(StringMatch::Regex(pattern)) => {
+            matcher.path_specifier = Some(PathSpecifier::SafeRegex(regex(pattern)))
+        }
     }
     if entry.ignore_uri_case && !matches!(entry.uri, Some(StringMatch::Regex(_))) {
         matcher.case_sensitive = bool_value(false);
     }
-    for (name, value) in
-        [(":method", &entry.method), (":authority", &entry.authority), (":scheme", &entry.scheme)]
-    {
+    for (name, value) in [
+        (":method", &entry.method),
+        (":authority", &entry.authority),
+        (":scheme", &entry.scheme),
+    ] {
         if let Some(value) = value {
             matcher.headers.push(header_matcher(name, value));
         }
@@ -421,7 +529,11 @@ fn route_match(entry: Option<&HttpMatch>) -> RouteMatch {
     }
     for (name, value) in &entry.without_headers {
         let present = StringMatch::Present;
-        let value = if matches!(value, StringMatch::Regex(pattern) if pattern == "*") { &present } else { value };
+        let value = if matches!(value, StringMatch::Regex(pattern) if pattern == "*") {
+            &present
+        } else {
+            value
+        };
         let mut header = header_matcher(name, value);
         header.invert_match = true;
         // Without the header there is no match to invert, unless it counts as empty.
@@ -452,7 +564,10 @@ fn header_matcher(name: &str, value: &StringMatch) -> HeaderMatcher {
 }
 
 fn substitute(pattern: &str, substitution: &str) -> Option<RegexMatchAndSubstitute> {
-    Some(RegexMatchAndSubstitute { pattern: Some(regex(pattern)), substitution: substitution.to_owned() })
+    Some(RegexMatchAndSubstitute {
+        pattern: Some(regex(pattern)),
+        substitution: substitution.to_owned(),
+    })
 }
 
 fn escape(text: &str) -> String {
@@ -476,23 +591,33 @@ impl Operations {
             if name.eq_ignore_ascii_case("host") || name.eq_ignore_ascii_case(":authority") {
                 self.host = Some(value.clone());
             } else {
-                self.request_add.push(header(name, value, HeaderAppendAction::OverwriteIfExistsOrAdd));
+                self.request_add.push(header(
+                    name,
+                    value,
+                    HeaderAppendAction::OverwriteIfExistsOrAdd,
+                ));
             }
         }
         for (name, value) in &headers.request.add {
             if !name.eq_ignore_ascii_case("host") {
-                self.request_add.push(header(name, value, HeaderAppendAction::AppendIfExistsOrAdd));
+                self.request_add
+                    .push(header(name, value, HeaderAppendAction::AppendIfExistsOrAdd));
             }
         }
-        let set = headers.response.set.iter().map(|(name, value)| {
-            header(name, value, HeaderAppendAction::OverwriteIfExistsOrAdd)
-        });
-        let add = headers.response.add.iter().map(|(name, value)| {
-            header(name, value, HeaderAppendAction::AppendIfExistsOrAdd)
-        });
+        let set =
+            headers.response.set.iter().map(|(name, value)| {
+                header(name, value, HeaderAppendAction::OverwriteIfExistsOrAdd)
+            });
+        let add = headers
+            .response
+            .add
+            .iter()
+            .map(|(name, value)| header(name, value, HeaderAppendAction::AppendIfExistsOrAdd));
         self.response_add.extend(set.chain(add));
-        self.request_remove.extend(headers.request.remove.iter().cloned());
-        self.response_remove.extend(headers.response.remove.iter().cloned());
+        self.request_remove
+            .extend(headers.request.remove.iter().cloned());
+        self.response_remove
+            .extend(headers.response.remove.iter().cloned());
     }
 
     fn add_old(
@@ -502,7 +627,9 @@ impl Operations {
         append_response: &indexmap::IndexMap<String, String>,
         remove_response: &indexmap::IndexMap<String, String>,
     ) {
-        let added = |(name, value): (&String, &String)| header(name, value, HeaderAppendAction::AppendIfExistsOrAdd);
+        let added = |(name, value): (&String, &String)| {
+            header(name, value, HeaderAppendAction::AppendIfExistsOrAdd)
+        };
         self.request_add.extend(append.iter().map(added));
         self.request_remove.extend(remove.keys().cloned());
         self.response_add.extend(append_response.iter().map(added));
@@ -512,7 +639,11 @@ impl Operations {
 
 fn header(name: &str, value: &str, action: HeaderAppendAction) -> HeaderValueOption {
     HeaderValueOption {
-        header: Some(HeaderValue { key: name.to_owned(), value: value.to_owned(), ..Default::default() }),
+        header: Some(HeaderValue {
+            key: name.to_owned(),
+            value: value.to_owned(),
+            ..Default::default()
+        }),
         append_action: action as i32,
         ..Default::default()
     }
@@ -520,7 +651,9 @@ fn header(name: &str, value: &str, action: HeaderAppendAction) -> HeaderValueOpt
 
 /// `None`: no retries.
 fn retry_policy(policy: Option<&HttpRetry>) -> Option<RetryPolicy> {
-    let attempts = policy.map_or(RETRIES, |policy| u32::try_from(policy.attempts).unwrap_or(0));
+    let attempts = policy.map_or(RETRIES, |policy| {
+        u32::try_from(policy.attempts).unwrap_or(0)
+    });
     if attempts == 0 {
         return None;
     }
@@ -534,11 +667,18 @@ fn retry_policy(policy: Option<&HttpRetry>) -> Option<RetryPolicy> {
             .filter(|timeout| !timeout.0.is_zero())
             .and_then(duration),
         retriable_status_codes: codes,
-        retry_host_predicate: if avoid_tried { vec![previous_hosts()] } else { Vec::new() },
+        retry_host_predicate: if avoid_tried {
+            vec![previous_hosts()]
+        } else {
+            Vec::new()
+        },
         host_selection_retry_max_attempts: if avoid_tried { HOST_PICKS } else { 0 },
         retry_back_off: policy
             .and_then(|policy| policy.backoff)
-            .map(|base| RetryBackOff { base_interval: duration(base), max_interval: None }),
+            .map(|base| RetryBackOff {
+                base_interval: duration(base),
+                max_interval: None,
+            }),
         ..Default::default()
     })
 }
@@ -547,7 +687,11 @@ fn retry_policy(policy: Option<&HttpRetry>) -> Option<RetryPolicy> {
 fn conditions(text: &str) -> (String, Vec<u32>) {
     let mut named: Vec<&str> = Vec::new();
     let mut codes = Vec::new();
-    for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+    for item in text
+        .split(',')
+        .map(str::trim)
+        .filter(|item| !item.is_empty())
+    {
         match item.parse() {
             Ok(code) => codes.push(code),
             Err(_) => named.push(item),
@@ -565,12 +709,16 @@ fn conditions(text: &str) -> (String, Vec<u32>) {
 fn previous_hosts() -> RetryHostPredicate {
     RetryHostPredicate {
         name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
-        config_type: Some(retry_host_predicate::ConfigType::TypedConfig(any(&PreviousHostsPredicate {}))),
+        config_type: Some(retry_host_predicate::ConfigType::TypedConfig(any(
+            &PreviousHostsPredicate {},
+        ))),
     }
 }
 
 fn share(percentage: Option<Percent>, percent: Option<i32>) -> f64 {
-    percentage.map_or(percent.map_or(100.0, f64::from), |percentage| percentage.value)
+    percentage.map_or(percent.map_or(100.0, f64::from), |percentage| {
+        percentage.value
+    })
 }
 
 fn fault_config(fault: &Fault) -> Any {
@@ -578,11 +726,16 @@ fn fault_config(fault: &Fault) -> Any {
         delay: fault.delay.as_ref().and_then(|delay| {
             Some(FaultDelay {
                 percentage: fraction(share(delay.percentage, delay.percent)),
-                fault_delay_secifier: Some(FaultDelaySecifier::FixedDelay(duration(delay.fixed_delay?)?)),
+                fault_delay_secifier: Some(FaultDelaySecifier::FixedDelay(duration(
+                    delay.fixed_delay?,
+                )?)),
             })
         }),
         abort: fault.abort.as_ref().and_then(|abort| {
-            let status = abort.http_status.and_then(|status| u32::try_from(status).ok()).map(ErrorType::HttpStatus);
+            let status = abort
+                .http_status
+                .and_then(|status| u32::try_from(status).ok())
+                .map(ErrorType::HttpStatus);
             let grpc = || {
                 abort
                     .grpc_status
@@ -601,22 +754,35 @@ fn fault_config(fault: &Fault) -> Any {
 }
 
 fn cors_config(cors: &CorsPolicy) -> Any {
-    let mut origins: Vec<StringMatcher> = cors.allow_origins.iter().filter_map(string_matcher).collect();
-    origins.extend(cors.allow_origin.iter().map(|origin| match origin.as_str() {
-        "*" => StringMatcher {
-            match_pattern: string_matcher(&StringMatch::Regex(".*".to_owned())).and_then(|any| any.match_pattern),
-            ignore_case: false,
-        },
-        origin => exact(origin),
+    let mut origins: Vec<StringMatcher> = cors
+        .allow_origins
+        .iter()
+        .filter_map(string_matcher)
+        .collect();
+    origins.extend(cors.allow_origin.iter().map(|origin| {
+        match origin.as_str() {
+            "*" => StringMatcher {
+                match_pattern: string_matcher(&StringMatch::Regex(".*".to_owned()))
+                    .and_then(|any| any.match_pattern),
+                ignore_case: false,
+            },
+            origin => exact(origin),
+        }
     }));
     any(&EnvoyCors {
         allow_origin_string_match: origins,
         allow_methods: cors.allow_methods.join(","),
         allow_headers: cors.allow_headers.join(","),
         expose_headers: cors.expose_headers.join(","),
-        max_age: cors.max_age.map(|age| age.0.as_secs().to_string()).unwrap_or_default(),
+        max_age: cors
+            .max_age
+            .map(|age| age.0.as_secs().to_string())
+            .unwrap_or_default(),
         allow_credentials: cors.allow_credentials.and_then(bool_value),
-        filter_enabled: Some(RuntimeFractionalPercent { default_value: fraction(100.0), ..Default::default() }),
+        filter_enabled: Some(RuntimeFractionalPercent {
+            default_value: fraction(100.0),
+            ..Default::default()
+        }),
         forward_not_matching_preflights: match cors.unmatched_preflights.as_str() {
             "FORWARD" => bool_value(true),
             "IGNORE" => bool_value(false),
@@ -632,7 +798,11 @@ fn hash_policies(scope: &Scope<'_>, clusters: &[String]) -> Vec<HashPolicy> {
         .iter()
         .filter_map(|cluster| {
             let name = names::Outbound::parse(cluster)?;
-            let rule = scope.snapshot.destination_policy(name.host, &scope.node.namespace, &scope.node.labels);
+            let rule = scope.snapshot.destination_policy(
+                name.host,
+                &scope.node.namespace,
+                &scope.node.labels,
+            );
             let policy = Policy::of(rule.map(AsRef::as_ref), name.port, name.subset);
             let hash = policy.balancer?.consistent_hash.as_ref()?;
             let specifier = if let Some(header_name) = &hash.http_header_name {
@@ -648,15 +818,18 @@ fn hash_policies(scope: &Scope<'_>, clusters: &[String]) -> Vec<HashPolicy> {
                     ..Default::default()
                 })
             } else if hash.use_source_ip == Some(true) {
-                hash_policy::PolicySpecifier::ConnectionProperties(hash_policy::ConnectionProperties {
-                    source_ip: true,
-                })
+                hash_policy::PolicySpecifier::ConnectionProperties(
+                    hash_policy::ConnectionProperties { source_ip: true },
+                )
             } else {
                 hash_policy::PolicySpecifier::QueryParameter(hash_policy::QueryParameter {
                     name: hash.http_query_parameter_name.clone()?,
                 })
             };
-            Some(HashPolicy { policy_specifier: Some(specifier), ..Default::default() })
+            Some(HashPolicy {
+                policy_specifier: Some(specifier),
+                ..Default::default()
+            })
         })
         .take(1)
         .collect()
@@ -670,4 +843,3 @@ pub(super) fn service_metadata(service: &Service) -> envoy_types::pb::google::pr
         ("namespace", text(&service.namespace)),
     ])])
 }
-

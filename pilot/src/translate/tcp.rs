@@ -2,7 +2,8 @@
 
 use envoy_types::pb::envoy::config::listener::v3::{Filter, filter};
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
-    TcpProxy, tcp_proxy::ClusterSpecifier, tcp_proxy::WeightedCluster, tcp_proxy::weighted_cluster::ClusterWeight,
+    TcpProxy, tcp_proxy::ClusterSpecifier, tcp_proxy::WeightedCluster,
+    tcp_proxy::weighted_cluster::ClusterWeight,
 };
 use lateen_config::networking::{TcpDestination, TcpMatch, TlsMatch};
 
@@ -42,10 +43,19 @@ pub(super) fn filters(
 }
 
 fn proxy(scope: &Scope<'_>, stat_prefix: &str, to: Vec<Weighted>) -> Filter {
-    let first = to.first().map(|weighted| weighted.cluster.clone()).unwrap_or_default();
+    let first = to
+        .first()
+        .map(|weighted| weighted.cluster.clone())
+        .unwrap_or_default();
     let idle_timeout = names::Outbound::parse(&first).and_then(|name| {
-        let rule = scope.snapshot.destination_policy(name.host, &scope.node.namespace, &scope.node.labels);
-        Policy::of(rule.map(AsRef::as_ref), name.port, name.subset).pool?.tcp.idle_timeout
+        let rule =
+            scope
+                .snapshot
+                .destination_policy(name.host, &scope.node.namespace, &scope.node.labels);
+        Policy::of(rule.map(AsRef::as_ref), name.port, name.subset)
+            .pool?
+            .tcp
+            .idle_timeout
     });
     let cluster_specifier = if to.len() == 1 {
         ClusterSpecifier::Cluster(first)
@@ -92,7 +102,12 @@ pub(super) fn destinations(
 
 /// What VirtualServices make of plain TCP to a service port; itself if none says anything.
 pub(super) fn for_service(scope: &Scope<'_>, service: &Service, port: u16) -> Vec<Weighted> {
-    let own = || vec![Weighted { cluster: names::outbound(port, "", &service.hostname), weight: 1 }];
+    let own = || {
+        vec![Weighted {
+            cluster: names::outbound(port, "", &service.hostname),
+            weight: 1,
+        }]
+    };
     let Some(routes) = scope.snapshot.mesh_routes(&service.hostname, scope.node) else {
         return own();
     };
@@ -103,33 +118,59 @@ pub(super) fn for_service(scope: &Scope<'_>, service: &Service, port: u16) -> Ve
         .iter()
         .find(|route| {
             route.matches.is_empty() && binding.is_bound(routes)
-                || route.matches.iter().any(|entry| tcp_fits(scope, routes, entry, binding, port))
+                || route
+                    .matches
+                    .iter()
+                    .any(|entry| tcp_fits(scope, routes, entry, binding, port))
         })
         .map(|route| destinations(scope, routes, &route.route, port))
         .filter(|to| !to.is_empty())
         .unwrap_or_else(own)
 }
 
-pub(super) fn tcp_fits(scope: &Scope<'_>, routes: &Routes, entry: &TcpMatch, binding: Binding<'_>, port: u16) -> bool {
+pub(super) fn tcp_fits(
+    scope: &Scope<'_>,
+    routes: &Routes,
+    entry: &TcpMatch,
+    binding: Binding<'_>,
+    port: u16,
+) -> bool {
     (entry.port == 0 || entry.port == u32::from(port))
         && binding.fits(routes, &entry.gateways)
         && source_fits(scope, &entry.source_labels, &entry.source_namespace)
 }
 
-pub(super) fn tls_fits(scope: &Scope<'_>, routes: &Routes, entry: &TlsMatch, binding: Binding<'_>, port: u16) -> bool {
+pub(super) fn tls_fits(
+    scope: &Scope<'_>,
+    routes: &Routes,
+    entry: &TlsMatch,
+    binding: Binding<'_>,
+    port: u16,
+) -> bool {
     (entry.port == 0 || entry.port == u32::from(port))
         && binding.fits(routes, &entry.gateways)
         && source_fits(scope, &entry.source_labels, &entry.source_namespace)
 }
 
 /// Whether the node is a client that a match is for.
-pub(super) fn source_fits(scope: &Scope<'_>, labels: &crate::model::Labels, namespace: &str) -> bool {
-    let own = scope.snapshot.workload(scope.node).map_or(&scope.node.labels, |workload| &*workload.labels);
+pub(super) fn source_fits(
+    scope: &Scope<'_>,
+    labels: &crate::model::Labels,
+    namespace: &str,
+) -> bool {
+    let own = scope
+        .snapshot
+        .workload(scope.node)
+        .map_or(&scope.node.labels, |workload| &*workload.labels);
     selects(labels, own) && (namespace.is_empty() || namespace == scope.node.namespace)
 }
 
 /// The service a destination names, for attributes.
-pub(super) fn first_service<'a>(scope: &'a Scope<'_>, routes: &Routes, list: &[TcpDestination]) -> Option<&'a Service> {
+pub(super) fn first_service<'a>(
+    scope: &'a Scope<'_>,
+    routes: &Routes,
+    list: &[TcpDestination],
+) -> Option<&'a Service> {
     let host = full_host(&list.first()?.destination.host, routes.namespace());
     scope.snapshot.service(&host).map(AsRef::as_ref)
 }

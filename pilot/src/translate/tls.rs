@@ -9,8 +9,9 @@ use envoy_types::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBu
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig,
     SubjectAltNameMatcher, TlsCertificate, TlsParameters, UpstreamTlsContext,
-    common_tls_context::CombinedCertificateValidationContext, common_tls_context::ValidationContextType,
-    subject_alt_name_matcher::SanType, tls_parameters::TlsProtocol,
+    common_tls_context::CombinedCertificateValidationContext,
+    common_tls_context::ValidationContextType, subject_alt_name_matcher::SanType,
+    tls_parameters::TlsProtocol,
 };
 use envoy_types::pb::envoy::r#type::matcher::v3::StringMatcher;
 use lateen_config::networking::{ClientTls, ServerTls, TlsMode};
@@ -30,7 +31,13 @@ pub(super) const MESH_HTTP1: &[&str] = &["istio-http/1.1", "istio", "http/1.1"];
 pub(super) const MESH_HTTP2: &[&str] = &["istio-h2", "istio", "h2"];
 pub(super) const MESH_TCP: &[&str] = &["istio"];
 /// What marks a mesh client, including Istio's own.
-pub(super) const MESH_MARKS: &[&str] = &["istio", "istio-peer-exchange", "istio-http/1.0", "istio-http/1.1", "istio-h2"];
+pub(super) const MESH_MARKS: &[&str] = &[
+    "istio",
+    "istio-peer-exchange",
+    "istio-http/1.0",
+    "istio-http/1.1",
+    "istio-h2",
+];
 pub(super) const SERVE_HTTP: &[&str] = &["h2", "http/1.1", "istio"];
 
 fn socket<M: Message + Name>(name: &str, context: &M) -> TransportSocket {
@@ -64,31 +71,44 @@ fn sds(name: &str) -> SdsSecretConfig {
         sds_config: Some(ConfigSource {
             initial_fetch_timeout: super::wire::ZERO,
             resource_api_version: ApiVersion::V3 as i32,
-            config_source_specifier: Some(ConfigSourceSpecifier::ApiConfigSource(ApiConfigSource {
-                api_type: ApiType::Grpc as i32,
-                transport_api_version: ApiVersion::V3 as i32,
-                set_node_on_first_message_only: true,
-                grpc_services: vec![GrpcService {
-                    target_specifier: Some(TargetSpecifier::EnvoyGrpc(EnvoyGrpc {
-                        cluster_name: SDS_CLUSTER.to_owned(),
+            config_source_specifier: Some(ConfigSourceSpecifier::ApiConfigSource(
+                ApiConfigSource {
+                    api_type: ApiType::Grpc as i32,
+                    transport_api_version: ApiVersion::V3 as i32,
+                    set_node_on_first_message_only: true,
+                    grpc_services: vec![GrpcService {
+                        target_specifier: Some(TargetSpecifier::EnvoyGrpc(EnvoyGrpc {
+                            cluster_name: SDS_CLUSTER.to_owned(),
+                            ..Default::default()
+                        })),
                         ..Default::default()
-                    })),
+                    }],
                     ..Default::default()
-                }],
-                ..Default::default()
-            })),
+                },
+            )),
             ..Default::default()
         }),
     }
 }
 
 fn san(matcher: StringMatcher, san_type: SanType) -> SubjectAltNameMatcher {
-    SubjectAltNameMatcher { san_type: san_type as i32, matcher: Some(matcher), ..Default::default() }
+    SubjectAltNameMatcher {
+        san_type: san_type as i32,
+        matcher: Some(matcher),
+        ..Default::default()
+    }
 }
 
 /// Names users list may be URIs or DNS names.
 fn listed_san(name: &str) -> SubjectAltNameMatcher {
-    san(exact(name), if name.contains("://") { SanType::Uri } else { SanType::Dns })
+    san(
+        exact(name),
+        if name.contains("://") {
+            SanType::Uri
+        } else {
+            SanType::Dns
+        },
+    )
 }
 
 fn mesh_context(sans: Vec<SubjectAltNameMatcher>, alpn: &[&str]) -> CommonTlsContext {
@@ -115,11 +135,16 @@ fn mesh_context(sans: Vec<SubjectAltNameMatcher>, alpn: &[&str]) -> CommonTlsCon
 }
 
 fn any_identity_of<'a>(trust_domains: impl Iterator<Item = &'a str>) -> Vec<SubjectAltNameMatcher> {
-    trust_domains.map(|domain| san(prefix(format!("spiffe://{domain}/")), SanType::Uri)).collect()
+    trust_domains
+        .map(|domain| san(prefix(format!("spiffe://{domain}/")), SanType::Uri))
+        .collect()
 }
 
 /// mTLS that mesh clients of these trust domains pass.
-pub(super) fn mesh_server<'a>(trust_domains: impl Iterator<Item = &'a str>, alpn: &[&str]) -> TransportSocket {
+pub(super) fn mesh_server<'a>(
+    trust_domains: impl Iterator<Item = &'a str>,
+    alpn: &[&str],
+) -> TransportSocket {
     downstream(&DownstreamTlsContext {
         common_tls_context: Some(mesh_context(any_identity_of(trust_domains), alpn)),
         require_client_certificate: bool_value(true),
@@ -137,7 +162,10 @@ pub(super) fn mesh_client<'a>(
     let sans = if identities.is_empty() {
         any_identity_of(trust_domains)
     } else {
-        identities.iter().map(|identity| listed_san(identity)).collect()
+        identities
+            .iter()
+            .map(|identity| listed_san(identity))
+            .collect()
     };
     upstream(&UpstreamTlsContext {
         common_tls_context: Some(mesh_context(sans, alpn)),
@@ -147,18 +175,31 @@ pub(super) fn mesh_client<'a>(
 }
 
 /// TLS towards a server outside of the mesh, as a DestinationRule says. `None`: no TLS.
-pub(super) fn client(tls: &ClientTls, host: &str, identities: &[String], http2: bool) -> Option<TransportSocket> {
+pub(super) fn client(
+    tls: &ClientTls,
+    host: &str,
+    identities: &[String],
+    http2: bool,
+) -> Option<TransportSocket> {
     if !matches!(tls.mode, TlsMode::Simple | TlsMode::Mutual) {
         return None;
     }
-    let names = if tls.subject_alt_names.is_empty() { identities } else { &tls.subject_alt_names };
+    let names = if tls.subject_alt_names.is_empty() {
+        identities
+    } else {
+        &tls.subject_alt_names
+    };
     let validation = CertificateValidationContext {
         match_typed_subject_alt_names: names.iter().map(|name| listed_san(name)).collect(),
         trusted_ca: file(match tls.ca_certificates.as_str() {
             "" => SYSTEM_ROOTS,
             path => path,
         }),
-        crl: if tls.ca_crl.is_empty() { None } else { file(&tls.ca_crl) },
+        crl: if tls.ca_crl.is_empty() {
+            None
+        } else {
+            file(&tls.ca_crl)
+        },
         ..Default::default()
     };
     let mut common = CommonTlsContext {
@@ -167,7 +208,8 @@ pub(super) fn client(tls: &ClientTls, host: &str, identities: &[String], http2: 
     };
     if tls.credential_name.is_empty() {
         if tls.insecure_skip_verify != Some(true) {
-            common.validation_context_type = Some(ValidationContextType::ValidationContext(validation));
+            common.validation_context_type =
+                Some(ValidationContextType::ValidationContext(validation));
         }
         if tls.mode == TlsMode::Mutual {
             common.tls_certificates = vec![certificate(&tls.client_certificate, &tls.private_key)];
@@ -178,16 +220,17 @@ pub(super) fn client(tls: &ClientTls, host: &str, identities: &[String], http2: 
             common.tls_certificate_sds_secret_configs = vec![sds(&name)];
         }
         if tls.insecure_skip_verify != Some(true) {
-            common.validation_context_type = Some(ValidationContextType::CombinedValidationContext(
-                CombinedCertificateValidationContext {
-                    default_validation_context: Some(CertificateValidationContext {
-                        trusted_ca: None,
-                        ..validation
-                    }),
-                    validation_context_sds_secret_config: Some(sds(&format!("{name}-cacert"))),
-                    ..Default::default()
-                },
-            ));
+            common.validation_context_type =
+                Some(ValidationContextType::CombinedValidationContext(
+                    CombinedCertificateValidationContext {
+                        default_validation_context: Some(CertificateValidationContext {
+                            trusted_ca: None,
+                            ..validation
+                        }),
+                        validation_context_sds_secret_config: Some(sds(&format!("{name}-cacert"))),
+                        ..Default::default()
+                    },
+                ));
         }
     }
     let sni = match tls.sni.as_str() {
@@ -195,11 +238,19 @@ pub(super) fn client(tls: &ClientTls, host: &str, identities: &[String], http2: 
         "" => host,
         sni => sni,
     };
-    Some(upstream(&UpstreamTlsContext { common_tls_context: Some(common), sni: sni.to_owned(), ..Default::default() }))
+    Some(upstream(&UpstreamTlsContext {
+        common_tls_context: Some(common),
+        sni: sni.to_owned(),
+        ..Default::default()
+    }))
 }
 
 fn certificate(chain: &str, key: &str) -> TlsCertificate {
-    TlsCertificate { certificate_chain: file(chain), private_key: file(key), ..Default::default() }
+    TlsCertificate {
+        certificate_chain: file(chain),
+        private_key: file(key),
+        ..Default::default()
+    }
 }
 
 /// TLS of a gateway's server. `None`: it terminates nothing.
@@ -213,7 +264,12 @@ pub(super) fn gateway_server<'a>(
         "SIMPLE" => None,
         "MUTUAL" => Some(true),
         "OPTIONAL_MUTUAL" => Some(false),
-        "ISTIO_MUTUAL" => return Some(mesh_server(trust_domains, if http { SERVE_HTTP } else { MESH_TCP })),
+        "ISTIO_MUTUAL" => {
+            return Some(mesh_server(
+                trust_domains,
+                if http { SERVE_HTTP } else { MESH_TCP },
+            ));
+        }
         _ => return None,
     };
     let version = |name: &str, default| match name {
@@ -226,26 +282,33 @@ pub(super) fn gateway_server<'a>(
     let mut common = CommonTlsContext {
         alpn_protocols: strings(alpn),
         tls_params: Some(TlsParameters {
-            tls_minimum_protocol_version: version(&tls.min_protocol_version, TlsProtocol::TlSv12) as i32,
-            tls_maximum_protocol_version: version(&tls.max_protocol_version, TlsProtocol::TlsAuto) as i32,
+            tls_minimum_protocol_version: version(&tls.min_protocol_version, TlsProtocol::TlSv12)
+                as i32,
+            tls_maximum_protocol_version: version(&tls.max_protocol_version, TlsProtocol::TlsAuto)
+                as i32,
             cipher_suites: tls.cipher_suites.clone(),
             ..Default::default()
         }),
         ..Default::default()
     };
     let secret = tls.credential_names.first().unwrap_or(&tls.credential_name);
-    let sans = tls.subject_alt_names.iter().map(|name| listed_san(name)).collect();
+    let sans = tls
+        .subject_alt_names
+        .iter()
+        .map(|name| listed_san(name))
+        .collect();
     if secret.is_empty() {
         common.tls_certificates = vec![certificate(&tls.server_certificate, &tls.private_key)];
         if wants_client.is_some() {
-            common.validation_context_type =
-                Some(ValidationContextType::ValidationContext(CertificateValidationContext {
+            common.validation_context_type = Some(ValidationContextType::ValidationContext(
+                CertificateValidationContext {
                     trusted_ca: file(&tls.ca_certificates),
                     match_typed_subject_alt_names: sans,
                     verify_certificate_hash: tls.verify_certificate_hash.clone(),
                     verify_certificate_spki: tls.verify_certificate_spki.clone(),
                     ..Default::default()
-                }));
+                },
+            ));
         }
     } else {
         let name = format!("kubernetes://{secret}");
@@ -255,16 +318,17 @@ pub(super) fn gateway_server<'a>(
                 "" => format!("{name}-cacert"),
                 named => format!("kubernetes://{named}"),
             };
-            common.validation_context_type = Some(ValidationContextType::CombinedValidationContext(
-                CombinedCertificateValidationContext {
-                    default_validation_context: Some(CertificateValidationContext {
-                        match_typed_subject_alt_names: sans,
+            common.validation_context_type =
+                Some(ValidationContextType::CombinedValidationContext(
+                    CombinedCertificateValidationContext {
+                        default_validation_context: Some(CertificateValidationContext {
+                            match_typed_subject_alt_names: sans,
+                            ..Default::default()
+                        }),
+                        validation_context_sds_secret_config: Some(sds(&authority)),
                         ..Default::default()
-                    }),
-                    validation_context_sds_secret_config: Some(sds(&authority)),
-                    ..Default::default()
-                },
-            ));
+                    },
+                ));
         }
     }
     Some(downstream(&DownstreamTlsContext {

@@ -21,7 +21,8 @@ const DIRECT_RESPONSE_LIMIT_BYTES: u32 = 1 << 20;
 /// Whether requests to a port are routed as HTTP. What is not declared is where no original destination
 /// is known: a client that speaks HTTP to our HTTP port has declared it.
 pub(super) fn is_http(scope: &Scope<'_>, protocol: Protocol) -> bool {
-    protocol.is_http() || protocol == Protocol::Unknown && !scope.traffic.knows_original_destination()
+    protocol.is_http()
+        || protocol == Protocol::Unknown && !scope.traffic.knows_original_destination()
 }
 
 /// Virtual hosts by domain: no domain twice, for Envoy refuses such a configuration whole.
@@ -39,7 +40,9 @@ impl Hosts<'_> {
             match self.taken.get(&key) {
                 Some(winner) => {
                     if *winner != name {
-                        conflicts.push(format!("domain {domain} of {name} is already that of {winner}, which wins"));
+                        conflicts.push(format!(
+                            "domain {domain} of {name} is already that of {winner}, which wins"
+                        ));
                     }
                     false
                 }
@@ -63,7 +66,12 @@ pub(super) fn http_proxy(scope: &Scope<'_>, resources: &mut Resources) {
 
 /// The route configuration of one port: that port of every service which has it.
 pub(super) fn of_port(scope: &Scope<'_>, port: u16, resources: &mut Resources) {
-    let config = configuration(scope, &port.to_string(), Some(port), &mut resources.conflicts);
+    let config = configuration(
+        scope,
+        &port.to_string(),
+        Some(port),
+        &mut resources.conflicts,
+    );
     resources.routes.insert(config.name.clone(), config);
 }
 
@@ -73,7 +81,11 @@ fn configuration(
     only: Option<u16>,
     conflicts: &mut Vec<String>,
 ) -> RouteConfiguration {
-    let mut hosts = Hosts { scope, all: Vec::new(), taken: BTreeMap::new() };
+    let mut hosts = Hosts {
+        scope,
+        all: Vec::new(),
+        taken: BTreeMap::new(),
+    };
     let mut served = BTreeSet::new();
     for service in &scope.services {
         served.insert(service.hostname.to_string());
@@ -117,20 +129,39 @@ fn of_service(
         .mesh_routes(&service.hostname, scope.node)
         .map(|routes| route::of_virtual_service(scope, routes, Binding::Mesh, port))
         .unwrap_or_default();
-    if routes.is_empty() { vec![route::to_service(scope, service, port)] } else { routes }
+    if routes.is_empty() {
+        vec![route::to_service(scope, service, port)]
+    } else {
+        routes
+    }
 }
 
 /// VirtualServices may route hosts nobody declares as services, on port 80.
-fn virtual_hosts_without_service(hosts: &mut Hosts<'_>, served: &BTreeSet<String>, conflicts: &mut Vec<String>) {
+fn virtual_hosts_without_service(
+    hosts: &mut Hosts<'_>,
+    served: &BTreeSet<String>,
+    conflicts: &mut Vec<String>,
+) {
     let scope = hosts.scope;
-    let declared: Vec<String> =
-        scope.snapshot.routing().mesh_hosts().map(|(host, _)| host.to_owned()).filter(|host| !served.contains(host)).collect();
+    let declared: Vec<String> = scope
+        .snapshot
+        .routing()
+        .mesh_hosts()
+        .map(|(host, _)| host.to_owned())
+        .filter(|host| !served.contains(host))
+        .collect();
     for host in declared {
         // A wildcard over services is theirs.
-        if host.starts_with('*') && served.iter().any(|service| crate::model::host_matches(&host, service)) {
+        if host.starts_with('*')
+            && served
+                .iter()
+                .any(|service| crate::model::host_matches(&host, service))
+        {
             continue;
         }
-        let Some(routes) = scope.snapshot.mesh_routes(&host, scope.node) else { continue };
+        let Some(routes) = scope.snapshot.mesh_routes(&host, scope.node) else {
+            continue;
+        };
         let routes = route::of_virtual_service(scope, routes, Binding::Mesh, 80);
         if !routes.is_empty() && host != "*" {
             let domains = vec![host.clone(), format!("{host}:80")];
@@ -165,9 +196,19 @@ fn domains(scope: &Scope<'_>, service: &Service, port: u16, bare: bool) -> Vec<S
     if service.headless {
         hosts.push(format!("*.{}", service.hostname));
     }
-    hosts.extend(service.addresses.iter().filter(|address| !address.contains('/')).map(|address| {
-        if address.contains(':') { format!("[{address}]") } else { address.clone() }
-    }));
+    hosts.extend(
+        service
+            .addresses
+            .iter()
+            .filter(|address| !address.contains('/'))
+            .map(|address| {
+                if address.contains(':') {
+                    format!("[{address}]")
+                } else {
+                    address.clone()
+                }
+            }),
+    );
     let mut all = Vec::with_capacity(hosts.len() * 2);
     for host in hosts {
         if bare {
@@ -201,7 +242,9 @@ fn catch_all(scope: &Scope<'_>) -> VirtualHost {
     };
     if let Some(mixer) = &scope.mixer {
         let config = mixer.route(Direction::Outbound, mixer::Destination::Named(cluster), &[]);
-        route.typed_per_filter_config.insert(mixer::FILTER.to_owned(), config);
+        route
+            .typed_per_filter_config
+            .insert(mixer::FILTER.to_owned(), config);
     }
     VirtualHost {
         name: name.to_owned(),

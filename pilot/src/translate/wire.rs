@@ -4,22 +4,27 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use envoy_types::pb::envoy::config::core::v3::{
-    Address, AggregatedConfigSource, ApiVersion, ConfigSource, DataSource, Metadata, Pipe, SocketAddress,
-    address::Address as AddressKind, config_source::ConfigSourceSpecifier, data_source::Specifier,
-    socket_address::PortSpecifier,
+    Address, AggregatedConfigSource, ApiVersion, ConfigSource, DataSource, Metadata, Pipe,
+    SocketAddress, address::Address as AddressKind, config_source::ConfigSourceSpecifier,
+    data_source::Specifier, socket_address::PortSpecifier,
 };
 use envoy_types::pb::envoy::r#type::matcher::v3::{
     RegexMatcher, StringMatcher, string_matcher::MatchPattern,
 };
 use envoy_types::pb::envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType};
-use envoy_types::pb::google::protobuf::{Any, BoolValue, Duration, ListValue, Struct, UInt32Value, Value, value::Kind};
+use envoy_types::pb::google::protobuf::{
+    Any, BoolValue, Duration, ListValue, Struct, UInt32Value, Value, value::Kind,
+};
 use prost::{Message, Name};
 
 use lateen_config::StringMatch;
 
 /// Packs a message by its full name.
 pub(super) fn any<M: Message + Name>(message: &M) -> Any {
-    Any { type_url: format!("type.googleapis.com/{}", M::full_name()), value: message.encode_to_vec() }
+    Any {
+        type_url: format!("type.googleapis.com/{}", M::full_name()),
+        value: message.encode_to_vec(),
+    }
 }
 
 pub(super) fn u32_value(value: u32) -> Option<UInt32Value> {
@@ -42,13 +47,23 @@ pub(super) fn duration(of: lateen_config::Duration) -> Option<Duration> {
     })
 }
 
-pub(super) const ZERO: Option<Duration> = Some(Duration { seconds: 0, nanos: 0 });
+pub(super) const ZERO: Option<Duration> = Some(Duration {
+    seconds: 0,
+    nanos: 0,
+});
 
 /// Percent into millionths, as Envoy's sampling wants them.
 pub(super) fn fraction(percent: f64) -> Option<FractionalPercent> {
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 0..=1e6")]
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "clamped to 0..=1e6"
+    )]
     let numerator = (percent.clamp(0.0, 100.0) * 10_000.0).round() as u32;
-    Some(FractionalPercent { numerator, denominator: DenominatorType::Million as i32 })
+    Some(FractionalPercent {
+        numerator,
+        denominator: DenominatorType::Million as i32,
+    })
 }
 
 pub(super) fn socket_address(host: &str, port: u16) -> Option<Address> {
@@ -68,17 +83,28 @@ pub(super) fn ip_address(ip: IpAddr, port: u16) -> Option<Address> {
 /// `unix:///path` or a host.
 pub(super) fn endpoint_address(address: &str, port: u16) -> Option<Address> {
     match address.strip_prefix("unix://") {
-        Some(path) => Some(Address { address: Some(AddressKind::Pipe(Pipe { path: path.to_owned(), mode: 0 })) }),
+        Some(path) => Some(Address {
+            address: Some(AddressKind::Pipe(Pipe {
+                path: path.to_owned(),
+                mode: 0,
+            })),
+        }),
         None => socket_address(address, port),
     }
 }
 
 pub(super) fn file(path: &str) -> Option<DataSource> {
-    Some(DataSource { specifier: Some(Specifier::Filename(path.to_owned())), ..Default::default() })
+    Some(DataSource {
+        specifier: Some(Specifier::Filename(path.to_owned())),
+        ..Default::default()
+    })
 }
 
 pub(super) fn inline(text: impl Into<String>) -> Option<DataSource> {
-    Some(DataSource { specifier: Some(Specifier::InlineString(text.into())), ..Default::default() })
+    Some(DataSource {
+        specifier: Some(Specifier::InlineString(text.into())),
+        ..Default::default()
+    })
 }
 
 /// From this very stream. No fetch timeout: a listener without routes, or a cluster without
@@ -93,25 +119,43 @@ pub(super) fn ads() -> Option<ConfigSource> {
 }
 
 pub(super) fn text(value: impl Into<String>) -> Value {
-    Value { kind: Some(Kind::StringValue(value.into())) }
+    Value {
+        kind: Some(Kind::StringValue(value.into())),
+    }
 }
 
 pub(super) fn structure<const N: usize>(fields: [(&str, Value); N]) -> Struct {
-    Struct { fields: fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect() }
+    Struct {
+        fields: fields
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value))
+            .collect(),
+    }
 }
 
 pub(super) fn nested<const N: usize>(fields: [(&str, Value); N]) -> Value {
-    Value { kind: Some(Kind::StructValue(structure(fields))) }
+    Value {
+        kind: Some(Kind::StructValue(structure(fields))),
+    }
 }
 
 pub(super) fn list(values: Vec<Value>) -> Value {
-    Value { kind: Some(Kind::ListValue(ListValue { values })) }
+    Value {
+        kind: Some(Kind::ListValue(ListValue { values })),
+    }
 }
 
-pub(super) fn metadata(fields: impl IntoIterator<Item = (&'static str, Struct)>) -> Option<Metadata> {
-    let filter_metadata: HashMap<String, Struct> =
-        fields.into_iter().map(|(key, fields)| (key.to_owned(), fields)).collect();
-    (!filter_metadata.is_empty()).then(|| Metadata { filter_metadata, ..Default::default() })
+pub(super) fn metadata(
+    fields: impl IntoIterator<Item = (&'static str, Struct)>,
+) -> Option<Metadata> {
+    let filter_metadata: HashMap<String, Struct> = fields
+        .into_iter()
+        .map(|(key, fields)| (key.to_owned(), fields))
+        .collect();
+    (!filter_metadata.is_empty()).then(|| Metadata {
+        filter_metadata,
+        ..Default::default()
+    })
 }
 
 /// JSON into protobuf's own JSON.
@@ -123,24 +167,38 @@ pub(super) fn json(value: &serde_json::Value) -> Value {
             Json::Bool(flag) => Kind::BoolValue(*flag),
             Json::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or_default()),
             Json::String(text) => Kind::StringValue(text.clone()),
-            Json::Array(all) => Kind::ListValue(ListValue { values: all.iter().map(json).collect() }),
+            Json::Array(all) => Kind::ListValue(ListValue {
+                values: all.iter().map(json).collect(),
+            }),
             Json::Object(map) => Kind::StructValue(Struct {
-                fields: map.iter().map(|(key, value)| (key.clone(), json(value))).collect(),
+                fields: map
+                    .iter()
+                    .map(|(key, value)| (key.clone(), json(value)))
+                    .collect(),
             }),
         }),
     }
 }
 
 pub(super) fn regex(pattern: &str) -> RegexMatcher {
-    RegexMatcher { regex: pattern.to_owned(), engine_type: None }
+    RegexMatcher {
+        regex: pattern.to_owned(),
+        engine_type: None,
+    }
 }
 
 pub(super) fn exact(text: impl Into<String>) -> StringMatcher {
-    StringMatcher { match_pattern: Some(MatchPattern::Exact(text.into())), ignore_case: false }
+    StringMatcher {
+        match_pattern: Some(MatchPattern::Exact(text.into())),
+        ignore_case: false,
+    }
 }
 
 pub(super) fn prefix(text: impl Into<String>) -> StringMatcher {
-    StringMatcher { match_pattern: Some(MatchPattern::Prefix(text.into())), ignore_case: false }
+    StringMatcher {
+        match_pattern: Some(MatchPattern::Prefix(text.into())),
+        ignore_case: false,
+    }
 }
 
 /// `None` for what only has to be there. An empty prefix is there as well: Envoy refuses one.
