@@ -201,7 +201,9 @@ impl Discovery {
         let span = info_span!("ads", stream, node = %node.id);
         let target = Target {
             generation: served.snapshot.generation,
-            catalogs: served.generic.clone(), conflicts: Vec::new() };
+            catalogs: served.generic.clone(),
+            conflicts: Vec::new(),
+        };
         let session = Session::new(
             A::MODE,
             stream,
@@ -333,14 +335,16 @@ impl Discovery {
     }
 
     fn note_live(&self, connection: &Connection, live: u64, served: &Served) {
-        if connection.noticed_live(live) {
-            self.ledger.touch();
-            if live == served.snapshot.generation {
-                self.metrics
-                    .converged(served.changed_at.elapsed().as_secs_f64());
-            }
-            debug!(generation = live, "live");
+        let Some(before) = connection.note_live(live) else {
+            return;
+        };
+        self.ledger.touch();
+        // A client that has just come did not wait for the change.
+        if before > 0 && live == served.snapshot.generation {
+            self.metrics
+                .converged(served.changed_at.elapsed().as_secs_f64());
         }
+        debug!(generation = live, "live");
     }
 
     async fn send_all<R>(
@@ -400,7 +404,9 @@ impl Discovery {
     async fn compute(&self, served: Arc<Served>, node: Arc<Node>, xds: bool) -> Option<Target> {
         let mut target = Target {
             generation: served.snapshot.generation,
-            catalogs: served.generic.clone(), conflicts: Vec::new() };
+            catalogs: served.generic.clone(),
+            conflicts: Vec::new(),
+        };
         if !xds {
             return Some(target);
         }

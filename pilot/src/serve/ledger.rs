@@ -57,9 +57,10 @@ impl Connection {
         self.session().conflicts().to_vec()
     }
 
-    /// Whether that generation being live is news.
-    pub(crate) fn noticed_live(&self, live: u64) -> bool {
-        self.noticed_live.swap(live, Ordering::Relaxed) != live
+    /// Notes that a generation is live. If that is news, the generation that was live before.
+    pub(crate) fn note_live(&self, live: u64) -> Option<u64> {
+        let before = self.noticed_live.swap(live, Ordering::Relaxed);
+        (before != live).then_some(before)
     }
 }
 

@@ -30,8 +30,11 @@ const CLAIM_WAIT: Duration = Duration::from_secs(5);
 /// Most types one stream may watch: a proxy has six, Mixer one for each of its kinds.
 const KIND_LIMIT: usize = 256;
 
-/// Most names one stream may ask for in one type.
-const NAME_LIMIT: usize = 200_000;
+/// Most names one stream may ask for, over all types.
+const NAME_LIMIT: usize = 100_000;
+
+/// Most bytes of all these names together.
+const NAMES_BYTES_LIMIT: usize = 16 << 20;
 
 /// Longest resource name believed.
 const NAME_BYTES_LIMIT: usize = 4096;
@@ -93,7 +96,7 @@ pub enum Misuse {
     TooManyTypes,
     /// More names than any proxy needs.
     #[error(
-        "a stream may ask for at most {NAME_LIMIT} names of one type, of at most {NAME_BYTES_LIMIT} bytes each"
+        "a stream may ask for at most {NAME_LIMIT} names, of at most {NAME_BYTES_LIMIT} bytes each"
     )]
     TooManyNames,
     /// It asks and asks, and acknowledges nothing.
@@ -323,6 +326,7 @@ impl Session {
                 verdict
             }
         };
+        self.check_size()?;
         self.pump(now);
         Ok(verdict)
     }
@@ -375,6 +379,7 @@ impl Session {
             };
             watch.subscribe(&ask.subscribe);
             self.open(kind, watch)?;
+            self.check_size()?;
             self.pump(now);
             return Ok(Verdict::None);
         };
@@ -410,9 +415,6 @@ impl Session {
             }
         }
         watch.subscribe(&ask.subscribe);
-        if watch.names.len() > NAME_LIMIT {
-            return Err(Misuse::TooManyNames);
-        }
         watch.unsubscribe(&ask.unsubscribe);
         if !watch.wildcard && watch.names.is_empty() && watch.in_flight.is_empty() {
             self.watches.remove(kind);
@@ -424,8 +426,22 @@ impl Session {
         {
             return Err(Misuse::TooManyUnacknowledged);
         }
+        if !ask.subscribe.is_empty() {
+            self.check_size()?;
+        }
         self.pump(now);
         Ok(verdict)
+    }
+
+    /// Bounds what a client makes us remember.
+    fn check_size(&self) -> Result<(), Misuse> {
+        let names = || self.watches.values().flat_map(|watch| &watch.names);
+        if names().count() > NAME_LIMIT
+            || names().map(|name| name.len()).sum::<usize>() > NAMES_BYTES_LIMIT
+        {
+            return Err(Misuse::TooManyNames);
+        }
+        Ok(())
     }
 
     fn open(&mut self, kind: &Kind, mut watch: Watch) -> Result<(), Misuse> {

@@ -636,6 +636,14 @@ fn floods_are_refused() {
         session.delta(&Kind::Endpoint, long, "", None, now),
         Err(Misuse::TooManyNames)
     );
+    let many = DeltaAsk {
+        subscribe: (0..=NAME_LIMIT).map(|n| n.to_string()).collect(),
+        ..DeltaAsk::default()
+    };
+    assert_eq!(
+        session.delta(&Kind::Secret, many, "", None, now),
+        Err(Misuse::TooManyNames)
+    );
 }
 
 #[test]
