@@ -151,6 +151,20 @@ pub async fn start(
     adapt: impl FnOnce(Inventory) -> Inventory,
 ) -> Result<Running, StartError> {
     let drain = Drain::new();
+    let identity = Identity::start(&args.identity, &drain)?;
+    start_as(args, identity, drain, adapt).await
+}
+
+/// As [`start`], with any identity instead of the one that the flags ask for.
+///
+/// # Errors
+/// As [`start`].
+pub async fn start_as(
+    args: &Args,
+    identity: Option<Identity>,
+    drain: Drain,
+    adapt: impl FnOnce(Inventory) -> Inventory,
+) -> Result<Running, StartError> {
     let handlers = TaskTracker::new();
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
@@ -158,7 +172,6 @@ pub async fn start(
     let exposition = Arc::new(Exposition::new(clock.clone()));
     let workloads = WorkloadView::default();
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::empty()));
-    let identity = Identity::start(&args.identity, &drain)?;
     if let Some(identity) = &identity {
         identity.register(&mut registry);
     }

@@ -89,12 +89,12 @@ enum RawKind {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 enum Buckets {
-    #[serde(alias = "linear_buckets")]
-    LinearBuckets(Linear),
-    #[serde(alias = "exponential_buckets")]
-    ExponentialBuckets(Exponential),
-    #[serde(alias = "explicit_buckets")]
-    ExplicitBuckets(Explicit),
+    #[serde(rename = "linearBuckets", alias = "linear_buckets")]
+    Linear(Linear),
+    #[serde(rename = "exponentialBuckets", alias = "exponential_buckets")]
+    Exponential(Exponential),
+    #[serde(rename = "explicitBuckets", alias = "explicit_buckets")]
+    Explicit(Explicit),
 }
 
 #[derive(Debug, Deserialize)]
@@ -130,18 +130,18 @@ const DEFAULT_BOUNDS: &[f64] = &[
 impl Buckets {
     fn bounds(&self) -> Result<Vec<f64>, String> {
         let finite = match self {
-            Self::LinearBuckets(b) => b.num_finite_buckets,
-            Self::ExponentialBuckets(b) => b.num_finite_buckets,
-            Self::ExplicitBuckets(b) => u32::try_from(b.bounds.len()).unwrap_or(u32::MAX),
+            Self::Linear(b) => b.num_finite_buckets,
+            Self::Exponential(b) => b.num_finite_buckets,
+            Self::Explicit(b) => u32::try_from(b.bounds.len()).unwrap_or(u32::MAX),
         };
         if finite as usize >= MAX_BUCKETS {
             return Err(format!("buckets: {finite} are more than {MAX_BUCKETS}"));
         }
         let bounds: Vec<f64> = match self {
-            Self::LinearBuckets(b) => (0..=finite)
+            Self::Linear(b) => (0..=finite)
                 .map(|i| b.offset + f64::from(i) * b.width)
                 .collect(),
-            Self::ExponentialBuckets(b) => {
+            Self::Exponential(b) => {
                 let mut bound = b.scale;
                 (0..=finite)
                     .map(|_| {
@@ -151,7 +151,7 @@ impl Buckets {
                     })
                     .collect()
             }
-            Self::ExplicitBuckets(b) => b.bounds.clone(),
+            Self::Explicit(b) => b.bounds.clone(),
         };
         let grow = bounds
             .windows(2)
@@ -656,16 +656,7 @@ fn go_float(number: f64) -> String {
         return scientific;
     };
     let exponent: i32 = exponent.parse().unwrap_or(0);
-    let precision = digits.chars().filter(char::is_ascii_digit).count().max(6);
-    // Go: %e when the exponent is below -4 or not below the number of digits, which counts as at least 6,
-    // but as 21 when the shortest form has more digits than the integer part.
-    let significant = i32::try_from(precision).unwrap_or(i32::MAX);
-    let limit = if significant > 6 && significant >= exponent + 1 {
-        21.max(significant)
-    } else {
-        6
-    };
-    if number != 0.0 && (exponent < -4 || exponent >= limit) {
+    if number != 0.0 && !(-4..6).contains(&exponent) {
         let sign = if exponent < 0 { '-' } else { '+' };
         format!("{digits}e{sign}{:02}", exponent.abs())
     } else {
@@ -703,6 +694,7 @@ mod tests {
             (1e8, "1e+08"),
             (0.00001, "1e-05"),
             (2.5, "2.5"),
+            (1_234_567.5, "1.2345675e+06"),
             (f64::INFINITY, "+Inf"),
         ] {
             assert_eq!(go_float(number), text);

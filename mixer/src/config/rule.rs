@@ -149,6 +149,9 @@ struct RawHeaderOperation {
     operation: Operation,
 }
 
+/// The handler of an action, and its instances.
+pub type Resolved = (Key, Vec<(Key, Arc<Instance>)>);
+
 /// A rule without its handlers: those are built when it is known which instances each gets.
 #[derive(Debug)]
 pub struct Draft {
@@ -158,7 +161,7 @@ pub struct Draft {
     fail_mode: FailMode,
     priority: i32,
     /// The handler of each action and its instances.
-    pub actions: Vec<(Key, Vec<(Key, Arc<Instance>)>)>,
+    pub actions: Vec<Resolved>,
     request_headers: Vec<HeaderOperation>,
     response_headers: Vec<HeaderOperation>,
 }
@@ -319,8 +322,6 @@ fn condition(json: &Json, table: &AttributeTable, faults: &mut Vec<Fault>) -> Op
         }
     }
 }
-
-type Resolved = (Key, Vec<(Key, Arc<Instance>)>);
 
 fn resolve(
     action: &RawAction,

@@ -8,6 +8,7 @@ mod adapters;
 mod ads;
 mod config;
 mod corpus;
+mod identity;
 mod isolation;
 mod policy;
 mod quota;
