@@ -9,7 +9,8 @@ use lateen_protocols::envoy::{
         extensions::access_loggers::{
             file::v3::{FileAccessLog, file_access_log::AccessLogFormat},
             stream::v3::{
-                StderrAccessLog, StdoutAccessLog, stderr_access_log::AccessLogFormat as StderrFormat,
+                StderrAccessLog, StdoutAccessLog,
+                stderr_access_log::AccessLogFormat as StderrFormat,
                 stdout_access_log::AccessLogFormat as StdoutFormat,
             },
         },
@@ -28,8 +29,8 @@ use crate::{
 
 mod sink;
 
-pub use sink::flush;
 use sink::Sink;
+pub use sink::flush;
 
 /// Envoy's format when none is given.
 pub const DEFAULT_FORMAT: &str = "[%START_TIME%] \"%REQ(:METHOD)% \
@@ -73,7 +74,8 @@ impl AccessLog {
     pub fn compile_all(list: &[proto::AccessLog]) -> Result<Vec<AccessLog>, ConfigError> {
         list.iter()
             .map(|log| {
-                AccessLog::compile(log).map_err(|error| error.within(format_args!("access log {}", log.name)))
+                AccessLog::compile(log)
+                    .map_err(|error| error.within(format_args!("access log {}", log.name)))
             })
             .collect()
     }
@@ -86,9 +88,9 @@ impl AccessLog {
             let format = match file.access_log_format.as_ref() {
                 None => default_format()?,
                 Some(AccessLogFormat::Format(text)) => text_format(text)?,
-                Some(AccessLogFormat::JsonFormat(json) | AccessLogFormat::TypedJsonFormat(json)) => {
-                    LineFormat::Json(JsonFormat::compile(json, false)?)
-                }
+                Some(
+                    AccessLogFormat::JsonFormat(json) | AccessLogFormat::TypedJsonFormat(json),
+                ) => LineFormat::Json(JsonFormat::compile(json, false)?),
                 Some(AccessLogFormat::LogFormat(format)) => log_format(format)?,
             };
             (file.path, format)
@@ -105,7 +107,10 @@ impl AccessLog {
             };
             ("/dev/stderr".to_owned(), format)
         } else {
-            return Err(invalid(any.type_url.clone(), "this access logger is not supported"));
+            return Err(invalid(
+                any.type_url.clone(),
+                "this access logger is not supported",
+            ));
         };
         Ok(AccessLog {
             filter: log.filter.as_ref().map(Filter::compile).transpose()?,
@@ -116,7 +121,11 @@ impl AccessLog {
 
     /// Writes the line of a stream that has ended.
     pub fn write(&self, facts: &Facts<'_>) {
-        if self.filter.as_ref().is_some_and(|filter| !filter.holds(facts)) {
+        if self
+            .filter
+            .as_ref()
+            .is_some_and(|filter| !filter.holds(facts))
+        {
             return;
         }
         const USUAL_LINE: usize = 512;
@@ -155,7 +164,8 @@ fn log_format(format: &core::SubstitutionFormatString) -> Result<LineFormat, Con
         Some(Kind::JsonFormat(json)) => JsonFormat::compile(json, omit).map(LineFormat::Json),
         Some(Kind::TextFormatSource(source)) => {
             let text = data_source(source)?;
-            let text = std::str::from_utf8(&text).map_err(|_| invalid("text_format_source", "not UTF-8"))?;
+            let text = std::str::from_utf8(&text)
+                .map_err(|_| invalid("text_format_source", "not UTF-8"))?;
             Format::text(text, omit).map(LineFormat::Text)
         }
         None => default_format(),
@@ -168,7 +178,10 @@ impl Filter {
             filters.iter().map(Filter::compile).collect()
         };
         let comparison = |comparison: Option<&proto::ComparisonFilter>| match comparison {
-            Some(c) => Ok((c.op(), c.value.as_ref().map_or(0, |v| u64::from(v.default_value)))),
+            Some(c) => Ok((
+                c.op(),
+                c.value.as_ref().map_or(0, |v| u64::from(v.default_value)),
+            )),
             None => Err(invalid("comparison", "absent")),
         };
         Ok(match filter.filter_specifier.as_ref() {
@@ -182,16 +195,24 @@ impl Filter {
             }
             // We answer no health checks ourselves, so no stream is one.
             Some(FilterSpecifier::NotHealthCheckFilter(_)) => Filter::Always,
-            Some(FilterSpecifier::RuntimeFilter(runtime)) => {
-                Filter::Sample(runtime.percent_sampled.as_ref().map_or(Chance::NEVER, Chance::new))
-            }
+            Some(FilterSpecifier::RuntimeFilter(runtime)) => Filter::Sample(
+                runtime
+                    .percent_sampled
+                    .as_ref()
+                    .map_or(Chance::NEVER, Chance::new),
+            ),
             Some(FilterSpecifier::AndFilter(and)) => Filter::All(all(&and.filters)?),
             Some(FilterSpecifier::OrFilter(or)) => Filter::Any(all(&or.filters)?),
             Some(FilterSpecifier::HeaderFilter(header)) => Filter::Header(HeaderMatch::compile(
-                header.header.as_ref().ok_or_else(|| invalid("header", "absent"))?,
+                header
+                    .header
+                    .as_ref()
+                    .ok_or_else(|| invalid("header", "absent"))?,
             )?),
             Some(FilterSpecifier::ResponseFlagFilter(flags)) => Filter::Flags(flags.flags.clone()),
-            Some(FilterSpecifier::GrpcStatusFilter(grpc)) => Filter::Grpc(grpc.statuses.clone(), grpc.exclude),
+            Some(FilterSpecifier::GrpcStatusFilter(grpc)) => {
+                Filter::Grpc(grpc.statuses.clone(), grpc.exclude)
+            }
             Some(
                 FilterSpecifier::TraceableFilter(_)
                 | FilterSpecifier::ExtensionFilter(_)
@@ -217,7 +238,11 @@ impl Filter {
             Filter::Header(header) => facts.request.is_some_and(|head| header.matches(head)),
             Filter::Flags(_) if info.flags == ResponseFlags::default() => false,
             Filter::Flags(flags) if flags.is_empty() => true,
-            Filter::Flags(flags) => info.flags.short().split(',').any(|flag| flags.iter().any(|f| f == flag)),
+            Filter::Flags(flags) => info
+                .flags
+                .short()
+                .split(',')
+                .any(|flag| flags.iter().any(|f| f == flag)),
             Filter::Grpc(statuses, exclude) => {
                 let status = info.grpc_status.unwrap_or(match info.response_code {
                     200 => 0,
@@ -263,7 +288,10 @@ mod tests {
             info.flags.set(ResponseFlags::NO_HEALTHY_UPSTREAM);
         }
         let request = request();
-        check(&Facts { request: Some(&request), ..Facts::of_connection(&info) });
+        check(&Facts {
+            request: Some(&request),
+            ..Facts::of_connection(&info)
+        });
     }
 
     #[test]
@@ -295,7 +323,9 @@ mod tests {
             facts_of(status, |facts| log.write(facts));
         }
         flush(Duration::from_secs(5));
-        let want: String = (200..300).map(|status| format!("{status} /p?q=1\n")).collect();
+        let want: String = (200..300)
+            .map(|status| format!("{status} /p?q=1\n"))
+            .collect();
         assert_eq!(std::fs::read_to_string(path).unwrap(), want);
     }
 }

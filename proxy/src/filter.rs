@@ -14,17 +14,21 @@ use lateen_protocols::envoy::{
                 grpc_stats::v3::FilterConfig as GrpcStats,
                 router::v3::Router as RouterProto,
             },
-            network::http_connection_manager::v3::{HttpFilter as HttpFilterProto, http_filter::ConfigType},
+            network::http_connection_manager::v3::{
+                HttpFilter as HttpFilterProto, http_filter::ConfigType,
+            },
         },
     },
     google::protobuf as pb,
 };
+use lateen_protocols::istio::mixer::v1::config::client::{HttpClientConfig, ServiceConfig};
 
 use crate::{
     config_error::ConfigError,
     format::Facts,
     head::{RequestHead, ResponseHead},
     info::StreamInfo,
+    mixer::{self, HttpMixer},
     proto::{invalid, unpack},
     reject::Reject,
     route::{RouteTable, Selected},
@@ -50,6 +54,8 @@ pub enum HttpFilter {
     Fault(fault::Fault),
     /// Cross-origin requests.
     Cors(cors::Cors),
+    /// Asks Mixer, and reports.
+    Mixer(Box<HttpMixer>),
 }
 
 /// Options of the router filter.
@@ -70,6 +76,8 @@ pub enum RouteFilterConfig {
     Fault(Arc<fault::FaultRules>),
     /// Of the CORS filter.
     Cors(Arc<cors::CorsRules>),
+    /// Of the Mixer filter.
+    Mixer(Arc<mixer::Service>),
 }
 
 /// What a filter has before it while a request passes.
@@ -94,6 +102,7 @@ pub struct FilterContext<'a> {
 pub struct FilterState {
     cors: Option<cors::Allowed>,
     fault: Option<fault::Active>,
+    mixer: Option<mixer::MixerState>,
 }
 
 /// A stream that has ended, for `on_complete`.
@@ -110,14 +119,19 @@ impl HttpFilters {
     ///
     /// # Errors
     /// When a filter is not known (unless it is optional), or the router is not the last.
-    pub fn compile(list: &[HttpFilterProto], scope: &Scope, _shared: &Shared) -> Result<HttpFilters, ConfigError> {
+    pub fn compile(
+        list: &[HttpFilterProto],
+        scope: &Scope,
+        shared: &Shared,
+    ) -> Result<HttpFilters, ConfigError> {
         let mut filters = HttpFilters {
             list: Vec::new(),
             router: RouterOptions::default(),
         };
         let mut router = false;
         for proto in list {
-            let within = |error: ConfigError| error.within(format_args!("http filter {}", proto.name));
+            let within =
+                |error: ConfigError| error.within(format_args!("http filter {}", proto.name));
             if router {
                 return Err(within(invalid("http_filters", "stands after the router")));
             }
@@ -136,7 +150,14 @@ impl HttpFilters {
                 let fault = fault::Fault::compile(&fault, scope).map_err(within)?;
                 filters.list.push((name, HttpFilter::Fault(fault)));
             } else if unpack::<CorsProto>(any).map_err(within)?.is_some() {
-                filters.list.push((name, HttpFilter::Cors(cors::Cors::new(scope))));
+                filters
+                    .list
+                    .push((name, HttpFilter::Cors(cors::Cors::new(scope))));
+            } else if let Some(config) = unpack::<HttpClientConfig>(any).map_err(within)? {
+                let mixer = HttpMixer::compile(&config, shared).map_err(within)?;
+                filters
+                    .list
+                    .push((name, HttpFilter::Mixer(Box::new(mixer))));
             } else if let Some(options) = unpack::<RouterProto>(any).map_err(within)? {
                 filters.router = router_options(&options).map_err(within)?;
                 router = true;
@@ -146,7 +167,10 @@ impl HttpFilters {
             } else if proto.is_optional {
                 tracing::warn!(filter = %name, type_url = %any.type_url, "unknown optional filter left out");
             } else {
-                return Err(within(invalid(any.type_url.clone(), "this filter is not supported")));
+                return Err(within(invalid(
+                    any.type_url.clone(),
+                    "this filter is not supported",
+                )));
             }
         }
         if router {
@@ -160,7 +184,11 @@ impl HttpFilters {
     ///
     /// # Errors
     /// The answer a filter gave in the upstream's place.
-    pub async fn on_request(&self, cx: &mut FilterContext<'_>, head: &mut RequestHead) -> Result<(), Reject> {
+    pub async fn on_request(
+        &self,
+        cx: &mut FilterContext<'_>,
+        head: &mut RequestHead,
+    ) -> Result<(), Reject> {
         for (name, filter) in &self.list {
             cx.filter = name.clone();
             if matches!(cx.config(head), Some(RouteFilterConfig::Disabled)) {
@@ -188,9 +216,15 @@ impl HttpFilters {
 
 fn router_options(options: &RouterProto) -> Result<RouterOptions, ConfigError> {
     let unsupported = [
-        ("strict_check_headers", !options.strict_check_headers.is_empty()),
+        (
+            "strict_check_headers",
+            !options.strict_check_headers.is_empty(),
+        ),
         ("upstream_log", !options.upstream_log.is_empty()),
-        ("upstream_http_filters", !options.upstream_http_filters.is_empty()),
+        (
+            "upstream_http_filters",
+            !options.upstream_http_filters.is_empty(),
+        ),
     ];
     match unsupported.iter().find(|(_, present)| *present) {
         Some((field, _)) => Err(invalid(*field, "not supported")),
@@ -202,10 +236,20 @@ fn router_options(options: &RouterProto) -> Result<RouterOptions, ConfigError> {
 }
 
 impl HttpFilter {
-    async fn on_request(&self, cx: &mut FilterContext<'_>, head: &mut RequestHead) -> Result<(), Reject> {
+    async fn on_request(
+        &self,
+        cx: &mut FilterContext<'_>,
+        head: &mut RequestHead,
+    ) -> Result<(), Reject> {
         match self {
             HttpFilter::Fault(fault) => fault.on_request(cx, head).await,
             HttpFilter::Cors(cors) => cors.on_request(cx, head),
+            HttpFilter::Mixer(mixer) => {
+                let mut state = None;
+                let outcome = mixer.on_request(cx, head, &mut state).await;
+                cx.state.mixer = state;
+                outcome
+            }
         }
     }
 
@@ -216,12 +260,22 @@ impl HttpFilter {
                     allowed.on_response(head);
                 }
             }
+            HttpFilter::Mixer(mixer) => {
+                if let Some(kept) = &state.mixer {
+                    mixer.on_response(kept, head);
+                }
+            }
             HttpFilter::Fault(_) => {}
         }
     }
 
-    fn on_complete(&self, _completed: &Completed<'_>) {
+    fn on_complete(&self, completed: &Completed<'_>) {
         match self {
+            HttpFilter::Mixer(mixer) => {
+                if let Some(kept) = &completed.state.mixer {
+                    mixer.on_complete(kept, &completed.facts);
+                }
+            }
             // Both keep what they count in the state, which ends with the stream.
             HttpFilter::Fault(_) | HttpFilter::Cors(_) => {}
         }
@@ -285,7 +339,10 @@ impl RouteFilterConfig {
     ///
     /// # Errors
     /// When it is not valid, or not known and not optional.
-    pub fn compile(any: &pb::Any, shared: &Shared) -> Result<Option<RouteFilterConfig>, ConfigError> {
+    pub fn compile(
+        any: &pb::Any,
+        shared: &Shared,
+    ) -> Result<Option<RouteFilterConfig>, ConfigError> {
         if let Some(wrapper) = unpack::<route_proto::FilterConfig>(any)? {
             return match (wrapper.disabled, wrapper.config.as_ref()) {
                 (true, _) => Ok(Some(RouteFilterConfig::Disabled)),
@@ -300,12 +357,24 @@ impl RouteFilterConfig {
             };
         }
         if let Some(fault) = unpack::<HttpFault>(any)? {
-            return Ok(Some(RouteFilterConfig::Fault(Arc::new(fault::FaultRules::compile(&fault)?))));
+            return Ok(Some(RouteFilterConfig::Fault(Arc::new(
+                fault::FaultRules::compile(&fault)?,
+            ))));
         }
         if let Some(policy) = unpack::<CorsPolicy>(any)? {
-            return Ok(Some(RouteFilterConfig::Cors(Arc::new(cors::CorsRules::compile(&policy)?))));
+            return Ok(Some(RouteFilterConfig::Cors(Arc::new(
+                cors::CorsRules::compile(&policy)?,
+            ))));
         }
-        Err(invalid(any.type_url.clone(), "this filter configuration is not supported"))
+        if let Some(service) = unpack::<ServiceConfig>(any)? {
+            return Ok(Some(RouteFilterConfig::Mixer(Arc::new(
+                mixer::Service::compile(&service)?,
+            ))));
+        }
+        Err(invalid(
+            any.type_url.clone(),
+            "this filter configuration is not supported",
+        ))
     }
 
     /// Adds the old `cors` field of a route or virtual host, unless the filter has its own entry.

@@ -15,6 +15,7 @@ use lateen_protocols::envoy::{
     },
     google::protobuf as pb,
 };
+use lateen_protocols::istio::mixer::v1::config::client::TcpClientConfig;
 use proto::filter_chain_match::ConnectionSourceType;
 
 use crate::{
@@ -22,6 +23,7 @@ use crate::{
     config_error::ConfigError,
     http::{Cidr, ConnectionManager},
     inspector::Sniffed,
+    mixer::TcpMixer,
     proto::{duration, invalid, unpack},
     shared::Shared,
     tcp_proxy::TcpProxy,
@@ -40,6 +42,8 @@ pub struct FilterChain {
     pub tls: Option<ServerContext>,
     /// How long the handshake may take.
     pub handshake: Duration,
+    /// Asks Mixer whether a TCP connection may go on, and reports it.
+    pub mixer: Option<Arc<TcpMixer>>,
     /// What becomes of the bytes.
     pub terminal: Terminal,
 }
@@ -91,8 +95,12 @@ impl FilterChains {
     ///
     /// # Errors
     /// When a chain is invalid, or two have the same match.
-    pub fn compile(listener: &proto::Listener, shared: &Arc<Shared>) -> Result<FilterChains, ConfigError> {
-        let mut chains: Vec<(Match, Arc<FilterChain>)> = Vec::with_capacity(listener.filter_chains.len());
+    pub fn compile(
+        listener: &proto::Listener,
+        shared: &Arc<Shared>,
+    ) -> Result<FilterChains, ConfigError> {
+        let mut chains: Vec<(Match, Arc<FilterChain>)> =
+            Vec::with_capacity(listener.filter_chains.len());
         let mut seen: Vec<&proto::FilterChainMatch> = Vec::new();
         let nothing = proto::FilterChainMatch::default();
         for (index, chain) in listener.filter_chains.iter().enumerate() {
@@ -102,10 +110,14 @@ impl FilterChains {
             };
             let rules = chain.filter_chain_match.as_ref().unwrap_or(&nothing);
             if seen.contains(&rules) {
-                return Err(within(invalid("filter_chain_match", "has the same matching rules as another chain")));
+                return Err(within(invalid(
+                    "filter_chain_match",
+                    "has the same matching rules as another chain",
+                )));
             }
             seen.push(rules);
-            let compiled = FilterChain::compile(chain, listener.traffic_direction(), shared).map_err(within)?;
+            let compiled = FilterChain::compile(chain, listener.traffic_direction(), shared)
+                .map_err(within)?;
             chains.push((Match::compile(rules).map_err(within)?, Arc::new(compiled)));
         }
         let default = match listener.default_filter_chain.as_ref() {
@@ -124,7 +136,10 @@ impl FilterChains {
 
     /// All chains.
     pub fn all(&self) -> impl Iterator<Item = &Arc<FilterChain>> {
-        self.chains.iter().map(|(_, chain)| chain).chain(&self.default)
+        self.chains
+            .iter()
+            .map(|(_, chain)| chain)
+            .chain(&self.default)
     }
 
     /// The chain of a connection. As in Envoy, each criterion in its order keeps only the chains that
@@ -154,7 +169,9 @@ impl FilterChains {
             let best = left.iter().filter_map(|(rules, _)| criterion(rules)).max();
             left.retain(|(rules, _)| best.is_some() && criterion(rules) == best);
         }
-        left.first().map(|(_, chain)| chain.clone()).or_else(|| self.default.clone())
+        left.first()
+            .map(|(_, chain)| chain.clone())
+            .or_else(|| self.default.clone())
     }
 }
 
@@ -188,9 +205,8 @@ fn server_name(rules: &[String], name: Option<&str>) -> Option<u32> {
         .iter()
         .filter_map(|rule| match rule.strip_prefix('*') {
             None => (rule == name).then_some(u32::MAX),
-            Some(suffix) => {
-                (name.len() > suffix.len() && name.ends_with(suffix)).then_some(suffix.len() as u32 + 1)
-            }
+            Some(suffix) => (name.len() > suffix.len() && name.ends_with(suffix))
+                .then_some(suffix.len() as u32 + 1),
         })
         .max()
 }
@@ -209,12 +225,15 @@ fn protocol(rules: &[Vec<u8>], offered: &[Vec<u8>]) -> Option<u32> {
         return Some(0);
     }
     // The client's order decides, as in Envoy.
-    let first = offered.iter().position(|protocol| rules.contains(protocol))?;
+    let first = offered
+        .iter()
+        .position(|protocol| rules.contains(protocol))?;
     Some(u32::try_from(offered.len() - first).unwrap_or(u32::MAX))
 }
 
 fn source_type(rule: Option<ConnectionSourceType>, connection: &Candidate<'_>) -> Option<u32> {
-    let local = connection.remote.ip().is_loopback() || connection.remote.ip() == connection.local.ip();
+    let local =
+        connection.remote.ip().is_loopback() || connection.remote.ip() == connection.local.ip();
     match rule {
         None | Some(ConnectionSourceType::Any) => Some(0),
         Some(ConnectionSourceType::SameIpOrLoopback) => local.then_some(1),
@@ -227,28 +246,48 @@ impl Match {
         if !rules.address_suffix.is_empty() || rules.suffix_len.is_some() {
             return Err(invalid("address_suffix", "not supported"));
         }
-        let port = |port: u32| u16::try_from(port).map_err(|_| invalid("port", format!("{port} is not a port")));
+        let port = |port: u32| {
+            u16::try_from(port).map_err(|_| invalid("port", format!("{port} is not a port")))
+        };
         let ranges = |ranges: &[lateen_protocols::envoy::envoy::config::core::v3::CidrRange]| {
-            ranges.iter().map(Cidr::compile).collect::<Result<Vec<_>, _>>()
+            ranges
+                .iter()
+                .map(Cidr::compile)
+                .collect::<Result<Vec<_>, _>>()
         };
         let mut server_names = Vec::new();
         for name in &rules.server_names {
             let name = name.to_ascii_lowercase();
             if name.contains('*') && !name.starts_with("*.") {
-                return Err(invalid("server_names", format!("partial wildcards are not supported: {name}")));
+                return Err(invalid(
+                    "server_names",
+                    format!("partial wildcards are not supported: {name}"),
+                ));
             }
             server_names.push(name);
         }
         Ok(Match {
-            destination_port: rules.destination_port.as_ref().map(|p| port(p.value)).transpose()?,
+            destination_port: rules
+                .destination_port
+                .as_ref()
+                .map(|p| port(p.value))
+                .transpose()?,
             destination: ranges(&rules.prefix_ranges)?,
             server_names,
             transport: rules.transport_protocol.clone(),
-            protocols: rules.application_protocols.iter().map(|p| p.clone().into_bytes()).collect(),
+            protocols: rules
+                .application_protocols
+                .iter()
+                .map(|p| p.clone().into_bytes())
+                .collect(),
             direct_source: ranges(&rules.direct_source_prefix_ranges)?,
             source_type: Some(rules.source_type()).filter(|t| *t != ConnectionSourceType::Any),
             source: ranges(&rules.source_prefix_ranges)?,
-            source_ports: rules.source_ports.iter().map(|p| port(*p)).collect::<Result<_, _>>()?,
+            source_ports: rules
+                .source_ports
+                .iter()
+                .map(|p| port(*p))
+                .collect::<Result<_, _>>()?,
         })
     }
 
@@ -284,7 +323,10 @@ impl FilterChain {
             }
         };
         if chain.use_proxy_proto.as_ref().is_some_and(|on| on.value) {
-            return Err(invalid("use_proxy_proto", "use the proxy_protocol listener filter"));
+            return Err(invalid(
+                "use_proxy_proto",
+                "use the proxy_protocol listener filter",
+            ));
         }
         let handshake = match chain.transport_socket_connect_timeout.as_ref() {
             Some(limit) => duration("transport_socket_connect_timeout", limit)?,
@@ -293,27 +335,62 @@ impl FilterChain {
         let Some((last, others)) = chain.filters.split_last() else {
             return Err(invalid("filters", "there are none"));
         };
-        // Network filters before the last one decide who may pass, so none may be left out.
-        if let Some(other) = others.first() {
-            return Err(invalid(format!("filter {}", other.name), "this network filter is not supported"));
+        let terminal = terminal(last, direction, shared)
+            .map_err(|error| error.within(format_args!("filter {}", last.name)))?;
+        let mut mixer = None;
+        for filter in others {
+            let within = |error: ConfigError| error.within(format_args!("filter {}", filter.name));
+            let any = typed_config(filter).map_err(within)?;
+            // Network filters before the last one decide who may pass, so none may be left out.
+            let Some(config) = unpack::<TcpClientConfig>(any).map_err(within)? else {
+                return Err(within(invalid(
+                    any.type_url.clone(),
+                    "this network filter is not supported",
+                )));
+            };
+            if matches!(terminal, Terminal::Http(_)) {
+                return Err(within(invalid(
+                    "filters",
+                    "the mixer network filter goes before tcp_proxy only",
+                )));
+            }
+            mixer = Some(Arc::new(
+                TcpMixer::compile(&config, shared).map_err(within)?,
+            ));
         }
         Ok(FilterChain {
             name: chain.name.clone(),
             tls,
             handshake,
-            terminal: terminal(last, direction, shared)
-                .map_err(|error| error.within(format_args!("filter {}", last.name)))?,
+            mixer,
+            terminal,
         })
     }
 }
 
-fn downstream_tls(any: &pb::Any, shared: &Arc<Shared>) -> Result<Option<ServerContext>, ConfigError> {
+fn downstream_tls(
+    any: &pb::Any,
+    shared: &Arc<Shared>,
+) -> Result<Option<ServerContext>, ConfigError> {
     if unpack::<RawBuffer>(any)?.is_some() {
         return Ok(None);
     }
     match unpack::<DownstreamTlsContext>(any)? {
         Some(context) => ServerContext::compile(&context, &shared.secrets).map(Some),
-        None => Err(invalid(any.type_url.clone(), "this transport socket is not supported")),
+        None => Err(invalid(
+            any.type_url.clone(),
+            "this transport socket is not supported",
+        )),
+    }
+}
+
+fn typed_config(filter: &proto::Filter) -> Result<&pb::Any, ConfigError> {
+    match filter.config_type.as_ref() {
+        Some(proto::filter::ConfigType::TypedConfig(any)) => Ok(any),
+        _ => Err(invalid(
+            "typed_config",
+            "absent or by discovery, which is not supported",
+        )),
     }
 }
 
@@ -322,17 +399,23 @@ fn terminal(
     direction: TrafficDirection,
     shared: &Arc<Shared>,
 ) -> Result<Terminal, ConfigError> {
-    let Some(proto::filter::ConfigType::TypedConfig(any)) = filter.config_type.as_ref() else {
-        return Err(invalid("typed_config", "absent or by discovery, which is not supported"));
-    };
+    let any = typed_config(filter)?;
     if let Some(manager) = unpack::<ManagerProto>(any)? {
-        return Ok(Terminal::Http(Arc::new(ConnectionManager::compile(&manager, direction, shared)?)));
+        return Ok(Terminal::Http(Arc::new(ConnectionManager::compile(
+            &manager, direction, shared,
+        )?)));
     }
     if let Some(tcp) = unpack::<TcpProto>(any)? {
         let logs = AccessLog::compile_all(&tcp.access_log)?;
-        return Ok(Terminal::Tcp(Box::new(TcpProxy::compile(&tcp, shared)?), logs));
+        return Ok(Terminal::Tcp(
+            Box::new(TcpProxy::compile(&tcp, shared)?),
+            logs,
+        ));
     }
-    Err(invalid(any.type_url.clone(), "this network filter is not supported"))
+    Err(invalid(
+        any.type_url.clone(),
+        "this network filter is not supported",
+    ))
 }
 
 #[cfg(test)]
@@ -340,7 +423,10 @@ mod tests {
     use super::*;
 
     fn find(rules: &[proto::FilterChainMatch], sniffed: &Sniffed, local: &str) -> Option<usize> {
-        let compiled: Vec<Match> = rules.iter().map(|rules| Match::compile(rules).unwrap()).collect();
+        let compiled: Vec<Match> = rules
+            .iter()
+            .map(|rules| Match::compile(rules).unwrap())
+            .collect();
         let connection = Candidate {
             local: local.parse().unwrap(),
             remote: "10.0.0.1:999".parse().unwrap(),

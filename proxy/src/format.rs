@@ -294,7 +294,10 @@ fn object(format: &pb::Struct, omit_empty: bool, depth: usize) -> Result<Node, C
         let mut quoted = Vec::new();
         write_json_string(&mut quoted, key.as_bytes());
         let quoted = String::from_utf8_lossy(&quoted).into_owned();
-        nodes.push((quoted, node(value, omit_empty, depth).map_err(|error| error.within(key))?));
+        nodes.push((
+            quoted,
+            node(value, omit_empty, depth).map_err(|error| error.within(key))?,
+        ));
     }
     Ok(Node::Object(nodes))
 }
@@ -409,7 +412,9 @@ impl Command {
         let (name, mut rest) = text.split_at(name_end);
         let mut params = None;
         if let Some(after) = rest.strip_prefix('(') {
-            let end = after.find(')').ok_or_else(|| broken("no closing parenthesis"))?;
+            let end = after
+                .find(')')
+                .ok_or_else(|| broken("no closing parenthesis"))?;
             params = Some(&after[..end]);
             rest = &after[end + 1..];
         }
@@ -421,7 +426,9 @@ impl Command {
             limit = Some(after[..end].parse().map_err(|_| broken("not a length"))?);
             rest = &after[end..];
         }
-        let rest = rest.strip_prefix('%').ok_or_else(|| broken("no closing %"))?;
+        let rest = rest
+            .strip_prefix('%')
+            .ok_or_else(|| broken("no closing %"))?;
         let op = Op::new(name, params)?;
         Ok((Command { op, limit }, rest))
     }
@@ -444,7 +451,8 @@ fn excerpt(text: &str) -> String {
 impl Op {
     fn new(name: &str, params: Option<&str>) -> Result<Op, ConfigError> {
         use self::{End as E, Tls as T, Whole as W};
-        let needs = || params.ok_or_else(|| invalid("format", format!("%{name}% needs parameters")));
+        let needs =
+            || params.ok_or_else(|| invalid("format", format!("%{name}% needs parameters")));
         Ok(match name {
             "REQ" | "RESP" | "TRAILER" => {
                 let section = match name {
@@ -458,7 +466,10 @@ impl Op {
                     None => (params, None),
                 };
                 if main.is_empty() || other.is_some_and(|other| other.contains('?')) {
-                    return Err(invalid("format", format!("%{name}({params})% names no header")));
+                    return Err(invalid(
+                        "format",
+                        format!("%{name}({params})% names no header"),
+                    ));
                 }
                 Op::Header(section, HeaderKey::new(main), other.map(HeaderKey::new))
             }
@@ -479,19 +490,29 @@ impl Op {
             "RESPONSE_CODE_DETAILS" => Op::ResponseCodeDetails,
             "UPSTREAM_TRANSPORT_FAILURE_REASON" => Op::TransportFailure,
             "UPSTREAM_CLUSTER" | "UPSTREAM_CLUSTER_RAW" => Op::UpstreamCluster,
-            "UPSTREAM_HOST" | "UPSTREAM_REMOTE_ADDRESS" => Op::Address(E::UpstreamRemote, W::Address),
-            "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => Op::Address(E::UpstreamRemote, W::WithoutPort),
+            "UPSTREAM_HOST" | "UPSTREAM_REMOTE_ADDRESS" => {
+                Op::Address(E::UpstreamRemote, W::Address)
+            }
+            "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => {
+                Op::Address(E::UpstreamRemote, W::WithoutPort)
+            }
             "UPSTREAM_REMOTE_PORT" => Op::Address(E::UpstreamRemote, W::Port),
             "UPSTREAM_LOCAL_ADDRESS" => Op::Address(E::UpstreamLocal, W::Address),
             "UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => Op::Address(E::UpstreamLocal, W::WithoutPort),
             "UPSTREAM_LOCAL_PORT" => Op::Address(E::UpstreamLocal, W::Port),
             "DOWNSTREAM_LOCAL_ADDRESS" => Op::Address(E::DownstreamLocal, W::Address),
-            "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => Op::Address(E::DownstreamLocal, W::WithoutPort),
+            "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => {
+                Op::Address(E::DownstreamLocal, W::WithoutPort)
+            }
             "DOWNSTREAM_LOCAL_PORT" => Op::Address(E::DownstreamLocal, W::Port),
             "DOWNSTREAM_REMOTE_ADDRESS" => Op::Address(E::DownstreamRemote, W::Address),
-            "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => Op::Address(E::DownstreamRemote, W::WithoutPort),
+            "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => {
+                Op::Address(E::DownstreamRemote, W::WithoutPort)
+            }
             "DOWNSTREAM_REMOTE_PORT" => Op::Address(E::DownstreamRemote, W::Port),
-            "DOWNSTREAM_DIRECT_REMOTE_ADDRESS" => Op::Address(E::DownstreamDirectRemote, W::Address),
+            "DOWNSTREAM_DIRECT_REMOTE_ADDRESS" => {
+                Op::Address(E::DownstreamDirectRemote, W::Address)
+            }
             "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT" => {
                 Op::Address(E::DownstreamDirectRemote, W::WithoutPort)
             }
@@ -506,7 +527,12 @@ impl Op {
                 None | Some("" | "CAMEL_STRING") => GrpcStyle::Camel,
                 Some("SNAKE_STRING") => GrpcStyle::Snake,
                 Some("NUMBER") => GrpcStyle::Number,
-                Some(other) => return Err(invalid("format", format!("%GRPC_STATUS({other})% is not known"))),
+                Some(other) => {
+                    return Err(invalid(
+                        "format",
+                        format!("%GRPC_STATUS({other})% is not known"),
+                    ));
+                }
             }),
             "GRPC_STATUS_NUMBER" => Op::GrpcStatus(GrpcStyle::Number),
             "DOWNSTREAM_TLS_VERSION" => Op::Downstream(T::Version),
@@ -530,32 +556,52 @@ impl Op {
                     Op::RouteMetadata(path.split(':').map(str::to_owned).collect())
                 }
                 // No other object of ours carries metadata that filters or configuration could set.
-                Some(("DYNAMIC" | "CLUSTER" | "UPSTREAM_HOST" | "LISTENER" | "VIRTUAL_HOST", _)) => Op::Absent,
+                Some((
+                    "DYNAMIC" | "CLUSTER" | "UPSTREAM_HOST" | "LISTENER" | "VIRTUAL_HOST",
+                    _,
+                )) => Op::Absent,
                 _ => return Err(invalid("format", "%METADATA% needs TYPE:NAMESPACE:KEY")),
             },
-            "DYNAMIC_METADATA" | "CLUSTER_METADATA" | "UPSTREAM_METADATA" | "FILTER_STATE"
+            "DYNAMIC_METADATA"
+            | "CLUSTER_METADATA"
+            | "UPSTREAM_METADATA"
+            | "FILTER_STATE"
             | "UPSTREAM_FILTER_STATE" => {
                 needs()?;
                 Op::Absent
             }
-            "CONNECTION_TERMINATION_DETAILS" | "DOWNSTREAM_TRANSPORT_FAILURE_REASON" | "TRACE_ID"
-            | "DOWNSTREAM_TLS_SESSION_ID" | "UPSTREAM_TLS_SESSION_ID" | "CUSTOM_FLAGS"
-            | "UPSTREAM_DETECTED_CLOSE_TYPE" | "DOWNSTREAM_DETECTED_CLOSE_TYPE" => Op::Absent,
-            "ENVIRONMENT" => Op::Environment(std::env::var_os(needs()?).map(|v| v.to_string_lossy().into())),
+            "CONNECTION_TERMINATION_DETAILS"
+            | "DOWNSTREAM_TRANSPORT_FAILURE_REASON"
+            | "TRACE_ID"
+            | "DOWNSTREAM_TLS_SESSION_ID"
+            | "UPSTREAM_TLS_SESSION_ID"
+            | "CUSTOM_FLAGS"
+            | "UPSTREAM_DETECTED_CLOSE_TYPE"
+            | "DOWNSTREAM_DETECTED_CLOSE_TYPE" => Op::Absent,
+            "ENVIRONMENT" => {
+                Op::Environment(std::env::var_os(needs()?).map(|v| v.to_string_lossy().into()))
+            }
             "LOCAL_REPLY_BODY" => Op::LocalReply,
             "PATH" => match params {
                 Some("NQ" | "NQ:PATH" | "NQ:ORIG_OR_PATH") => Op::PathOnly,
                 None | Some("" | "WQ" | "WQ:PATH" | "WQ:ORIG_OR_PATH") => {
                     Op::Header(Section::Request, HeaderKey::Path, None)
                 }
-                Some(other) => return Err(invalid("format", format!("%PATH({other})% is not known"))),
+                Some(other) => {
+                    return Err(invalid("format", format!("%PATH({other})% is not known")));
+                }
             },
             "QUERY_PARAM" => Op::QueryParam(needs()?.to_owned()),
             "ACCESS_LOG_TYPE" => Op::LogType,
             "UNIQUE_ID" => Op::UniqueId,
             "UPSTREAM_PROTOCOL" => Op::Absent,
             "TRAFFIC_DIRECTION" => Op::Constant("UNSPECIFIED"),
-            _ => return Err(invalid("format", format!("the command %{name}% is not known"))),
+            _ => {
+                return Err(invalid(
+                    "format",
+                    format!("the command %{name}% is not known"),
+                ));
+            }
         })
     }
 
@@ -611,8 +657,15 @@ impl Op {
                 },
                 (Some(code), style) => grpc_name(code, *style),
             },
-            Op::Downstream(field) => info.connection.tls.as_ref().map_or(Value::Absent, |tls| field.of(tls)),
-            Op::Upstream(field) => info.upstream_tls.as_deref().map_or(Value::Absent, |tls| field.of(tls)),
+            Op::Downstream(field) => info
+                .connection
+                .tls
+                .as_ref()
+                .map_or(Value::Absent, |tls| field.of(tls)),
+            Op::Upstream(field) => info
+                .upstream_tls
+                .as_deref()
+                .map_or(Value::Absent, |tls| field.of(tls)),
             Op::RouteMetadata(path) => match facts.route {
                 Some(route) => metadata(&route.route().metadata, path),
                 None => Value::Absent,
@@ -624,7 +677,9 @@ impl Op {
                 facts
                     .request
                     .and_then(RequestHead::query)
-                    .and_then(|query| crate::route::matcher::query_parameter(query, name.as_bytes()))
+                    .and_then(|query| {
+                        crate::route::matcher::query_parameter(query, name.as_bytes())
+                    })
                     .map(Cow::Borrowed),
             ),
             Op::LogType if facts.request.is_some() => Value::of(Some("DownstreamEnd")),
@@ -770,7 +825,11 @@ fn json_fields(fields: &std::collections::HashMap<String, pb::Value>) -> String 
             let kind = fields.get(key)?.kind.as_ref()?;
             let mut quoted = Vec::new();
             write_json_string(&mut quoted, key.as_bytes());
-            Some(format!("{}:{}", String::from_utf8_lossy(&quoted), json_kind(kind)))
+            Some(format!(
+                "{}:{}",
+                String::from_utf8_lossy(&quoted),
+                json_kind(kind)
+            ))
         })
         .collect();
     format!("{{{}}}", entries.join(","))
@@ -788,8 +847,12 @@ fn json_kind(kind: &Kind) -> String {
         }
         Kind::StructValue(nested) => json_fields(&nested.fields),
         Kind::ListValue(list) => {
-            let all: Vec<_> =
-                list.values.iter().filter_map(|value| value.kind.as_ref()).map(json_kind).collect();
+            let all: Vec<_> = list
+                .values
+                .iter()
+                .filter_map(|value| value.kind.as_ref())
+                .map(json_kind)
+                .collect();
             format!("[{}]", all.join(","))
         }
     }
@@ -806,7 +869,10 @@ fn time_format(format: &str) -> Result<Vec<Item<'static>>, ConfigError> {
     let mut items = Vec::new();
     for item in StrftimeItems::new(format) {
         if matches!(item, Item::Error) {
-            return Err(invalid("format", format!("not a time format: {}", excerpt(format))));
+            return Err(invalid(
+                "format",
+                format!("not a time format: {}", excerpt(format)),
+            ));
         }
         items.push(item.to_owned());
     }
@@ -839,7 +905,10 @@ fn grpc_name<'a>(code: i32, style: GrpcStyle) -> Value<'a> {
         ("DataLoss", "DATA_LOSS"),
         ("Unauthenticated", "UNAUTHENTICATED"),
     ];
-    match (usize::try_from(code).ok().and_then(|code| NAMES.get(code)), style) {
+    match (
+        usize::try_from(code).ok().and_then(|code| NAMES.get(code)),
+        style,
+    ) {
         (Some((camel, _)), GrpcStyle::Camel) => Value::of(Some(camel)),
         (Some((_, snake)), GrpcStyle::Snake | GrpcStyle::Number) => Value::of(Some(snake)),
         (None, _) => Value::owned(code.to_string()),
@@ -877,7 +946,11 @@ fn long_flags(short: &str) -> String {
 
 /// The gRPC status that headers or trailers carry.
 pub fn grpc_status(headers: &Headers) -> Option<i32> {
-    std::str::from_utf8(headers.known(Known::GrpcStatus)?).ok()?.trim().parse().ok()
+    std::str::from_utf8(headers.known(Known::GrpcStatus)?)
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]
@@ -972,42 +1045,72 @@ pub(crate) mod tests {
             ("%START_TIME(%3f)%", "123"),
             ("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%", "10.0.0.1"),
             ("%GRPC_STATUS%", "-"),
-            ("%RESPONSE_FLAGS_LONG%", "UpstreamConnectionFailure,UpstreamRetryLimitExceeded"),
+            (
+                "%RESPONSE_FLAGS_LONG%",
+                "UpstreamConnectionFailure,UpstreamRetryLimitExceeded",
+            ),
             ("%DYNAMIC_METADATA(a:b)%", "-"),
         ] {
             assert_eq!(render(format), want, "{format}");
         }
-        for broken in ["%", "%REQ", "%REQ(a%", "%NOPE%", "%REQ()%", "%START_TIME(%Q)%", "%REQ(a):x%"] {
+        for broken in [
+            "%",
+            "%REQ",
+            "%REQ(a%",
+            "%NOPE%",
+            "%REQ()%",
+            "%START_TIME(%Q)%",
+            "%REQ(a):x%",
+        ] {
             assert!(Format::text(broken, false).is_err(), "{broken}");
         }
     }
 
     #[test]
     fn json_keeps_types_and_sorts_keys() {
-        let text = |text: &str| pb::Value { kind: Some(Kind::StringValue(text.to_owned())) };
+        let text = |text: &str| pb::Value {
+            kind: Some(Kind::StringValue(text.to_owned())),
+        };
         let format = pb::Struct {
             fields: [
                 ("code", text("%RESPONSE_CODE%")),
                 ("absent", text("%REQ(X-NONE)%")),
                 ("mixed", text("m=%REQ(:METHOD)% n=%REQ(X-NONE)%")),
                 ("quote", text("%REQ(X-QUOTE)%")),
-                ("flag", pb::Value { kind: Some(Kind::BoolValue(true)) }),
-                ("num", pb::Value { kind: Some(Kind::NumberValue(5.0)) }),
+                (
+                    "flag",
+                    pb::Value {
+                        kind: Some(Kind::BoolValue(true)),
+                    },
+                ),
+                (
+                    "num",
+                    pb::Value {
+                        kind: Some(Kind::NumberValue(5.0)),
+                    },
+                ),
             ]
             .into_iter()
             .map(|(key, value)| (key.to_owned(), value))
             .collect(),
         };
         let (info, request) = (info(), request());
-        let facts = Facts { request: Some(&request), ..Facts::of_connection(&info) };
+        let facts = Facts {
+            request: Some(&request),
+            ..Facts::of_connection(&info)
+        };
         let mut out = Vec::new();
-        JsonFormat::compile(&format, false).unwrap().write(&facts, &mut out);
+        JsonFormat::compile(&format, false)
+            .unwrap()
+            .write(&facts, &mut out);
         assert_eq!(
             String::from_utf8(out).unwrap(),
             r#"{"absent":null,"code":503,"flag":true,"mixed":"m=GET n=-","num":5,"quote":"he said \"hi\" \\ back"}"#
         );
         let mut out = Vec::new();
-        JsonFormat::compile(&format, true).unwrap().write(&facts, &mut out);
+        JsonFormat::compile(&format, true)
+            .unwrap()
+            .write(&facts, &mut out);
         assert_eq!(
             String::from_utf8(out).unwrap(),
             r#"{"code":503,"flag":true,"mixed":"m=GET n=","num":5,"quote":"he said \"hi\" \\ back"}"#

@@ -1,25 +1,21 @@
 //! The HTTP connection manager: carries the requests of one downstream connection through filters and
 //! routes to the router, and their responses back. hyper does the framing for now (`connection`, `convert`).
 
-use std::{
-    net::IpAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use lateen_protocols::envoy::envoy::{
     config::{
-        core::v3::{CidrRange, TrafficDirection, http_protocol_options::HeadersWithUnderscoresAction},
+        core::v3::{
+            CidrRange, TrafficDirection, http_protocol_options::HeadersWithUnderscoresAction,
+        },
         route::v3::RouteConfiguration,
     },
     extensions::filters::network::http_connection_manager::v3 as proto,
 };
-use proto::{
-    http_connection_manager::{
-        CodecType, ForwardClientCertDetails, PathWithEscapedSlashesAction, RouteSpecifier,
-        ServerHeaderTransformation, StripPortMode,
-    },
+use proto::http_connection_manager::{
+    CodecType, ForwardClientCertDetails, PathWithEscapedSlashesAction, RouteSpecifier,
+    ServerHeaderTransformation, StripPortMode,
 };
 
 use crate::{
@@ -200,10 +196,22 @@ impl ConnectionManager {
         refuse_unsupported(config)?;
         let scope = shared.stats.scope(&format!("http.{}.", config.stat_prefix));
         let http1 = config.http_protocol_options.clone().unwrap_or_default();
-        let common = config.common_http_protocol_options.clone().unwrap_or_default();
-        let mut client_cert_details = config.set_current_client_cert_details.clone().unwrap_or_default();
-        if client_cert_details.chain || client_cert_details.issuer || client_cert_details.format != 0 {
-            return Err(invalid("set_current_client_cert_details", "chain, issuer and JSON are not supported"));
+        let common = config
+            .common_http_protocol_options
+            .clone()
+            .unwrap_or_default();
+        let mut client_cert_details = config
+            .set_current_client_cert_details
+            .clone()
+            .unwrap_or_default();
+        if client_cert_details.chain
+            || client_cert_details.issuer
+            || client_cert_details.format != 0
+        {
+            return Err(invalid(
+                "set_current_client_cert_details",
+                "chain, issuer and JSON are not supported",
+            ));
         }
         client_cert_details.chain = false;
         let mut upgrades = Vec::new();
@@ -212,16 +220,18 @@ impl ConnectionManager {
                 return Err(invalid("upgrade_configs", "CONNECT is not supported"));
             }
             if !upgrade.filters.is_empty() {
-                return Err(invalid("upgrade_configs", "filters of their own are not supported"));
+                return Err(invalid(
+                    "upgrade_configs",
+                    "filters of their own are not supported",
+                ));
             }
             upgrades.push((
                 upgrade.upgrade_type.to_ascii_lowercase(),
                 upgrade.enabled.as_ref().is_none_or(|enabled| enabled.value),
             ));
         }
-        let truth = |value: Option<&lateen_protocols::envoy::google::protobuf::BoolValue>, default| {
-            value.map_or(default, |value| value.value)
-        };
+        let truth = |value: Option<&lateen_protocols::envoy::google::protobuf::BoolValue>,
+                     default| { value.map_or(default, |value| value.value) };
         Ok(ConnectionManager {
             shared: shared.clone(),
             filters: HttpFilters::compile(&config.http_filters, &scope, shared)?,
@@ -246,7 +256,11 @@ impl ConnectionManager {
             skip_xff_append: config.skip_xff_append,
             internal: match config.internal_address_config.as_ref() {
                 None => Vec::new(),
-                Some(internal) => internal.cidr_ranges.iter().map(Cidr::compile).collect::<Result<_, _>>()?,
+                Some(internal) => internal
+                    .cidr_ranges
+                    .iter()
+                    .map(Cidr::compile)
+                    .collect::<Result<_, _>>()?,
             },
             generate_request_id: truth(config.generate_request_id.as_ref(), true),
             preserve_request_id: config.preserve_external_request_id,
@@ -295,15 +309,36 @@ impl ConnectionManager {
 
 fn refuse_unsupported(config: &proto::HttpConnectionManager) -> Result<(), ConfigError> {
     let unsupported = [
-        ("original_ip_detection_extensions", !config.original_ip_detection_extensions.is_empty()),
-        ("early_header_mutation_extensions", !config.early_header_mutation_extensions.is_empty()),
-        ("forward_client_cert_matcher", config.forward_client_cert_matcher.is_some()),
+        (
+            "original_ip_detection_extensions",
+            !config.original_ip_detection_extensions.is_empty(),
+        ),
+        (
+            "early_header_mutation_extensions",
+            !config.early_header_mutation_extensions.is_empty(),
+        ),
+        (
+            "forward_client_cert_matcher",
+            config.forward_client_cert_matcher.is_some(),
+        ),
         ("local_reply_config", config.local_reply_config.is_some()),
-        ("path_normalization_options", config.path_normalization_options.is_some()),
+        (
+            "path_normalization_options",
+            config.path_normalization_options.is_some(),
+        ),
         ("proxy_status_config", config.proxy_status_config.is_some()),
-        ("scheme_header_transformation", config.scheme_header_transformation.is_some()),
-        ("forward_proto_config", config.forward_proto_config.is_some()),
-        ("typed_header_validation_config", config.typed_header_validation_config.is_some()),
+        (
+            "scheme_header_transformation",
+            config.scheme_header_transformation.is_some(),
+        ),
+        (
+            "forward_proto_config",
+            config.forward_proto_config.is_some(),
+        ),
+        (
+            "typed_header_validation_config",
+            config.typed_header_validation_config.is_some(),
+        ),
     ];
     if let Some((field, _)) = unsupported.iter().find(|(_, present)| *present) {
         return Err(invalid(*field, "not supported"));
@@ -314,7 +349,10 @@ fn refuse_unsupported(config: &proto::HttpConnectionManager) -> Result<(), Confi
     Ok(())
 }
 
-fn routes(config: &proto::HttpConnectionManager, shared: &Arc<Shared>) -> Result<Routes, ConfigError> {
+fn routes(
+    config: &proto::HttpConnectionManager,
+    shared: &Arc<Shared>,
+) -> Result<Routes, ConfigError> {
     match config.route_specifier.as_ref() {
         Some(RouteSpecifier::RouteConfig(table)) => inline(table, shared),
         Some(RouteSpecifier::Rds(rds)) if !rds.route_config_name.is_empty() => {
@@ -327,20 +365,26 @@ fn routes(config: &proto::HttpConnectionManager, shared: &Arc<Shared>) -> Result
 }
 
 fn inline(table: &RouteConfiguration, shared: &Arc<Shared>) -> Result<Routes, ConfigError> {
-    Ok(Routes::Inline(Arc::new(RouteTable::compile(table, shared)?)))
+    Ok(Routes::Inline(Arc::new(RouteTable::compile(
+        table, shared,
+    )?)))
 }
 
 fn limits(config: &proto::HttpConnectionManager) -> Result<Limits, ConfigError> {
     const STREAMS: u32 = 1024; // Envoy: max_concurrent_streams
     const WINDOW: u32 = 16 * 1024 * 1024; // Envoy 1.40: initial_stream_window_size
     const CONNECTION_WINDOW: u32 = 24 * 1024 * 1024; // Envoy 1.40: initial_connection_window_size
-    let common = config.common_http_protocol_options.clone().unwrap_or_default();
+    let common = config
+        .common_http_protocol_options
+        .clone()
+        .unwrap_or_default();
     let http2 = config.http2_protocol_options.clone().unwrap_or_default();
-    let keepalive = match http2.connection_keepalive.as_ref() {
-        None => None,
-        Some(keepalive) => timeout("interval", keepalive.interval.as_ref(), None)?
-            .zip(timeout("timeout", keepalive.timeout.as_ref(), None)?),
-    };
+    let keepalive =
+        match http2.connection_keepalive.as_ref() {
+            None => None,
+            Some(keepalive) => timeout("interval", keepalive.interval.as_ref(), None)?
+                .zip(timeout("timeout", keepalive.timeout.as_ref(), None)?),
+        };
     Ok(Limits {
         headers_bytes: config
             .max_request_headers_kb
@@ -348,16 +392,48 @@ fn limits(config: &proto::HttpConnectionManager) -> Result<Limits, ConfigError> 
             .map_or(HEADERS_KIB, |kib| kib.value)
             .clamp(1, 8192)
             * 1024,
-        headers_count: common.max_headers_count.as_ref().map_or(HEADERS_COUNT, |count| count.value),
-        stream_idle: timeout("stream_idle_timeout", config.stream_idle_timeout.as_ref(), Some(STREAM_IDLE))?,
+        headers_count: common
+            .max_headers_count
+            .as_ref()
+            .map_or(HEADERS_COUNT, |count| count.value),
+        stream_idle: timeout(
+            "stream_idle_timeout",
+            config.stream_idle_timeout.as_ref(),
+            Some(STREAM_IDLE),
+        )?,
         request: timeout("request_timeout", config.request_timeout.as_ref(), None)?,
-        head: timeout("request_headers_timeout", config.request_headers_timeout.as_ref(), Some(HEAD_TIMEOUT))?,
-        connection_idle: timeout("idle_timeout", common.idle_timeout.as_ref(), Some(CONNECTION_IDLE))?,
-        connection_duration: timeout("max_connection_duration", common.max_connection_duration.as_ref(), None)?,
-        stream_duration: timeout("max_stream_duration", common.max_stream_duration.as_ref(), None)?,
-        requests_per_connection: common.max_requests_per_connection.as_ref().map_or(0, |max| u64::from(max.value)),
-        concurrent_streams: http2.max_concurrent_streams.as_ref().map_or(STREAMS, |max| max.value),
-        stream_window: http2.initial_stream_window_size.as_ref().map_or(WINDOW, |size| size.value),
+        head: timeout(
+            "request_headers_timeout",
+            config.request_headers_timeout.as_ref(),
+            Some(HEAD_TIMEOUT),
+        )?,
+        connection_idle: timeout(
+            "idle_timeout",
+            common.idle_timeout.as_ref(),
+            Some(CONNECTION_IDLE),
+        )?,
+        connection_duration: timeout(
+            "max_connection_duration",
+            common.max_connection_duration.as_ref(),
+            None,
+        )?,
+        stream_duration: timeout(
+            "max_stream_duration",
+            common.max_stream_duration.as_ref(),
+            None,
+        )?,
+        requests_per_connection: common
+            .max_requests_per_connection
+            .as_ref()
+            .map_or(0, |max| u64::from(max.value)),
+        concurrent_streams: http2
+            .max_concurrent_streams
+            .as_ref()
+            .map_or(STREAMS, |max| max.value),
+        stream_window: http2
+            .initial_stream_window_size
+            .as_ref()
+            .map_or(WINDOW, |size| size.value),
         connection_window: http2
             .initial_connection_window_size
             .as_ref()
@@ -380,12 +456,24 @@ impl Cidr {
     /// # Errors
     /// When the address or length is not valid.
     pub fn compile(range: &CidrRange) -> Result<Cidr, ConfigError> {
-        let broken = || invalid("address_prefix", format!("{:?} is not an address range", range.address_prefix));
+        let broken = || {
+            invalid(
+                "address_prefix",
+                format!("{:?} is not an address range", range.address_prefix),
+            )
+        };
         let address: IpAddr = range.address_prefix.parse().map_err(|_| broken())?;
         let (network, width) = as_bits(address);
         let bits = range.prefix_len.as_ref().map_or(0, |length| length.value);
-        let bits = u8::try_from(bits).ok().filter(|bits| *bits <= width).ok_or_else(broken)?;
-        Ok(Cidr { network: network & mask(bits, width), bits, v4: width == 32 })
+        let bits = u8::try_from(bits)
+            .ok()
+            .filter(|bits| *bits <= width)
+            .ok_or_else(broken)?;
+        Ok(Cidr {
+            network: network & mask(bits, width),
+            bits,
+            v4: width == 32,
+        })
     }
 
     /// Whether the address lies in the range.
@@ -411,7 +499,11 @@ fn as_bits(address: IpAddr) -> (u128, u8) {
 }
 
 fn mask(bits: u8, width: u8) -> u128 {
-    let ones = if width == 128 { u128::MAX } else { (1 << width) - 1 };
+    let ones = if width == 128 {
+        u128::MAX
+    } else {
+        (1 << width) - 1
+    };
     match width - bits {
         128 => 0,
         rest => ones >> rest << rest & ones,
@@ -427,7 +519,9 @@ mod cidr_tests {
         let range = |prefix: &str, length: u32| {
             Cidr::compile(&CidrRange {
                 address_prefix: prefix.to_owned(),
-                prefix_len: Some(lateen_protocols::envoy::google::protobuf::UInt32Value { value: length }),
+                prefix_len: Some(lateen_protocols::envoy::google::protobuf::UInt32Value {
+                    value: length,
+                }),
             })
         };
         for (prefix, length, address, want) in [
@@ -441,7 +535,11 @@ mod cidr_tests {
             ("10.0.0.0", 8, "::ffff:10.0.0.1", true),
         ] {
             let range = range(prefix, length).unwrap();
-            assert_eq!(range.contains(address.parse().unwrap()), want, "{prefix}/{length} {address}");
+            assert_eq!(
+                range.contains(address.parse().unwrap()),
+                want,
+                "{prefix}/{length} {address}"
+            );
         }
         assert!(range("10.0.0.0", 33).is_err() && range("x", 1).is_err());
     }

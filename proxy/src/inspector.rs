@@ -167,7 +167,9 @@ fn client_hello(read: &[u8], sniffed: &mut Sniffed) -> Verdict {
         Ok(Some(accepted)) => {
             let hello = accepted.client_hello();
             sniffed.tls = true;
-            sniffed.server_name = hello.server_name().map(|name| name.to_ascii_lowercase().into());
+            sniffed.server_name = hello
+                .server_name()
+                .map(|name| name.to_ascii_lowercase().into());
             sniffed.protocols = hello
                 .alpn()
                 .map(|protocols| protocols.map(<[u8]>::to_vec).collect())
@@ -231,7 +233,11 @@ fn proxy_header(read: &[u8]) -> Header {
 fn proxy_v1(read: &[u8]) -> Header {
     const LONGEST_V1: usize = 107;
     let Some(end) = read.windows(2).take(LONGEST_V1).position(|w| w == b"\r\n") else {
-        return if read.len() > LONGEST_V1 { Header::Broken } else { Header::Incomplete };
+        return if read.len() > LONGEST_V1 {
+            Header::Broken
+        } else {
+            Header::Incomplete
+        };
     };
     let Ok(line) = std::str::from_utf8(&read[..end]) else {
         return Header::Broken;
@@ -239,12 +245,27 @@ fn proxy_v1(read: &[u8]) -> Header {
     let parts: Vec<&str> = line.split(' ').collect();
     match parts.as_slice() {
         ["PROXY", "UNKNOWN", ..] => Header::Found(end + 2, None),
-        ["PROXY", "TCP4" | "TCP6", source, destination, source_port, destination_port] => {
+        [
+            "PROXY",
+            "TCP4" | "TCP6",
+            source,
+            destination,
+            source_port,
+            destination_port,
+        ] => {
             let address = |ip: &str, port: &str| -> Option<SocketAddr> {
-                Some(SocketAddr::new(ip.parse::<IpAddr>().ok()?, port.parse().ok()?))
+                Some(SocketAddr::new(
+                    ip.parse::<IpAddr>().ok()?,
+                    port.parse().ok()?,
+                ))
             };
-            match (address(source, source_port), address(destination, destination_port)) {
-                (Some(source), Some(destination)) => Header::Found(end + 2, Some((source, destination))),
+            match (
+                address(source, source_port),
+                address(destination, destination_port),
+            ) {
+                (Some(source), Some(destination)) => {
+                    Header::Found(end + 2, Some((source, destination)))
+                }
                 _ => Header::Broken,
             }
         }
@@ -259,7 +280,11 @@ fn proxy_v2(read: &[u8]) -> Header {
     };
     let length = FIXED + usize::from(u16::from_be_bytes([fixed[14], fixed[15]]));
     let Some(body) = read.get(FIXED..length) else {
-        return if length > LONGEST { Header::Broken } else { Header::Incomplete };
+        return if length > LONGEST {
+            Header::Broken
+        } else {
+            Header::Incomplete
+        };
     };
     let port = |at: usize| Some(u16::from_be_bytes([*body.get(at)?, *body.get(at + 1)?]));
     let v4 = |at: usize| -> Option<IpAddr> {
@@ -278,8 +303,12 @@ fn proxy_v2(read: &[u8]) -> Header {
     };
     match (fixed[12], fixed[13] >> 4) {
         (0x20, _) => Header::Found(length, None),
-        (0x21, 1) => pair(v4(0), v4(4), 8).map_or(Header::Broken, |pair| Header::Found(length, Some(pair))),
-        (0x21, 2) => pair(v6(0), v6(16), 32).map_or(Header::Broken, |pair| Header::Found(length, Some(pair))),
+        (0x21, 1) => {
+            pair(v4(0), v4(4), 8).map_or(Header::Broken, |pair| Header::Found(length, Some(pair)))
+        }
+        (0x21, 2) => {
+            pair(v6(0), v6(16), 32).map_or(Header::Broken, |pair| Header::Found(length, Some(pair)))
+        }
         (0x21, _) => Header::Found(length, None),
         _ => Header::Broken,
     }
@@ -294,7 +323,10 @@ mod tests {
     #[test]
     fn proxy_headers() {
         let pair = Some(("1.2.3.4:5".parse().unwrap(), "6.7.8.9:10".parse().unwrap()));
-        assert_eq!(proxy_header(b"PROXY TCP4 1.2.3.4 6.7.8.9 5 10\r\nGET"), Header::Found(33, pair));
+        assert_eq!(
+            proxy_header(b"PROXY TCP4 1.2.3.4 6.7.8.9 5 10\r\nGET"),
+            Header::Found(33, pair)
+        );
         assert_eq!(proxy_header(b"PROXY TCP4 1.2.3.4"), Header::Incomplete);
         assert_eq!(proxy_header(b"PROXY TCP4 x y 5 10\r\n"), Header::Broken);
         assert_eq!(proxy_header(b"GET / HTTP/1.1"), Header::Absent);
@@ -307,8 +339,14 @@ mod tests {
     #[test]
     fn http_versions() {
         assert_eq!(http_version(b"PRI * HTTP/2.0\r\n"), Some(Some(&b"h2c"[..])));
-        assert_eq!(http_version(b"GET / HTTP/1.1\r\n"), Some(Some(&b"http/1.1"[..])));
-        assert_eq!(http_version(b"GET / HTTP/1.0\r\n"), Some(Some(&b"http/1.0"[..])));
+        assert_eq!(
+            http_version(b"GET / HTTP/1.1\r\n"),
+            Some(Some(&b"http/1.1"[..]))
+        );
+        assert_eq!(
+            http_version(b"GET / HTTP/1.0\r\n"),
+            Some(Some(&b"http/1.0"[..]))
+        );
         assert_eq!(http_version(b"GE"), None);
         assert_eq!(http_version(b"\x01\x02"), Some(None));
     }

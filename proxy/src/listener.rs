@@ -115,7 +115,10 @@ impl Listener {
     ///
     /// # Errors
     /// When something is invalid, or not supported and would change what happens.
-    pub fn compile(config: &proto::Listener, shared: &Arc<Shared>) -> Result<Arc<Listener>, ConfigError> {
+    pub fn compile(
+        config: &proto::Listener,
+        shared: &Arc<Shared>,
+    ) -> Result<Arc<Listener>, ConfigError> {
         compile(config, shared)
             .map(Arc::new)
             .map_err(|error| error.within(format_args!("listener {}", config.name)))
@@ -139,7 +142,8 @@ impl Listener {
 
     /// Serves an accepted connection to its end.
     pub(crate) async fn serve(self: Arc<Self>, mut socket: TcpStream, accepted: Instant) {
-        let (Ok(direct_remote), Ok(socket_local)) = (socket.peer_addr(), socket.local_addr()) else {
+        let (Ok(direct_remote), Ok(socket_local)) = (socket.peer_addr(), socket.local_addr())
+        else {
             return; // the peer has left already
         };
         drop(socket.set_nodelay(true));
@@ -147,7 +151,11 @@ impl Listener {
         let mut read = BytesMut::new();
         let mut sniffed = Sniffed::default();
         if self.inspectors.any() {
-            match self.inspectors.inspect(&mut socket, &mut read, self.inspect_limit).await {
+            match self
+                .inspectors
+                .inspect(&mut socket, &mut read, self.inspect_limit)
+                .await
+            {
                 Ok((found, false)) => sniffed = found,
                 Ok((found, true)) => {
                     self.stats.pre_timeout.inc();
@@ -163,7 +171,11 @@ impl Listener {
                 }
             }
         }
-        let original = if self.original_dst { original_destination(&socket) } else { None };
+        let original = if self.original_dst {
+            original_destination(&socket)
+        } else {
+            None
+        };
         let (remote, local) = match (sniffed.proxied, original) {
             (Some((source, destination)), _) => (source, destination),
             (None, Some(original)) => (direct_remote, original),
@@ -185,34 +197,40 @@ impl Listener {
         };
         let Some(chain) = self.chains.find(&candidate) else {
             self.stats.no_filter_chain.inc();
-            self.refuse(connection, ResponseFlags::NO_ROUTE_FOUND, "filter_chain_not_found");
+            self.refuse(
+                connection,
+                ResponseFlags::NO_ROUTE_FOUND,
+                "filter_chain_not_found",
+            );
             return;
         };
         let stream = Rewind::new(read.freeze(), socket);
         match &chain.tls {
             None => self.run(&chain, stream, connection).await,
-            Some(tls) => {
-                match timeout(chain.handshake, tls.accept(stream)).await {
-                    Ok(Ok((stream, info))) => {
-                        self.stats.handshake.inc();
-                        let mut connection = connection;
-                        connection.requested_server_name = connection
-                            .requested_server_name
-                            .or_else(|| stream.get_ref().1.server_name().map(Arc::from));
-                        connection.tls = Some(info);
-                        self.run(&chain, stream, connection).await;
-                    }
-                    Ok(Err(error)) => {
-                        self.stats.handshake_error.inc();
-                        tracing::debug!(%error, listener = %self.name, %remote, "TLS handshake failed");
-                        self.refuse(connection, ResponseFlags::default(), "");
-                    }
-                    Err(_) => {
-                        self.stats.handshake_timeout.inc();
-                        self.refuse(connection, ResponseFlags::default(), "transport_socket_timeout");
-                    }
+            Some(tls) => match timeout(chain.handshake, tls.accept(stream)).await {
+                Ok(Ok((stream, info))) => {
+                    self.stats.handshake.inc();
+                    let mut connection = connection;
+                    connection.requested_server_name = connection
+                        .requested_server_name
+                        .or_else(|| stream.get_ref().1.server_name().map(Arc::from));
+                    connection.tls = Some(info);
+                    self.run(&chain, stream, connection).await;
                 }
-            }
+                Ok(Err(error)) => {
+                    self.stats.handshake_error.inc();
+                    tracing::debug!(%error, listener = %self.name, %remote, "TLS handshake failed");
+                    self.refuse(connection, ResponseFlags::default(), "");
+                }
+                Err(_) => {
+                    self.stats.handshake_timeout.inc();
+                    self.refuse(
+                        connection,
+                        ResponseFlags::default(),
+                        "transport_socket_timeout",
+                    );
+                }
+            },
         }
     }
 
@@ -231,7 +249,14 @@ impl Listener {
                     info: Rc::new(RefCell::new(StreamInfo::new(connection, None))),
                     logs,
                 };
-                // Dropped when the process stops: the record is written then, too.
+                // Reports until it is dropped, which is before the record is.
+                let _report = match &chain.mixer {
+                    None => None,
+                    Some(mixer) => match mixer.open(&self.shared, &record.info).await {
+                        Some(report) => Some(report),
+                        None => return,
+                    },
+                };
                 proxy.serve(&self.shared, stream, &record.info).await;
             }
         }
@@ -311,13 +336,22 @@ fn original_destination(socket: &TcpStream) -> Option<SocketAddr> {
 
 fn compile(config: &proto::Listener, shared: &Arc<Shared>) -> Result<Listener, ConfigError> {
     let unsupported = [
-        ("filter_chain_matcher", config.filter_chain_matcher.is_some()),
+        (
+            "filter_chain_matcher",
+            config.filter_chain_matcher.is_some(),
+        ),
         ("fcds_config", config.fcds_config.is_some()),
         ("udp_listener_config", config.udp_listener_config.is_some()),
         ("api_listener", config.api_listener.is_some()),
         ("listener_specifier", config.listener_specifier.is_some()),
-        ("use_original_dst", config.use_original_dst.as_ref().is_some_and(|on| on.value)),
-        ("transparent", config.transparent.as_ref().is_some_and(|on| on.value)),
+        (
+            "use_original_dst",
+            config.use_original_dst.as_ref().is_some_and(|on| on.value),
+        ),
+        (
+            "transparent",
+            config.transparent.as_ref().is_some_and(|on| on.value),
+        ),
         ("socket_options", !config.socket_options.is_empty()),
     ];
     if let Some((field, _)) = unsupported.iter().find(|(_, present)| *present) {
@@ -335,7 +369,10 @@ fn compile(config: &proto::Listener, shared: &Arc<Shared>) -> Result<Listener, C
         "" => format!("listener.{}.", address.to_string().replace(':', "_")),
         prefix => format!("listener.{prefix}."),
     };
-    let deprecated = config.deprecated_v1.as_ref().and_then(|v1| v1.bind_to_port.as_ref());
+    let deprecated = config
+        .deprecated_v1
+        .as_ref()
+        .and_then(|v1| v1.bind_to_port.as_ref());
     Ok(Listener {
         name: match config.name.as_str() {
             "" => address.to_string().into(),
@@ -343,8 +380,15 @@ fn compile(config: &proto::Listener, shared: &Arc<Shared>) -> Result<Listener, C
         },
         address,
         additional,
-        bind_to_port: config.bind_to_port.as_ref().or(deprecated).is_none_or(|bind| bind.value),
-        backlog: config.tcp_backlog_size.as_ref().map_or(1024, |size| size.value),
+        bind_to_port: config
+            .bind_to_port
+            .as_ref()
+            .or(deprecated)
+            .is_none_or(|bind| bind.value),
+        backlog: config
+            .tcp_backlog_size
+            .as_ref()
+            .map_or(1024, |size| size.value),
         shared: shared.clone(),
         drain: Drain::new(shared.drain.time()),
         chains,
@@ -365,11 +409,14 @@ fn listener_filters(config: &proto::Listener) -> Result<(Inspectors, bool), Conf
     let mut inspectors = Inspectors::default();
     let mut original_dst = false;
     for filter in &config.listener_filters {
-        let within = |error: ConfigError| error.within(format_args!("listener filter {}", filter.name));
+        let within =
+            |error: ConfigError| error.within(format_args!("listener filter {}", filter.name));
         if filter.filter_disabled.is_some() {
             return Err(within(invalid("filter_disabled", "not supported")));
         }
-        let Some(proto::listener_filter::ConfigType::TypedConfig(any)) = filter.config_type.as_ref() else {
+        let Some(proto::listener_filter::ConfigType::TypedConfig(any)) =
+            filter.config_type.as_ref()
+        else {
             return Err(within(invalid("typed_config", "absent")));
         };
         if unpack::<TlsInspector>(any).map_err(within)?.is_some() {
@@ -381,7 +428,10 @@ fn listener_filters(config: &proto::Listener) -> Result<(Inspectors, bool), Conf
         } else if let Some(proxy) = unpack::<ProxyProtocol>(any).map_err(within)? {
             inspectors.proxy_protocol = Some(proxy.allow_requests_without_proxy_protocol);
         } else {
-            return Err(within(invalid(any.type_url.clone(), "this listener filter is not supported")));
+            return Err(within(invalid(
+                any.type_url.clone(),
+                "this listener filter is not supported",
+            )));
         }
     }
     Ok((inspectors, original_dst))
@@ -397,7 +447,8 @@ fn socket_address(address: Option<&Address>) -> Result<SocketAddr, ConfigError> 
                 .map_err(|_| invalid(path, format!("malformed IP address: {}", socket.address)))?;
             match socket.port_specifier.as_ref() {
                 Some(PortSpecifier::PortValue(port)) => {
-                    let port = u16::try_from(*port).map_err(|_| invalid(path, format!("{port} is not a port")))?;
+                    let port = u16::try_from(*port)
+                        .map_err(|_| invalid(path, format!("{port} is not a port")))?;
                     Ok(SocketAddr::new(ip, port))
                 }
                 Some(PortSpecifier::NamedPort(_)) | None => Err(invalid(path, "no port_value")),
@@ -407,4 +458,3 @@ fn socket_address(address: Option<&Address>) -> Result<SocketAddr, ConfigError> 
         None => Err(invalid(path, "absent")),
     }
 }
-

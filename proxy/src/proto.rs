@@ -26,7 +26,10 @@ pub fn invalid(path: impl Into<String>, reason: impl Into<String>) -> ConfigErro
 /// # Errors
 /// When it is negative or out of range.
 pub fn duration(path: &str, duration: &pb::Duration) -> Result<Duration, ConfigError> {
-    match (u64::try_from(duration.seconds), u32::try_from(duration.nanos)) {
+    match (
+        u64::try_from(duration.seconds),
+        u32::try_from(duration.nanos),
+    ) {
         (Ok(seconds), Ok(nanos)) if nanos < 1_000_000_000 => Ok(Duration::new(seconds, nanos)),
         _ => Err(invalid(path, "the duration is negative or out of range")),
     }

@@ -194,7 +194,10 @@ mod tests {
         assert_eq!(head.status, 200);
         let get = |name: Known| head.headers.known(name).cloned();
         assert_eq!(get(Known::GrpcStatus), Some("14".into()));
-        assert_eq!(get(Known::GrpcMessage), Some("upstream request timeout".into()));
+        assert_eq!(
+            get(Known::GrpcMessage),
+            Some("upstream request timeout".into())
+        );
         assert!(body.is_end_stream());
     }
 
@@ -213,6 +216,9 @@ mod tests {
 
     #[test]
     fn grpc_messages_are_percent_encoded() {
-        assert_eq!(percent_encode_grpc_message("a%b\né".as_bytes()), "a%25b%0A%C3%A9");
+        assert_eq!(
+            percent_encode_grpc_message("a%b\né".as_bytes()),
+            "a%25b%0A%C3%A9"
+        );
     }
 }

@@ -83,7 +83,9 @@ impl RouteSlots {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Arc<str>, std::sync::Weak<RouteSlot>>> {
-        self.slots.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.slots
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -288,7 +290,9 @@ impl RouteTable {
         tls: Option<&crate::info::TlsInfo>,
         internal: bool,
     ) -> Result<Selected, Unmatched> {
-        let vhost = self.virtual_host(&head.authority).ok_or(Unmatched::NotFound)?;
+        let vhost = self
+            .virtual_host(&head.authority)
+            .ok_or(Unmatched::NotFound)?;
         let host = &self.vhosts[vhost];
         let needs_tls = match host.require_tls {
             TlsRequirementType::None => false,
@@ -324,7 +328,11 @@ impl RouteTable {
         if self.exact.is_empty() && self.suffixes.is_empty() && self.prefixes.is_empty() {
             return self.any;
         }
-        let authority = if self.ignore_port { without_port(authority) } else { authority };
+        let authority = if self.ignore_port {
+            without_port(authority)
+        } else {
+            authority
+        };
         let lower;
         let host = if authority.iter().any(u8::is_ascii_uppercase) {
             lower = authority.to_ascii_lowercase();
@@ -342,7 +350,9 @@ impl RouteTable {
         });
         let found = suffix.or_else(|| {
             self.prefixes.iter().find_map(|(length, hosts)| {
-                hosts.get(host.get(..*length).filter(|_| host.len() > *length)?).copied()
+                hosts
+                    .get(host.get(..*length).filter(|_| host.len() > *length)?)
+                    .copied()
             })
         });
         found.or(self.any)
@@ -355,7 +365,11 @@ pub fn without_port(authority: &[u8]) -> &[u8] {
         // In `[::1]` the last colon is no port's.
         Some(colon) if authority[colon + 1..].iter().all(u8::is_ascii_digit) => {
             let host = &authority[..colon];
-            if host.contains(&b':') && !host.ends_with(b"]") { authority } else { host }
+            if host.contains(&b':') && !host.ends_with(b"]") {
+                authority
+            } else {
+                host
+            }
         }
         _ => authority,
     }
@@ -399,7 +413,10 @@ impl Selected {
             Some(index) => route.weighted_filters.get(index).unwrap_or(&route.filters),
             None => &route.filters,
         };
-        configs.iter().find(|(name, _)| **name == *filter).map(|(_, config)| config)
+        configs
+            .iter()
+            .find(|(name, _)| **name == *filter)
+            .map(|(_, config)| config)
     }
 
     /// The chosen weighted cluster.
@@ -430,7 +447,10 @@ impl Selected {
                     WeightedName::Name(name) => name.clone(),
                     WeightedName::Header(name) => by_header(name)?,
                 };
-                (cluster, merged_subset(policy.subset.as_ref(), weighted.subset.as_ref()))
+                (
+                    cluster,
+                    merged_subset(policy.subset.as_ref(), weighted.subset.as_ref()),
+                )
             }
             (ClusterSpec::Weighted(_), None) => return None,
         };
@@ -478,9 +498,14 @@ impl Selected {
         let Action::Forward { policy, rewrite } = &self.route().action else {
             return;
         };
-        let host = match (self.weighted().and_then(|w| w.host_rewrite.as_ref()), &policy.host_rewrite) {
+        let host = match (
+            self.weighted().and_then(|w| w.host_rewrite.as_ref()),
+            &policy.host_rewrite,
+        ) {
             (Some(host), _) | (None, HostRewrite::Literal(host)) => Some(host.clone()),
-            (None, HostRewrite::Header(name)) => head.headers.get(name).filter(|v| !v.is_empty()).cloned(),
+            (None, HostRewrite::Header(name)) => {
+                head.headers.get(name).filter(|v| !v.is_empty()).cloned()
+            }
             (None, HostRewrite::PathRegex(rewrite)) => {
                 Some(rewrite.apply(head.path_only()).into_owned().into())
             }
@@ -515,12 +540,19 @@ pub fn append_forwarded_host(headers: &mut Headers, host: &Bytes) {
     headers.set(Known::XForwardedHost, value);
 }
 
-fn merged_subset(route: Option<&SubsetMatch>, cluster: Option<&SubsetMatch>) -> Option<SubsetMatch> {
+fn merged_subset(
+    route: Option<&SubsetMatch>,
+    cluster: Option<&SubsetMatch>,
+) -> Option<SubsetMatch> {
     match (route, cluster) {
         (None, one) | (one, None) => one.cloned(),
         (Some(route), Some(cluster)) => {
             let mut all = route.as_ref().clone();
-            all.extend(cluster.iter().map(|(key, value)| (key.clone(), value.clone())));
+            all.extend(
+                cluster
+                    .iter()
+                    .map(|(key, value)| (key.clone(), value.clone())),
+            );
             Some(Arc::new(all))
         }
     }
@@ -531,10 +563,20 @@ impl Conditions {
         self.path.matches(head, path, self.fold)
             && (!self.grpc || head.is_grpc())
             && self.headers.iter().all(|header| header.matches(head))
-            && self.query.iter().all(|parameter| parameter.matches(head.query()))
-            && self.cookies.iter().all(|cookie| cookie.matches(&head.headers))
-            && self.tls_presented.is_none_or(|want| tls.is_some_and(crate::info::TlsInfo::is_mutual) == want)
-            && self.tls_validated.is_none_or(|want| tls.is_some_and(crate::info::TlsInfo::is_mutual) == want)
+            && self
+                .query
+                .iter()
+                .all(|parameter| parameter.matches(head.query()))
+            && self
+                .cookies
+                .iter()
+                .all(|cookie| cookie.matches(&head.headers))
+            && self
+                .tls_presented
+                .is_none_or(|want| tls.is_some_and(crate::info::TlsInfo::is_mutual) == want)
+            && self
+                .tls_validated
+                .is_none_or(|want| tls.is_some_and(crate::info::TlsInfo::is_mutual) == want)
             && self.chance.hits()
     }
 }
@@ -542,7 +584,11 @@ impl Conditions {
 impl PathMatch {
     fn matches(&self, head: &RequestHead, path: &[u8], fold: bool) -> bool {
         let same = |want: &[u8], text: &[u8]| {
-            if fold { want.eq_ignore_ascii_case(text) } else { want == text }
+            if fold {
+                want.eq_ignore_ascii_case(text)
+            } else {
+                want == text
+            }
         };
         match self {
             PathMatch::Prefix(prefix) => path.get(..prefix.len()).is_some_and(|p| same(prefix, p)),
@@ -600,7 +646,11 @@ impl Redirect {
         if let Some(port) = self.port {
             location.extend_from_slice(format!(":{port}").as_bytes());
         }
-        let query_of = |path: &Bytes| path.iter().position(|b| *b == b'?').map(|at| path.slice(at..));
+        let query_of = |path: &Bytes| {
+            path.iter()
+                .position(|b| *b == b'?')
+                .map(|at| path.slice(at..))
+        };
         match &self.path {
             RedirectPath::Whole(path) => {
                 location.extend_from_slice(path);
@@ -612,7 +662,9 @@ impl Redirect {
                 }
             }
             RedirectPath::Rewrite(rewrite) => {
-                let path = rewrite.apply(&route.conditions, head).unwrap_or_else(|| head.path.clone());
+                let path = rewrite
+                    .apply(&route.conditions, head)
+                    .unwrap_or_else(|| head.path.clone());
                 let end = match (self.strip_query, path.iter().position(|b| *b == b'?')) {
                     (true, Some(query)) => query,
                     _ => path.len(),
@@ -628,17 +680,30 @@ impl Redirect {
         let host = without_port(&head.authority);
         let port = &head.authority[host.len()..];
         let old_default = scheme != head.scheme.as_ref()
-            && matches!((head.scheme.as_ref(), port), (b"https", b":443") | (b"http", b":80"));
-        if self.port.is_some() || old_default { host } else { &head.authority }
+            && matches!(
+                (head.scheme.as_ref(), port),
+                (b"https", b":443") | (b"http", b":80")
+            );
+        if self.port.is_some() || old_default {
+            host
+        } else {
+            &head.authority
+        }
     }
 }
 
 fn compile(config: &proto::RouteConfiguration, shared: &Shared) -> Result<RouteTable, ConfigError> {
     let unsupported = [
         ("vhds", config.vhds.is_some()),
-        ("cluster_specifier_plugins", !config.cluster_specifier_plugins.is_empty()),
+        (
+            "cluster_specifier_plugins",
+            !config.cluster_specifier_plugins.is_empty(),
+        ),
         ("vhost_header", !config.vhost_header.is_empty()),
-        ("request_mirror_policies", !config.request_mirror_policies.is_empty()),
+        (
+            "request_mirror_policies",
+            !config.request_mirror_policies.is_empty(),
+        ),
         ("route_specifiers", !config.route_specifiers.is_empty()),
         (
             "ignore_path_parameters_in_path_matching",
@@ -681,8 +746,12 @@ fn compile(config: &proto::RouteConfiguration, shared: &Shared) -> Result<RouteT
             table.add_domain(domain, index).map_err(within)?;
         }
     }
-    table.suffixes.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
-    table.prefixes.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
+    table
+        .suffixes
+        .sort_by_key(|(length, _)| std::cmp::Reverse(*length));
+    table
+        .prefixes
+        .sort_by_key(|(length, _)| std::cmp::Reverse(*length));
     Ok(table)
 }
 
@@ -692,13 +761,18 @@ impl RouteTable {
         let twice = || {
             invalid(
                 "domains",
-                format!("Only unique values for domains are permitted. Duplicate entry of domain {domain}"),
+                format!(
+                    "Only unique values for domains are permitted. Duplicate entry of domain {domain}"
+                ),
             )
         };
         let (list, fixed) = if lower == "*" {
             return match self.any.replace(vhost) {
                 None => Ok(()),
-                Some(_) => Err(invalid("domains", "Only a single wildcard domain is permitted")),
+                Some(_) => Err(invalid(
+                    "domains",
+                    "Only a single wildcard domain is permitted",
+                )),
             };
         } else if let Some(suffix) = lower.strip_prefix('*') {
             (&mut self.suffixes, suffix)
@@ -779,8 +853,13 @@ fn route(
     if !route.route_specifiers.is_empty() {
         return Err(invalid("route_specifiers", "not supported"));
     }
-    let conditions = conditions(route.r#match.as_ref().ok_or_else(|| invalid("match", "absent"))?)
-        .map_err(|error| error.within("match"))?;
+    let conditions = conditions(
+        route
+            .r#match
+            .as_ref()
+            .ok_or_else(|| invalid("match", "absent"))?,
+    )
+    .map_err(|error| error.within("match"))?;
     let mut filters = filter_configs(base, &route.typed_per_filter_config, shared)?;
     let mut weighted_filters = Vec::new();
     let action = match route.action.as_ref() {
@@ -799,12 +878,20 @@ fn route(
                     )?);
                 }
             }
-            let rewrite = match (action.prefix_rewrite.as_str(), action.regex_rewrite.as_ref()) {
+            let rewrite = match (
+                action.prefix_rewrite.as_str(),
+                action.regex_rewrite.as_ref(),
+            ) {
                 ("", None) => PathRewrite::Keep,
-                ("", Some(regex)) => PathRewrite::Regex(RegexRewrite::compile("regex_rewrite", regex)?),
+                ("", Some(regex)) => {
+                    PathRewrite::Regex(RegexRewrite::compile("regex_rewrite", regex)?)
+                }
                 (prefix, None) => PathRewrite::Prefix(prefix.to_owned().into()),
                 (_, Some(_)) => {
-                    return Err(invalid("regex_rewrite", "given together with prefix_rewrite"));
+                    return Err(invalid(
+                        "regex_rewrite",
+                        "given together with prefix_rewrite",
+                    ));
                 }
             };
             Action::Forward {
@@ -812,16 +899,22 @@ fn route(
                 rewrite,
             }
         }
-        Some(proto::route::Action::Redirect(redirect)) => Action::Redirect(compile_redirect(redirect)?),
+        Some(proto::route::Action::Redirect(redirect)) => {
+            Action::Redirect(compile_redirect(redirect)?)
+        }
         Some(proto::route::Action::DirectResponse(direct)) => direct_response(direct, config)?,
         Some(proto::route::Action::NonForwardingAction(_)) => {
             return Err(invalid("non_forwarding_action", "not supported"));
         }
-        Some(proto::route::Action::FilterAction(_)) => return Err(invalid("filter_action", "not supported")),
+        Some(proto::route::Action::FilterAction(_)) => {
+            return Err(invalid("filter_action", "not supported"));
+        }
         None => return Err(invalid("action", "absent")),
     };
     Ok(Route {
-        name: Some(route.name.as_str()).filter(|name| !name.is_empty()).map(Arc::from),
+        name: Some(route.name.as_str())
+            .filter(|name| !name.is_empty())
+            .map(Arc::from),
         action,
         decorator: route
             .decorator
@@ -857,8 +950,12 @@ fn conditions(rules: &proto::RouteMatch) -> Result<Conditions, ConfigError> {
     let path = match rules.path_specifier.as_ref() {
         Some(PathSpecifier::Prefix(prefix)) => PathMatch::Prefix(prefix.clone().into()),
         Some(PathSpecifier::Path(path)) => PathMatch::Exact(path.clone().into()),
-        Some(PathSpecifier::SafeRegex(regex)) => PathMatch::Regex(whole_regex("safe_regex", regex)?),
-        Some(PathSpecifier::PathSeparatedPrefix(prefix)) => PathMatch::Separated(prefix.clone().into()),
+        Some(PathSpecifier::SafeRegex(regex)) => {
+            PathMatch::Regex(whole_regex("safe_regex", regex)?)
+        }
+        Some(PathSpecifier::PathSeparatedPrefix(prefix)) => {
+            PathMatch::Separated(prefix.clone().into())
+        }
         Some(PathSpecifier::ConnectMatcher(_)) => PathMatch::Connect,
         Some(PathSpecifier::PathMatchPolicy(_)) => {
             return Err(invalid("path_match_policy", "not supported"));
@@ -868,11 +965,26 @@ fn conditions(rules: &proto::RouteMatch) -> Result<Conditions, ConfigError> {
     let tls = rules.tls_context.as_ref();
     Ok(Conditions {
         path,
-        fold: rules.case_sensitive.as_ref().is_some_and(|sensitive| !sensitive.value),
+        fold: rules
+            .case_sensitive
+            .as_ref()
+            .is_some_and(|sensitive| !sensitive.value),
         chance: Chance::of_runtime(rules.runtime_fraction.as_ref(), Chance::ALWAYS),
-        headers: rules.headers.iter().map(HeaderMatch::compile).collect::<Result<_, _>>()?,
-        query: rules.query_parameters.iter().map(QueryMatch::compile).collect::<Result<_, _>>()?,
-        cookies: rules.cookies.iter().map(CookieMatch::compile).collect::<Result<_, _>>()?,
+        headers: rules
+            .headers
+            .iter()
+            .map(HeaderMatch::compile)
+            .collect::<Result<_, _>>()?,
+        query: rules
+            .query_parameters
+            .iter()
+            .map(QueryMatch::compile)
+            .collect::<Result<_, _>>()?,
+        cookies: rules
+            .cookies
+            .iter()
+            .map(CookieMatch::compile)
+            .collect::<Result<_, _>>()?,
         grpc: rules.grpc.is_some(),
         tls_presented: tls.and_then(|tls| tls.presented.as_ref()).map(|v| v.value),
         tls_validated: tls.and_then(|tls| tls.validated.as_ref()).map(|v| v.value),
@@ -890,10 +1002,12 @@ fn compile_redirect(redirect: &proto::RedirectAction) -> Result<Redirect, Config
         Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => {
             RedirectPath::Rewrite(PathRewrite::Prefix(prefix.clone().into()))
         }
-        Some(PathRewriteSpecifier::RegexRewrite(regex)) => {
-            RedirectPath::Rewrite(PathRewrite::Regex(RegexRewrite::compile("regex_rewrite", regex)?))
+        Some(PathRewriteSpecifier::RegexRewrite(regex)) => RedirectPath::Rewrite(
+            PathRewrite::Regex(RegexRewrite::compile("regex_rewrite", regex)?),
+        ),
+        Some(PathRewriteSpecifier::PathRewrite(_)) => {
+            return Err(invalid("path_rewrite", "not supported"));
         }
-        Some(PathRewriteSpecifier::PathRewrite(_)) => return Err(invalid("path_rewrite", "not supported")),
     };
     let port = match redirect.port_redirect {
         0 => None,
@@ -931,7 +1045,12 @@ fn direct_response(
         .ok()
         .filter(|status| (200..600).contains(status))
         .ok_or_else(|| invalid("status", "not between 200 and 599"))?;
-    let body = direct.body.as_ref().map(data_source).transpose()?.unwrap_or_default();
+    let body = direct
+        .body
+        .as_ref()
+        .map(data_source)
+        .transpose()?
+        .unwrap_or_default();
     let limit = config
         .max_direct_response_body_size_bytes
         .as_ref()
@@ -968,8 +1087,8 @@ fn filter_configs(
 ) -> Result<FilterConfigs, ConfigError> {
     let mut merged = base.to_vec();
     for (name, any) in own {
-        let Some(config) =
-            RouteFilterConfig::compile(any, shared).map_err(|error| error.within(format_args!("filter {name}")))?
+        let Some(config) = RouteFilterConfig::compile(any, shared)
+            .map_err(|error| error.within(format_args!("filter {name}")))?
         else {
             continue;
         };

@@ -43,7 +43,7 @@ struct Active {
     current: Arc<ArcSwap<Listener>>,
     addresses: Vec<SocketAddr>,
     /// Dropped to make all workers stop accepting.
-    accepting: watch::Sender<()>,
+    _accepting: watch::Sender<()>,
 }
 
 /// What the main runtime tells a worker. Unbounded channels: commands are as many as configuration changes.
@@ -67,11 +67,17 @@ impl Workers {
         let mut commands = Vec::new();
         for index in 0..concurrency.max(1) {
             let (sender, receiver) = mpsc::unbounded_channel();
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            threads.push(std::thread::Builder::new().name(format!("wrk:{index}")).spawn(move || {
-                stats::set_worker(index);
-                LocalSet::new().block_on(&runtime, run(receiver));
-            })?);
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            threads.push(
+                std::thread::Builder::new()
+                    .name(format!("wrk:{index}"))
+                    .spawn(move || {
+                        stats::set_worker(index);
+                        LocalSet::new().block_on(&runtime, run(receiver));
+                    })?,
+            );
             commands.push(sender);
         }
         let scope = shared.stats.scope("listener_manager.");
@@ -93,7 +99,9 @@ impl Workers {
     pub fn add_listener(&self, listener: Arc<Listener>) -> Result<(), ConfigError> {
         let mut active = self.lock();
         let wanted: Vec<SocketAddr> = if listener.bind_to_port {
-            std::iter::once(listener.address).chain(listener.additional.iter().copied()).collect()
+            std::iter::once(listener.address)
+                .chain(listener.additional.iter().copied())
+                .collect()
         } else {
             Vec::new()
         };
@@ -110,19 +118,23 @@ impl Workers {
         }
         let mut sockets = Vec::new();
         for address in wanted {
-            let bound = bind_all(address, listener.backlog, self.commands.len()).map_err(|error| {
-                invalid(
-                    format!("listener {}", listener.name),
-                    format!("cannot bind '{address}': {error}"),
-                )
-            })?;
+            let bound =
+                bind_all(address, listener.backlog, self.commands.len()).map_err(|error| {
+                    invalid(
+                        format!("listener {}", listener.name),
+                        format!("cannot bind '{address}': {error}"),
+                    )
+                })?;
             sockets.push(bound);
         }
         let (accepting, receiver) = watch::channel(());
         let current = Arc::new(ArcSwap::new(listener.clone()));
         let mut addresses = Vec::new();
         for per_worker in sockets {
-            if let Some(address) = per_worker.first().and_then(|socket| socket.local_addr().ok()) {
+            if let Some(address) = per_worker
+                .first()
+                .and_then(|socket| socket.local_addr().ok())
+            {
                 addresses.push(address);
             }
             for (worker, socket) in self.commands.iter().zip(per_worker) {
@@ -132,7 +144,10 @@ impl Workers {
                     accepting: receiver.clone(),
                 };
                 if worker.send(command).is_err() {
-                    return Err(invalid(format!("listener {}", listener.name), "the workers have stopped"));
+                    return Err(invalid(
+                        format!("listener {}", listener.name),
+                        "the workers have stopped",
+                    ));
                 }
             }
         }
@@ -141,7 +156,7 @@ impl Workers {
             Active {
                 current,
                 addresses,
-                accepting,
+                _accepting: accepting,
             },
         );
         if let Some(replaced) = replaced {
@@ -175,15 +190,22 @@ impl Workers {
     }
 
     /// The listeners in service, by name.
-    pub fn active(&self) -> Vec<Arc<Listener>> {
-        let mut all: Vec<_> = self.lock().values().map(|active| active.current.load_full()).collect();
+    pub fn listeners(&self) -> Vec<Arc<Listener>> {
+        let mut all: Vec<_> = self
+            .lock()
+            .values()
+            .map(|active| active.current.load_full())
+            .collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
     }
 
     /// Where a listener is bound (port 0 resolved).
     pub fn addresses(&self, name: &str) -> Vec<SocketAddr> {
-        self.lock().get(name).map(|active| active.addresses.clone()).unwrap_or_default()
+        self.lock()
+            .get(name)
+            .map(|active| active.addresses.clone())
+            .unwrap_or_default()
     }
 
     /// Ends the workers: connections that are still open are cut. Waits for the threads and for the
@@ -195,7 +217,8 @@ impl Workers {
             // A worker that has ended needs no telling.
             drop(worker.send(Command::Stop));
         }
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let threads =
+            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in threads {
             if thread.join().is_err() {
                 tracing::error!("a worker panicked");
@@ -204,8 +227,8 @@ impl Workers {
         crate::access_log::flush(LOGS);
     }
 
-    /// Connections that are open on all workers.
-    pub fn connections(&self) -> u64 {
+    /// Number of connections that are open on all workers.
+    pub fn active(&self) -> u64 {
         let mut open = 0;
         self.shared.stats.each(|_, full, instrument| {
             if full.ends_with("downstream_cx_active")
@@ -243,7 +266,11 @@ fn bind_all(address: SocketAddr, backlog: u32, workers: usize) -> io::Result<Vec
 }
 
 fn bind(address: SocketAddr, backlog: u32) -> io::Result<StdListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     if address.is_ipv6() {
@@ -271,7 +298,11 @@ async fn run(mut commands: mpsc::UnboundedReceiver<Command>) {
 }
 
 /// Accepts until the sender of `accepting` is dropped.
-async fn accept(socket: StdListener, listener: Arc<ArcSwap<Listener>>, mut accepting: watch::Receiver<()>) {
+async fn accept(
+    socket: StdListener,
+    listener: Arc<ArcSwap<Listener>>,
+    mut accepting: watch::Receiver<()>,
+) {
     const OUT_OF_FILES: Duration = Duration::from_millis(100);
     let socket = match TcpListener::from_std(socket) {
         Ok(socket) => socket,
@@ -299,4 +330,3 @@ async fn accept(socket: StdListener, listener: Arc<ArcSwap<Listener>>, mut accep
         }
     }
 }
-

@@ -66,9 +66,14 @@ impl Sink {
     /// Hands a line to the writer; never waits.
     pub(super) fn write(&self, line: Vec<u8>) {
         if let Err(TrySendError::Full(_)) = self.lines.try_send(Item::Line(line))
-            && self.dropped.fetch_add(1, Ordering::Relaxed).is_multiple_of(10_000)
+            && self
+                .dropped
+                .fetch_add(1, Ordering::Relaxed)
+                .is_multiple_of(10_000)
         {
-            tracing::warn!("access log lines are being dropped: the file cannot be written fast enough");
+            tracing::warn!(
+                "access log lines are being dropped: the file cannot be written fast enough"
+            );
         }
     }
 }
@@ -77,14 +82,20 @@ impl Sink {
 pub fn flush(limit: Duration) {
     let sinks: Vec<Arc<Sink>> = {
         let open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
-        open.iter().flatten().filter_map(|(_, sink)| sink.upgrade()).collect()
+        open.iter()
+            .flatten()
+            .filter_map(|(_, sink)| sink.upgrade())
+            .collect()
     };
     let deadline = Instant::now() + limit;
     for sink in sinks {
         let (done, written) = sync_channel(1);
         // A full queue means the writer is at work; it is not worth losing the order for.
         if sink.lines.try_send(Item::Flush(done)).is_ok() {
-            drop(written.recv_timeout(deadline.saturating_duration_since(Instant::now())));
+            let left = deadline.saturating_duration_since(Instant::now());
+            if written.recv_timeout(left).is_err() {
+                tracing::warn!("access log lines were not written in time");
+            }
         }
     }
 }
@@ -105,14 +116,19 @@ fn write_lines(mut file: File, queue: &Receiver<Item>) {
                 Item::Line(line) => batch.extend_from_slice(&line),
                 Item::Flush(done) => waiting.push(done),
             }
-            next = if batch.len() < BATCH { queue.try_recv().ok() } else { None };
+            next = if batch.len() < BATCH {
+                queue.try_recv().ok()
+            } else {
+                None
+            };
         }
         if let Err(error) = file.write_all(&batch) {
             tracing::warn!(%error, "access log cannot be written");
         }
         batch.clear();
         for done in waiting {
-            drop(done.send(()));
+            // Who asked may have given up waiting.
+            let _gone = done.send(());
         }
     }
 }

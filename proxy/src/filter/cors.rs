@@ -55,7 +55,11 @@ impl Cors {
         }
     }
 
-    pub(super) fn on_request(&self, cx: &mut FilterContext<'_>, head: &RequestHead) -> Result<(), Reject> {
+    pub(super) fn on_request(
+        &self,
+        cx: &mut FilterContext<'_>,
+        head: &RequestHead,
+    ) -> Result<(), Reject> {
         let Some(RouteFilterConfig::Cors(rules)) = cx.config(head) else {
             return Ok(());
         };
@@ -64,10 +68,18 @@ impl Cors {
         if !enabled && !rules.shadow.hits() {
             return Ok(());
         }
-        let Some(origin) = head.headers.known(Known::Origin).filter(|origin| !origin.is_empty()) else {
+        let Some(origin) = head
+            .headers
+            .known(Known::Origin)
+            .filter(|origin| !origin.is_empty())
+        else {
             return Ok(());
         };
-        let get = |name: &str| head.headers.get(&Name::new(name)).filter(|value| !value.is_empty());
+        let get = |name: &str| {
+            head.headers
+                .get(&Name::new(name))
+                .filter(|value| !value.is_empty())
+        };
         let preflight =
             head.method.as_ref() == b"OPTIONS" && get("access-control-request-method").is_some();
         if !rules.origins.iter().any(|pattern| pattern.matches(origin)) {
@@ -88,21 +100,29 @@ impl Cors {
             });
             return Ok(());
         }
-        let mut reply = answer().with_header(Name::new("access-control-allow-origin"), origin.clone());
+        let mut reply =
+            answer().with_header(Name::new("access-control-allow-origin"), origin.clone());
         let mut add = |name: &str, value: &Bytes| {
             if !value.is_empty() {
                 reply.headers.append(Name::new(name), value.clone());
             }
         };
         if rules.credentials {
-            add("access-control-allow-credentials", &Bytes::from_static(b"true"));
+            add(
+                "access-control-allow-credentials",
+                &Bytes::from_static(b"true"),
+            );
         }
         add("access-control-allow-methods", &rules.methods);
         add("access-control-allow-headers", &rules.headers);
         add("access-control-max-age", &rules.max_age);
-        let private = get("access-control-request-private-network").is_some_and(|v| v.as_ref() == b"true");
+        let private =
+            get("access-control-request-private-network").is_some_and(|v| v.as_ref() == b"true");
         if rules.private_network && private {
-            add("access-control-allow-private-network", &Bytes::from_static(b"true"));
+            add(
+                "access-control-allow-private-network",
+                &Bytes::from_static(b"true"),
+            );
         }
         Err(reply)
     }
@@ -118,9 +138,8 @@ impl CorsRules {
     /// # Errors
     /// When a pattern is not valid.
     pub fn compile(policy: &CorsPolicy) -> Result<CorsRules, ConfigError> {
-        let on = |value: Option<&lateen_protocols::envoy::google::protobuf::BoolValue>, default: bool| {
-            value.map_or(default, |value| value.value)
-        };
+        let on = |value: Option<&lateen_protocols::envoy::google::protobuf::BoolValue>,
+                  default: bool| { value.map_or(default, |value| value.value) };
         Ok(CorsRules {
             origins: policy
                 .allow_origin_string_match
@@ -142,12 +161,19 @@ impl CorsRules {
 
 impl Allowed {
     pub(super) fn on_response(&self, head: &mut ResponseHead) {
-        head.headers.set(Name::new("access-control-allow-origin"), self.origin.clone());
+        head.headers.set(
+            Name::new("access-control-allow-origin"),
+            self.origin.clone(),
+        );
         if self.rules.credentials {
-            head.headers.set(Name::new("access-control-allow-credentials"), "true");
+            head.headers
+                .set(Name::new("access-control-allow-credentials"), "true");
         }
         if !self.rules.expose.is_empty() {
-            head.headers.set(Name::new("access-control-expose-headers"), self.rules.expose.clone());
+            head.headers.set(
+                Name::new("access-control-expose-headers"),
+                self.rules.expose.clone(),
+            );
         }
     }
 }

@@ -102,7 +102,10 @@ impl Fault {
             }
             self.begin(cx);
             self.delays.inc();
-            cx.info.borrow_mut().flags.set(ResponseFlags::DELAY_INJECTED);
+            cx.info
+                .borrow_mut()
+                .flags
+                .set(ResponseFlags::DELAY_INJECTED);
             tokio::time::sleep(delay).await;
         }
         if let Some(reject) = rules.abort(head) {
@@ -117,7 +120,9 @@ impl Fault {
     }
 
     fn overflows(&self, rules: &FaultRules) -> bool {
-        let full = rules.max_active.is_some_and(|max| self.active.value() >= max);
+        let full = rules
+            .max_active
+            .is_some_and(|max| self.active.value() >= max);
         if full {
             self.overflow.inc();
         }
@@ -145,38 +150,57 @@ impl FaultRules {
             None => None,
             Some(delay) => {
                 let by = match delay.fault_delay_secifier.as_ref() {
-                    Some(FaultDelaySecifier::FixedDelay(fixed)) => DelayBy::Fixed(duration("fixed_delay", fixed)?),
+                    Some(FaultDelaySecifier::FixedDelay(fixed)) => {
+                        DelayBy::Fixed(duration("fixed_delay", fixed)?)
+                    }
                     Some(FaultDelaySecifier::HeaderDelay(_)) => DelayBy::Header,
                     None => return Err(invalid("delay", "neither fixed nor by header")),
                 };
-                Some((by, delay.percentage.as_ref().map_or(Chance::NEVER, Chance::new)))
+                Some((
+                    by,
+                    delay.percentage.as_ref().map_or(Chance::NEVER, Chance::new),
+                ))
             }
         };
         let abort = match proto.abort.as_ref() {
             None => None,
             Some(abort) => {
                 let by = match abort.error_type.as_ref() {
-                    Some(ErrorType::HttpStatus(status)) => AbortBy::Http(http_status(u64::from(*status)).ok_or_else(
-                        || invalid("http_status", "not between 200 and 599"),
-                    )?),
+                    Some(ErrorType::HttpStatus(status)) => AbortBy::Http(
+                        http_status(u64::from(*status))
+                            .ok_or_else(|| invalid("http_status", "not between 200 and 599"))?,
+                    ),
                     Some(ErrorType::GrpcStatus(code)) => AbortBy::Grpc(
                         i32::try_from(*code).map_err(|_| invalid("grpc_status", "out of range"))?,
                     ),
                     Some(ErrorType::HeaderAbort(_)) => AbortBy::Header,
                     None => return Err(invalid("abort", "no status")),
                 };
-                Some((by, abort.percentage.as_ref().map_or(Chance::NEVER, Chance::new)))
+                Some((
+                    by,
+                    abort.percentage.as_ref().map_or(Chance::NEVER, Chance::new),
+                ))
             }
         };
-        let abort_body = proto.abort.as_ref().map(|abort| abort.response_body.clone());
+        let abort_body = proto
+            .abort
+            .as_ref()
+            .map(|abort| abort.response_body.clone());
         Ok(FaultRules {
             delay,
             abort,
             abort_body: abort_body.filter(|body| !body.is_empty()),
             cluster: proto.upstream_cluster.clone(),
-            headers: proto.headers.iter().map(HeaderMatch::compile).collect::<Result<_, _>>()?,
+            headers: proto
+                .headers
+                .iter()
+                .map(HeaderMatch::compile)
+                .collect::<Result<_, _>>()?,
             nodes: proto.downstream_nodes.clone(),
-            max_active: proto.max_active_faults.as_ref().map(|max| u64::from(max.value)),
+            max_active: proto
+                .max_active_faults
+                .as_ref()
+                .map(|max| u64::from(max.value)),
         })
     }
 
@@ -210,7 +234,11 @@ impl FaultRules {
             AbortBy::Header => {
                 let chance = limited(*chance, get("x-envoy-fault-abort-request-percentage"));
                 let http = get("x-envoy-fault-abort-request").and_then(http_status);
-                match (http, get("x-envoy-fault-abort-grpc-request").and_then(|code| i32::try_from(code).ok())) {
+                match (
+                    http,
+                    get("x-envoy-fault-abort-grpc-request")
+                        .and_then(|code| i32::try_from(code).ok()),
+                ) {
                     (Some(status), _) => (status, None, chance),
                     (None, Some(code)) => (http_status_of(code), Some(code), chance),
                     (None, None) => return None,
@@ -220,8 +248,16 @@ impl FaultRules {
         if !chance.hits() {
             return None;
         }
-        let body = self.abort_body.clone().map_or("fault filter abort".into(), std::borrow::Cow::Owned);
-        let mut reject = Reject::new(status, body, ResponseFlags::FAULT_INJECTED, "fault_filter_abort");
+        let body = self
+            .abort_body
+            .clone()
+            .map_or("fault filter abort".into(), std::borrow::Cow::Owned);
+        let mut reject = Reject::new(
+            status,
+            body,
+            ResponseFlags::FAULT_INJECTED,
+            "fault_filter_abort",
+        );
         reject.grpc_status = grpc;
         Some(reject)
     }
@@ -236,7 +272,9 @@ fn limited(chance: Chance, percent: Option<u64>) -> Chance {
 }
 
 fn http_status(status: u64) -> Option<u16> {
-    u16::try_from(status).ok().filter(|status| (200..600).contains(status))
+    u16::try_from(status)
+        .ok()
+        .filter(|status| (200..600).contains(status))
 }
 
 /// Envoy: `Grpc::Utility::grpcToHttpStatus`.

@@ -60,13 +60,23 @@ fn describe(details: &SetCurrentClientCertDetails, tls: &TlsInfo) -> String {
     {
         parts.push(format!("Cert=\"{}\"", url_encoded_pem(der)));
     }
-    if details.subject.as_ref().is_some_and(|subject| subject.value) {
+    if details
+        .subject
+        .as_ref()
+        .is_some_and(|subject| subject.value)
+    {
         let subject = tls.peer_subject.as_deref().unwrap_or_default();
-        parts.push(format!("Subject=\"{}\"", subject.replace('\\', "\\\\").replace('"', "\\\"")));
+        parts.push(format!(
+            "Subject=\"{}\"",
+            subject.replace('\\', "\\\\").replace('"', "\\\"")
+        ));
     }
     if details.uri {
         // Envoy writes the key even when the certificate has no URI.
-        parts.push(format!("URI={}", tls.peer_uri_san.as_deref().unwrap_or_default()));
+        parts.push(format!(
+            "URI={}",
+            tls.peer_uri_san.as_deref().unwrap_or_default()
+        ));
     }
     if details.dns {
         parts.extend(tls.peer_dns_sans.iter().map(|name| format!("DNS={name}")));
@@ -118,7 +128,11 @@ mod tests {
             let tls = tls.then(mutual);
             forward(mode, &details, tls.as_ref(), &mut headers);
             let got = headers.known(Known::XForwardedClientCert).cloned();
-            assert_eq!(got, want.map(|text| Bytes::from(text.to_owned())), "{mode:?}");
+            assert_eq!(
+                got,
+                want.map(|text| Bytes::from(text.to_owned())),
+                "{mode:?}"
+            );
         }
     }
 }

@@ -28,13 +28,7 @@ use tokio::{
 };
 
 use super::{ConnectionManager, stream};
-use crate::{
-    drain::Drain,
-    head::Protocol,
-    info::ConnectionInfo,
-    rewind::Rewind,
-    stats::Counter,
-};
+use crate::{drain::Drain, head::Protocol, info::ConnectionInfo, rewind::Rewind, stats::Counter};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -144,7 +138,9 @@ impl ConnectionManager {
                 .initial_stream_window_size(limits.stream_window)
                 .initial_connection_window_size(limits.connection_window);
             if let Some((interval, timeout)) = limits.keepalive {
-                builder.keep_alive_interval(interval).keep_alive_timeout(timeout);
+                builder
+                    .keep_alive_interval(interval)
+                    .keep_alive_timeout(timeout);
             }
             let connection = builder.serve_connection(stream, service);
             // HTTP/2 has frames that begin no head, and its streams have limits of their own.
@@ -164,7 +160,13 @@ impl ConnectionManager {
                 .half_close(false)
                 .serve_connection(stream, service)
                 .with_upgrades();
-            drive(&cx, connection, limits.head, http1::UpgradeableConnection::graceful_shutdown).await
+            drive(
+                &cx,
+                connection,
+                limits.head,
+                http1::UpgradeableConnection::graceful_shutdown,
+            )
+            .await
         };
         if let Err(error) = result {
             if error.is_parse() {
@@ -190,7 +192,11 @@ impl ConnectionManager {
         let opened = Instant::now();
         while read.len() < PREFACE.len() && PREFACE.starts_with(&read) {
             // Saying nothing is idling; a preface that trickles in is a head that does.
-            let limit = if read.is_empty() { self.limits.connection_idle } else { self.limits.head };
+            let limit = if read.is_empty() {
+                self.limits.connection_idle
+            } else {
+                self.limits.head
+            };
             let next = stream.read_buf(&mut read);
             let result = match limit {
                 Some(limit) => timeout_at(opened + limit, next).await,
@@ -222,7 +228,9 @@ where
     let stats = &cx.manager.stats;
     let limits = &cx.manager.limits;
     let mut connection = pin!(connection);
-    let mut oldest = limits.connection_duration.map(|limit| cx.info.started + limit);
+    let mut oldest = limits
+        .connection_duration
+        .map(|limit| cx.info.started + limit);
     let mut head_since: Option<Instant> = None;
     let mut closing = false;
     loop {
@@ -231,11 +239,16 @@ where
             closing = true;
             graceful(connection.as_mut());
         }
-        head_since = match (cx.active.get(), cx.signals.head_started.load(Ordering::Relaxed)) {
+        head_since = match (
+            cx.active.get(),
+            cx.signals.head_started.load(Ordering::Relaxed),
+        ) {
             (0, true) => Some(head_since.unwrap_or(now)),
             _ => None,
         };
-        let head_end = head_limit.zip(head_since).map(|(limit, since)| since + limit);
+        let head_end = head_limit
+            .zip(head_since)
+            .map(|(limit, since)| since + limit);
         let idle_end = limits
             .connection_idle
             .filter(|_| cx.active.get() == 0 && head_since.is_none())
@@ -283,12 +296,18 @@ async fn wait_until(at: Option<Instant>) {
 }
 
 async fn drain_started(drains: &[Drain]) {
-    let mut waits: Vec<_> = drains.iter().map(|drain| Box::pin(drain.started())).collect();
+    let mut waits: Vec<_> = drains
+        .iter()
+        .map(|drain| Box::pin(drain.started()))
+        .collect();
     if waits.is_empty() {
         return std::future::pending().await;
     }
     std::future::poll_fn(|cx| {
-        match waits.iter_mut().any(|wait| wait.as_mut().poll(cx).is_ready()) {
+        match waits
+            .iter_mut()
+            .any(|wait| wait.as_mut().poll(cx).is_ready())
+        {
             true => Poll::Ready(()),
             false => Poll::Pending,
         }
@@ -372,7 +391,11 @@ struct Metered<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.inner).poll_read(cx, buf);
         let n = buf.filled().len() - before;
@@ -387,7 +410,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.inner).poll_write(cx, buf);
         if let Poll::Ready(Ok(n)) = &polled {
             self.sent.add(*n as u64);

@@ -40,7 +40,12 @@ pub(super) fn wanted_upgrade(version: Version, headers: &HeaderMap) -> Option<St
     if version != Version::HTTP_11 || !connection_tokens(headers).any(|token| token == "upgrade") {
         return None;
     }
-    let wanted = headers.get(http::header::UPGRADE)?.to_str().ok()?.trim().to_ascii_lowercase();
+    let wanted = headers
+        .get(http::header::UPGRADE)?
+        .to_str()
+        .ok()?
+        .trim()
+        .to_ascii_lowercase();
     (!wanted.is_empty() && wanted != "h2c").then_some(wanted)
 }
 
@@ -71,8 +76,8 @@ pub(super) fn request_head(parts: &Parts, upgrade: bool) -> Result<RequestHead, 
         let value = Bytes::copy_from_slice(value.as_bytes());
         let text = name.as_str();
         match text {
-            "host" | "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "expect"
-            | "http2-settings" => continue,
+            "host" | "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding"
+            | "expect" | "http2-settings" => continue,
             "upgrade" if !upgrade => continue,
             "te" if !has_token(&value, b"trailers") => continue,
             "te" => headers.append(Known::Te, "trailers"),
@@ -83,7 +88,9 @@ pub(super) fn request_head(parts: &Parts, upgrade: bool) -> Result<RequestHead, 
                 }
                 cookies.extend_from_slice(&value);
             }
-            _ if !matches!(text, "upgrade" | "te") && nominated.iter().any(|n| n == text) => continue,
+            _ if !matches!(text, "upgrade" | "te") && nominated.iter().any(|n| n == text) => {
+                continue;
+            }
             _ => headers.append(header_name(name), value),
         }
     }
@@ -100,7 +107,10 @@ pub(super) fn request_head(parts: &Parts, upgrade: bool) -> Result<RequestHead, 
         (None, Some(host)) => Bytes::copy_from_slice(host.as_bytes()),
         (None, None) => Bytes::new(),
     };
-    if !authority.iter().all(|b| matches!(b, b'!'..=b'~') && !b"/?#\"<>\\^`{|}".contains(b)) {
+    if !authority
+        .iter()
+        .all(|b| matches!(b, b'!'..=b'~') && !b"/?#\"<>\\^`{|}".contains(b))
+    {
         return Err(bad("invalid_authority"));
     }
     let path = match parts.uri.path_and_query() {
@@ -119,7 +129,9 @@ pub(super) fn request_head(parts: &Parts, upgrade: bool) -> Result<RequestHead, 
 }
 
 fn has_token(value: &[u8], token: &[u8]) -> bool {
-    value.split(|b| *b == b',').any(|part| part.trim_ascii().eq_ignore_ascii_case(token))
+    value
+        .split(|b| *b == b',')
+        .any(|part| part.trim_ascii().eq_ignore_ascii_case(token))
 }
 
 fn header_name(name: &HeaderName) -> Name {
@@ -160,7 +172,11 @@ pub(super) fn strip_hop_by_hop(head: &mut ResponseHead) {
             }
         }
     }
-    for known in [Known::KeepAlive, Known::ProxyConnection, Known::TransferEncoding] {
+    for known in [
+        Known::KeepAlive,
+        Known::ProxyConnection,
+        Known::TransferEncoding,
+    ] {
         head.headers.take(known);
     }
     if head.status != 101 {
@@ -204,7 +220,10 @@ impl RequestBody {
 }
 
 impl Source for RequestBody {
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame, BodyError>>> {
         let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
         self.limits.touch();
         Poll::Ready(match frame {
@@ -223,7 +242,10 @@ impl Source for RequestBody {
                 Err(frame) => {
                     self.ended();
                     Some(Ok(Frame::Trailers(
-                        frame.into_trailers().map(|map| trailers(&map)).unwrap_or_default(),
+                        frame
+                            .into_trailers()
+                            .map(|map| trailers(&map))
+                            .unwrap_or_default(),
                     )))
                 }
             },
@@ -276,7 +298,10 @@ enum UpgradeState {
 }
 
 impl Source for UpgradedBody {
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame, BodyError>>> {
         const READ: usize = 16 * 1024;
         let this = &mut *self;
         loop {

@@ -51,7 +51,12 @@ impl ConnectionManager {
             ));
         }
         if head.protocol == Protocol::Http10 && !self.accept_http_10 {
-            return Err(Reject::new(426, "", ResponseFlags::default(), "low_version"));
+            return Err(Reject::new(
+                426,
+                "",
+                ResponseFlags::default(),
+                "low_version",
+            ));
         }
         if head.authority.is_empty() {
             if head.protocol == Protocol::Http10 && !self.default_host_for_http_10.is_empty() {
@@ -66,7 +71,10 @@ impl ConnectionManager {
         let origin = self.origin(head, connection);
         self.sanitize(&mut head.headers, &origin);
         if let Some(agent) = &self.add_user_agent {
-            head.headers.append(Name::new("x-envoy-downstream-service-cluster"), agent.clone());
+            head.headers.append(
+                Name::new("x-envoy-downstream-service-cluster"),
+                agent.clone(),
+            );
             if head.headers.known(Known::UserAgent).is_none() {
                 head.headers.append(Known::UserAgent, agent.clone());
             }
@@ -75,10 +83,14 @@ impl ConnectionManager {
             append_via(&mut head.headers, &self.via);
         }
         let edge = self.use_remote_address && !origin.internal;
-        let keep = head.headers.known(Known::XRequestId).is_some_and(|id| !id.is_empty())
+        let keep = head
+            .headers
+            .known(Known::XRequestId)
+            .is_some_and(|id| !id.is_empty())
             && (!edge || self.preserve_request_id);
         if self.generate_request_id && !keep {
-            head.headers.set(Known::XRequestId, uuid::Uuid::new_v4().to_string());
+            head.headers
+                .set(Known::XRequestId, uuid::Uuid::new_v4().to_string());
         }
         cert::forward(
             self.client_cert,
@@ -131,13 +143,19 @@ impl ConnectionManager {
     /// Who sent the request, and the `x-forwarded-*` headers that say so.
     fn origin(&self, head: &mut RequestHead, connection: &ConnectionInfo) -> Origin {
         let peer = connection.remote;
-        let own_scheme: &'static str = if connection.tls.is_some() { "https" } else { "http" };
+        let own_scheme: &'static str = if connection.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
         let headers = &mut head.headers;
         let forwarded = headers.known(Known::XForwardedFor).cloned();
         let (found, single) = if self.use_remote_address {
             let found = match self.trusted_hops {
                 0 => None,
-                hops => forwarded.as_ref().and_then(|xff| last_address(xff, hops - 1)),
+                hops => forwarded
+                    .as_ref()
+                    .and_then(|xff| last_address(xff, hops - 1)),
             };
             if !self.skip_xff_append {
                 append_list(headers, Known::XForwardedFor, &peer.ip().to_string());
@@ -147,12 +165,16 @@ impl ConnectionManager {
             }
             (found.or(Some(peer.ip())), forwarded.is_none())
         } else {
-            let found = forwarded.as_ref().and_then(|xff| last_address(xff, self.trusted_hops));
+            let found = forwarded
+                .as_ref()
+                .and_then(|xff| last_address(xff, self.trusted_hops));
             let single = forwarded.as_ref().is_some_and(|xff| !xff.contains(&b','));
             (found, single && found.is_some())
         };
         let proto = match headers.known(Known::XForwardedProto) {
-            Some(proto) if proto.eq_ignore_ascii_case(b"http") || proto.eq_ignore_ascii_case(b"https") => {
+            Some(proto)
+                if proto.eq_ignore_ascii_case(b"http") || proto.eq_ignore_ascii_case(b"https") =>
+            {
                 Bytes::from(proto.to_ascii_lowercase())
             }
             Some(_) => Bytes::from_static(own_scheme.as_bytes()),
@@ -169,7 +191,8 @@ impl ConnectionManager {
             }
         }
         let internal = single
-            && found.is_some_and(|address| self.internal.iter().any(|range| range.contains(address)));
+            && found
+                .is_some_and(|address| self.internal.iter().any(|range| range.contains(address)));
         let remote = match found {
             Some(address) if address != peer.ip() => SocketAddr::new(address, 0),
             _ => peer,
@@ -194,7 +217,10 @@ impl ConnectionManager {
             ] {
                 headers.remove(&Name::new(name));
             }
-            headers.set(Name::new("x-envoy-external-address"), origin.remote.ip().to_string());
+            headers.set(
+                Name::new("x-envoy-external-address"),
+                origin.remote.ip().to_string(),
+            );
         }
         for name in [
             "x-envoy-retriable-status-codes",
@@ -222,7 +248,12 @@ impl ConnectionManager {
         }
         if !head.path.starts_with(b"/") {
             self.stats.rq_non_relative_path.inc();
-            return Err(Reject::new(404, "", ResponseFlags::default(), "absolute_path_rejected"));
+            return Err(Reject::new(
+                404,
+                "",
+                ResponseFlags::default(),
+                "absolute_path_rejected",
+            ));
         }
         if !(self.normalize_path || self.merge_slashes) && !self.acts_on_escaped_slashes() {
             return Ok(());
@@ -239,8 +270,13 @@ impl ConnectionManager {
             Slashes::UnescapeAndRedirect if has_escaped_slash(&path) => {
                 let mut location = unescape_slashes(&path);
                 location.extend_from_slice(&rest);
-                return Err(Reject::new(307, "", ResponseFlags::default(), "path_normalization_failed")
-                    .with_header(Known::Location, location));
+                return Err(Reject::new(
+                    307,
+                    "",
+                    ResponseFlags::default(),
+                    "path_normalization_failed",
+                )
+                .with_header(Known::Location, location));
             }
             Slashes::RejectRequest | Slashes::UnescapeAndRedirect => {}
         }
@@ -284,7 +320,9 @@ impl ConnectionManager {
 
     /// Whether the connection manager (not a route) allows an upgrade.
     pub(super) fn allows_upgrade(&self, name: &str) -> bool {
-        self.upgrades.iter().any(|(n, allowed)| *allowed && n == name)
+        self.upgrades
+            .iter()
+            .any(|(n, allowed)| *allowed && n == name)
     }
 }
 

@@ -42,7 +42,10 @@ pub(super) async fn serve(
     mut request: http::Request<Incoming>,
 ) -> Result<http::Response<OutBody>, Infallible> {
     let protocol = convert::protocol(request.version());
-    let info = Rc::new(RefCell::new(StreamInfo::new(cx.info.clone(), Some(protocol))));
+    let info = Rc::new(RefCell::new(StreamInfo::new(
+        cx.info.clone(),
+        Some(protocol),
+    )));
     let limits = Rc::new(StreamLimits::new(&cx.manager));
     let mut record = Record::open(cx, info.clone(), protocol);
     let upgrade = convert::wanted_upgrade(request.version(), request.headers());
@@ -60,7 +63,13 @@ pub(super) async fn serve(
     };
     let mut deadline = Deadline::new(limits.clone());
     let outcome = {
-        let mut respond = pin!(respond(&mut record, &parts, body, upgrade.as_deref(), &limits));
+        let mut respond = pin!(respond(
+            &mut record,
+            &parts,
+            body,
+            upgrade.as_deref(),
+            &limits
+        ));
         // Cancel-safe: the deadline holds no data, and dropping `respond` is how a request is given up.
         tokio::select! {
             biased;
@@ -111,7 +120,12 @@ async fn respond(
             Action::Redirect(_) | Action::Direct { .. } => None,
         };
         if !allowed.unwrap_or_else(|| manager.allows_upgrade(name)) {
-            return Err(Reject::new(403, "", ResponseFlags::default(), "upgrade_failed"));
+            return Err(Reject::new(
+                403,
+                "",
+                ResponseFlags::default(),
+                "upgrade_failed",
+            ));
         }
         manager.stats.cx_upgrades_total.inc();
     }
@@ -126,10 +140,13 @@ async fn respond(
         Action::Redirect(redirect) => {
             manager.stats.rq_redirect.inc();
             let location = redirect.location(selected.route(), head);
-            Err(
-                Reject::new(redirect.status(), "", ResponseFlags::default(), "direct_response")
-                    .with_header(Known::Location, location),
+            Err(Reject::new(
+                redirect.status(),
+                "",
+                ResponseFlags::default(),
+                "direct_response",
             )
+            .with_header(Known::Location, location))
         }
         Action::Forward { policy, .. } => {
             manager.stats.router_rq_total.inc();
@@ -143,7 +160,15 @@ async fn respond(
                 ops.apply(&mut head.headers, values);
             }
             selected.rewrite(head);
-            router::forward(&manager.shared, policy, &target, head.clone(), body, &record.info).await
+            router::forward(
+                &manager.shared,
+                policy,
+                &target,
+                head.clone(),
+                body,
+                &record.info,
+            )
+            .await
         }
     }
 }
@@ -178,7 +203,14 @@ async fn run_filters(
     else {
         return Err(Reject::no_route());
     };
-    let mut cx = FilterContext::new(&manager.shared, info, state, table, Some(selected), internal);
+    let mut cx = FilterContext::new(
+        &manager.shared,
+        info,
+        state,
+        table,
+        Some(selected),
+        internal,
+    );
     manager.filters.on_request(&mut cx, head).await?;
     let selected = cx.into_route(head);
     route.clone_from(&selected);
@@ -206,7 +238,12 @@ fn no_route(manager: &ConnectionManager, unmatched: Unmatched, head: &RequestHea
 
 fn direct(status: u16, body: &Bytes) -> Result<(ResponseHead, Body), Reject> {
     match String::from_utf8(body.to_vec()) {
-        Ok(text) => Err(Reject::new(status, text, ResponseFlags::default(), "direct_response")),
+        Ok(text) => Err(Reject::new(
+            status,
+            text,
+            ResponseFlags::default(),
+            "direct_response",
+        )),
         Err(_) => {
             let mut headers = Headers::default();
             headers.append(Known::ContentLength, body.len().to_string());
@@ -281,22 +318,36 @@ fn finish(
         && let Some((on_upgrade, reader)) = tunnel
     {
         let headers = response.headers_mut();
-        headers.insert(http::header::CONNECTION, http::HeaderValue::from_static("upgrade"));
-        tokio::task::spawn_local(carry(record, on_upgrade, reader, body, deadline, limits.clone()));
+        headers.insert(
+            http::header::CONNECTION,
+            http::HeaderValue::from_static("upgrade"),
+        );
+        tokio::task::spawn_local(carry(
+            record,
+            on_upgrade,
+            reader,
+            body,
+            deadline,
+            limits.clone(),
+        ));
         return response;
     }
     if record.cx.closes_after(record.protocol) {
         match record.protocol {
             Protocol::Http10 | Protocol::Http11 => {
-                response
-                    .headers_mut()
-                    .insert(http::header::CONNECTION, http::HeaderValue::from_static("close"));
+                response.headers_mut().insert(
+                    http::header::CONNECTION,
+                    http::HeaderValue::from_static("close"),
+                );
             }
             Protocol::Http2 => record.cx.close_gracefully(),
         }
     }
     let bodiless = matches!(head.status, 100..=199 | 204 | 304)
-        || record.request.as_ref().is_some_and(|head| head.method.as_ref() == b"HEAD");
+        || record
+            .request
+            .as_ref()
+            .is_some_and(|head| head.method.as_ref() == b"HEAD");
     let expected = head
         .headers
         .known(Known::ContentLength)
@@ -395,10 +446,16 @@ impl StreamLimits {
     }
 
     fn next(&self) -> Option<(Instant, Expired)> {
-        let idle = self.idle.get().map(|idle| (self.activity.get() + idle, Expired::Idle));
+        let idle = self
+            .idle
+            .get()
+            .map(|idle| (self.activity.get() + idle, Expired::Idle));
         let request = self.request.get().map(|at| (at, Expired::Request));
         let whole = self.whole.get().map(|at| (at, Expired::Whole));
-        [idle, request, whole].into_iter().flatten().min_by_key(|(at, _)| *at)
+        [idle, request, whole]
+            .into_iter()
+            .flatten()
+            .min_by_key(|(at, _)| *at)
     }
 }
 
@@ -487,7 +544,11 @@ struct Record {
 }
 
 impl Record {
-    fn open(cx: Rc<ConnectionContext>, info: Rc<RefCell<StreamInfo>>, protocol: Protocol) -> Record {
+    fn open(
+        cx: Rc<ConnectionContext>,
+        info: Rc<RefCell<StreamInfo>>,
+        protocol: Protocol,
+    ) -> Record {
         let stats = &cx.manager.stats;
         stats.rq_total.inc();
         stats.rq_active.inc();
@@ -548,7 +609,8 @@ impl Record {
                 stats.rq_response_before_rq_complete.inc();
             }
         } else {
-            info.flags.set(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);
+            info.flags
+                .set(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);
             info.response_code_details = "downstream_remote_disconnect";
             if self.protocol == Protocol::Http2 {
                 stats.rq_rx_reset.inc();
@@ -562,7 +624,9 @@ impl Record {
             500..=599 => stats.rq_5xx.inc(),
             _ => {}
         }
-        stats.rq_time.record(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
+        stats
+            .rq_time
+            .record(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
         stats.rq_active.dec();
         drop(info);
         let info = self.info.borrow();
@@ -658,7 +722,9 @@ impl http_body::Body for OutBody {
                     info.bytes_sent += data.len() as u64;
                     sent = info.bytes_sent;
                 }
-                if this.body.is_end_stream() || this.expected.is_some_and(|expected| sent >= expected) {
+                if this.body.is_end_stream()
+                    || this.expected.is_some_and(|expected| sent >= expected)
+                {
                     this.ended();
                 }
                 Some(Ok(http_body::Frame::data(data)))

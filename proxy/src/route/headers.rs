@@ -38,10 +38,7 @@ impl HeaderOps {
     ///
     /// # Errors
     /// When a pseudo header or `host` would be changed, or a format string is not valid.
-    pub fn compile(
-        add: &[HeaderValueOption],
-        remove: &[String],
-    ) -> Result<HeaderOps, ConfigError> {
+    pub fn compile(add: &[HeaderValueOption], remove: &[String]) -> Result<HeaderOps, ConfigError> {
         let mut ops = HeaderOps::default();
         for name in remove {
             ops.remove.push(changeable(name)?);
@@ -57,8 +54,8 @@ impl HeaderOps {
                 None => option.append_action(),
             };
             let value = if header.raw_value.is_empty() {
-                let format = Format::text(&header.value, true)
-                    .map_err(|error| error.within(&header.key))?;
+                let format =
+                    Format::text(&header.value, true).map_err(|error| error.within(&header.key))?;
                 match format.literal() {
                     Some(text) => Value::Literal(text.to_owned().into()),
                     None => Value::Format(format),
@@ -69,7 +66,10 @@ impl HeaderOps {
             if let Value::Literal(text) = &value
                 && text.iter().any(|b| matches!(b, b'\r' | b'\n' | 0))
             {
-                return Err(invalid(header.key.clone(), "the value holds a control character"));
+                return Err(invalid(
+                    header.key.clone(),
+                    "the value holds a control character",
+                ));
             }
             ops.add.push(Addition {
                 name: changeable(&header.key)?,
@@ -128,9 +128,14 @@ impl HeaderOps {
 
 fn changeable(name: &str) -> Result<Name, ConfigError> {
     let token = !name.is_empty()
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b));
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b));
     if name.starts_with(':') || name.eq_ignore_ascii_case("host") {
-        return Err(invalid(name, ":-prefixed or host headers may not be modified"));
+        return Err(invalid(
+            name,
+            ":-prefixed or host headers may not be modified",
+        ));
     }
     if !token {
         return Err(invalid(name, "not a header name"));

@@ -60,14 +60,22 @@ impl RegexRewrite {
                 b'\\' => match bytes.next() {
                     Some(digit @ b'0'..=b'9') => {
                         if usize::from(digit - b'0') >= regex.captures_len() {
-                            return Err(invalid(path, "the substitution names no group of the pattern"));
+                            return Err(invalid(
+                                path,
+                                "the substitution names no group of the pattern",
+                            ));
                         }
                         substitution.extend_from_slice(b"${");
                         substitution.push(digit);
                         substitution.push(b'}');
                     }
                     Some(b'\\') => substitution.push(b'\\'),
-                    _ => return Err(invalid(path, "a backslash stands before something else than a digit")),
+                    _ => {
+                        return Err(invalid(
+                            path,
+                            "a backslash stands before something else than a digit",
+                        ));
+                    }
                 },
                 b'$' => substitution.extend_from_slice(b"$$"),
                 other => substitution.push(other),
@@ -105,18 +113,27 @@ impl StringMatch {
     ///
     /// # Errors
     /// When it is empty, not valid or of a custom kind.
-    pub fn compile(path: &str, matcher: &matcher::StringMatcher) -> Result<StringMatch, ConfigError> {
+    pub fn compile(
+        path: &str,
+        matcher: &matcher::StringMatcher,
+    ) -> Result<StringMatch, ConfigError> {
         let fold = matcher.ignore_case;
         Ok(match matcher.match_pattern.as_ref() {
             Some(MatchPattern::Exact(text)) => StringMatch::Exact(text.clone().into(), fold),
             Some(MatchPattern::Prefix(text)) => StringMatch::Prefix(text.clone().into(), fold),
             Some(MatchPattern::Suffix(text)) => StringMatch::Suffix(text.clone().into(), fold),
             Some(MatchPattern::Contains(text)) => {
-                let text = if fold { text.to_ascii_lowercase() } else { text.clone() };
+                let text = if fold {
+                    text.to_ascii_lowercase()
+                } else {
+                    text.clone()
+                };
                 StringMatch::Contains(text.into(), fold)
             }
             Some(MatchPattern::SafeRegex(regex)) => StringMatch::Regex(whole_regex(path, regex)?),
-            Some(MatchPattern::Custom(_)) => return Err(invalid(path, "custom matchers are not supported")),
+            Some(MatchPattern::Custom(_)) => {
+                return Err(invalid(path, "custom matchers are not supported"));
+            }
             None => return Err(invalid(path, "no pattern")),
         })
     }
@@ -125,9 +142,9 @@ impl StringMatch {
     pub fn matches(&self, text: &[u8]) -> bool {
         match self {
             StringMatch::Exact(want, fold) => same(want, text, *fold),
-            StringMatch::Prefix(want, fold) => {
-                text.get(..want.len()).is_some_and(|head| same(want, head, *fold))
-            }
+            StringMatch::Prefix(want, fold) => text
+                .get(..want.len())
+                .is_some_and(|head| same(want, head, *fold)),
             StringMatch::Suffix(want, fold) => text
                 .len()
                 .checked_sub(want.len())
@@ -140,7 +157,11 @@ impl StringMatch {
 }
 
 fn same(want: &[u8], text: &[u8], fold: bool) -> bool {
-    if fold { want.eq_ignore_ascii_case(text) } else { want == text }
+    if fold {
+        want.eq_ignore_ascii_case(text)
+    } else {
+        want == text
+    }
 }
 
 fn contains(text: &[u8], part: &[u8]) -> bool {
@@ -235,7 +256,9 @@ impl HeaderMatch {
         let test = match header.header_match_specifier.as_ref() {
             None => HeaderTest::Present(true),
             Some(HeaderMatchSpecifier::PresentMatch(present)) => HeaderTest::Present(*present),
-            Some(HeaderMatchSpecifier::RangeMatch(range)) => HeaderTest::Range(range.start, range.end),
+            Some(HeaderMatchSpecifier::RangeMatch(range)) => {
+                HeaderTest::Range(range.start, range.end)
+            }
             Some(HeaderMatchSpecifier::ExactMatch(text)) => {
                 HeaderTest::Text(StringMatch::Exact(text.clone().into(), false))
             }
@@ -440,29 +463,63 @@ mod tests {
                 match_pattern: Some(MatchPattern::Exact(text.to_owned())),
             }))
         };
-        let range = Some(HeaderMatchSpecifier::RangeMatch(Int64Range { start: 1, end: 5 }));
+        let range = Some(HeaderMatchSpecifier::RangeMatch(Int64Range {
+            start: 1,
+            end: 5,
+        }));
         let jason = [("end-user", "jason")];
         let cases: Vec<(&str, proto::HeaderMatcher, &[(&str, &str)], bool)> = vec![
             ("exact", header(exact("jason"), "end-user"), &jason, true),
             ("absent", header(exact("jason"), "end-user"), &[], false),
-            ("two values are joined", header(exact("a,b"), "x"), &[("x", "a"), ("x", "b")], true),
+            (
+                "two values are joined",
+                header(exact("a,b"), "x"),
+                &[("x", "a"), ("x", "b")],
+                true,
+            ),
             ("pseudo", header(exact("GET"), ":method"), &[], true),
-            ("host is the authority", header(exact("reviews:9080"), "Host"), &[], true),
+            (
+                "host is the authority",
+                header(exact("reviews:9080"), "Host"),
+                &[],
+                true,
+            ),
             ("range", header(range.clone(), "n"), &[("n", "4")], true),
-            ("range ends before end", header(range.clone(), "n"), &[("n", "5")], false),
+            (
+                "range ends before end",
+                header(range.clone(), "n"),
+                &[("n", "5")],
+                false,
+            ),
             ("range of text", header(range, "n"), &[("n", "4x")], false),
-            ("present", header(Some(HeaderMatchSpecifier::PresentMatch(true)), "n"), &[("n", "")], true),
-            ("not present", header(Some(HeaderMatchSpecifier::PresentMatch(false)), "n"), &[], true),
+            (
+                "present",
+                header(Some(HeaderMatchSpecifier::PresentMatch(true)), "n"),
+                &[("n", "")],
+                true,
+            ),
+            (
+                "not present",
+                header(Some(HeaderMatchSpecifier::PresentMatch(false)), "n"),
+                &[],
+                true,
+            ),
             ("no specifier means present", header(None, "n"), &[], false),
             (
                 "inverted and absent",
-                proto::HeaderMatcher { invert_match: true, ..header(exact("jason"), "end-user") },
+                proto::HeaderMatcher {
+                    invert_match: true,
+                    ..header(exact("jason"), "end-user")
+                },
                 &[],
                 true,
             ),
             (
                 "missing as empty",
-                proto::HeaderMatcher { treat_missing_header_as_empty: true, ..header(exact(""), "n") },
+                proto::HeaderMatcher {
+                    treat_missing_header_as_empty: true,
+                    ..header(exact(""), "n")
+                },
                 &[],
                 true,
             ),
@@ -492,7 +549,10 @@ mod tests {
     #[test]
     fn substitutions_use_backslash_groups() {
         let rewrite = matcher::RegexMatchAndSubstitute {
-            pattern: Some(matcher::RegexMatcher { regex: "^/regex/([a-z]+)/?.*$".into(), engine_type: None }),
+            pattern: Some(matcher::RegexMatcher {
+                regex: "^/regex/([a-z]+)/?.*$".into(),
+                engine_type: None,
+            }),
             substitution: "\\1.$svc".into(),
         };
         let rewrite = RegexRewrite::compile("x", &rewrite).unwrap();

@@ -20,10 +20,7 @@ use crate::{
     head::Name,
     proto::{Chance, invalid, optional_duration, timeout},
     retry::RetryPolicy,
-    route::{
-        headers::HeaderOps,
-        matcher::{RegexRewrite},
-    },
+    route::{headers::HeaderOps, matcher::RegexRewrite},
 };
 
 /// Timeout of a route that names none. Envoy: `RouteAction.timeout`.
@@ -206,8 +203,14 @@ impl ForwardPolicy {
     ) -> Result<ForwardPolicy, ConfigError> {
         refuse_unsupported(action)?;
         let spans = action.max_stream_duration.clone().unwrap_or_default();
-        let grpc_timeout_max = spans.grpc_timeout_header_max.as_ref().or(action.max_grpc_timeout.as_ref());
-        let grpc_offset = spans.grpc_timeout_header_offset.as_ref().or(action.grpc_timeout_offset.as_ref());
+        let grpc_timeout_max = spans
+            .grpc_timeout_header_max
+            .as_ref()
+            .or(action.max_grpc_timeout.as_ref());
+        let grpc_offset = spans
+            .grpc_timeout_header_offset
+            .as_ref()
+            .or(action.grpc_timeout_offset.as_ref());
         let retry = action.retry_policy.as_ref().or(vhost.retry_policy.as_ref());
         let hedge = action.hedge_policy.as_ref().or(vhost.hedge_policy.as_ref());
         let mirrors = if action.request_mirror_policies.is_empty() {
@@ -215,16 +218,26 @@ impl ForwardPolicy {
         } else {
             &action.request_mirror_policies
         };
-        let buffer_limit = route.request_body_buffer_limit.as_ref().map(|v| v.value)
-            .or(route.per_request_buffer_limit_bytes.as_ref().map(|v| u64::from(v.value)))
+        let buffer_limit = route
+            .request_body_buffer_limit
+            .as_ref()
+            .map(|v| v.value)
+            .or(route
+                .per_request_buffer_limit_bytes
+                .as_ref()
+                .map(|v| u64::from(v.value)))
             .or(vhost.request_body_buffer_limit.as_ref().map(|v| v.value))
-            .or(vhost.per_request_buffer_limit_bytes.as_ref().map(|v| u64::from(v.value)));
-        let wrap = |given: Option<&pb::Duration>, path| -> Result<Option<Option<Duration>>, ConfigError> {
-            match given {
-                None => Ok(None),
-                Some(_) => timeout(path, given, None).map(Some),
-            }
-        };
+            .or(vhost
+                .per_request_buffer_limit_bytes
+                .as_ref()
+                .map(|v| u64::from(v.value)));
+        let wrap =
+            |given: Option<&pb::Duration>, path| -> Result<Option<Option<Duration>>, ConfigError> {
+                match given {
+                    None => Ok(None),
+                    Some(_) => timeout(path, given, None).map(Some),
+                }
+            };
         Ok(ForwardPolicy {
             cluster: cluster_spec(action)?,
             cluster_not_found: match action.cluster_not_found_response_code() {
@@ -239,12 +252,21 @@ impl ForwardPolicy {
             grpc_timeout_offset: optional_duration("grpc_timeout_offset", grpc_offset)?,
             retry: retry.map(RetryPolicy::compile).transpose()?,
             hedge_on_per_try_timeout: hedge.is_some_and(|hedge| hedge.hedge_on_per_try_timeout),
-            hash: action.hash_policy.iter().map(hash_policy).collect::<Result<_, _>>()?,
+            hash: action
+                .hash_policy
+                .iter()
+                .map(hash_policy)
+                .collect::<Result<_, _>>()?,
             mirrors: mirrors.iter().map(mirror).collect::<Result<_, _>>()?,
             upgrades: action
                 .upgrade_configs
                 .iter()
-                .map(|u| (u.upgrade_type.to_ascii_lowercase(), u.enabled.as_ref().is_none_or(|e| e.value)))
+                .map(|u| {
+                    (
+                        u.upgrade_type.to_ascii_lowercase(),
+                        u.enabled.as_ref().is_none_or(|e| e.value),
+                    )
+                })
                 .collect(),
             subset: subset(action.metadata_match.as_ref()),
             high_priority: action.priority() == core::RoutingPriority::High,
@@ -275,16 +297,25 @@ impl ForwardPolicy {
 
     /// Whether the route allows (`Some(true)`) or forbids an upgrade, or leaves it to the connection manager.
     pub fn upgrade(&self, name: &str) -> Option<bool> {
-        self.upgrades.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, allowed)| *allowed)
+        self.upgrades
+            .iter()
+            .find(|(n, _)| n.eq_ignore_ascii_case(name))
+            .map(|(_, allowed)| *allowed)
     }
 }
 
 fn refuse_unsupported(action: &proto::RouteAction) -> Result<(), ConfigError> {
     let unsupported = [
-        ("retry_policy_typed_config", action.retry_policy_typed_config.is_some()),
+        (
+            "retry_policy_typed_config",
+            action.retry_policy_typed_config.is_some(),
+        ),
         ("path_rewrite_policy", action.path_rewrite_policy.is_some()),
         ("path_rewrite", !action.path_rewrite.is_empty()),
-        ("internal_redirect_policy", action.internal_redirect_policy.is_some()),
+        (
+            "internal_redirect_policy",
+            action.internal_redirect_policy.is_some(),
+        ),
         ("early_data_policy", action.early_data_policy.is_some()),
         ("rate_limits", !action.rate_limits.is_empty()),
     ];
@@ -324,8 +355,9 @@ fn weighted_clusters(weighted: &proto::WeightedCluster) -> Result<ClusterSpec, C
             .checked_add(weight)
             .ok_or_else(|| invalid("weight", "the sum of the weights is too large"))?;
         let host_rewrite = cluster.host_rewrite_specifier.as_ref().map(|specifier| {
-            let proto::weighted_cluster::cluster_weight::HostRewriteSpecifier::HostRewriteLiteral(host) =
-                specifier;
+            let proto::weighted_cluster::cluster_weight::HostRewriteSpecifier::HostRewriteLiteral(
+                host,
+            ) = specifier;
             Bytes::from(host.clone())
         });
         clusters.push(WeightedCluster {
@@ -365,7 +397,10 @@ fn named(name: &str, header: &str) -> Result<WeightedName, ConfigError> {
     match (name.is_empty(), header.is_empty()) {
         (false, true) => Ok(WeightedName::Name(name.into())),
         (true, false) => Ok(WeightedName::Header(Name::new(header))),
-        _ => Err(invalid("cluster", "either a name or a header must be given")),
+        _ => Err(invalid(
+            "cluster",
+            "either a name or a header must be given",
+        )),
     }
 }
 
@@ -382,8 +417,15 @@ fn subset(metadata: Option<&core::Metadata>) -> Option<SubsetMatch> {
 fn host_rewrite(specifier: Option<&HostRewriteSpecifier>) -> Result<HostRewrite, ConfigError> {
     Ok(match specifier {
         None => HostRewrite::Keep,
-        Some(HostRewriteSpecifier::HostRewriteLiteral(host) | HostRewriteSpecifier::HostRewrite(host)) => {
-            if host.is_empty() { HostRewrite::Keep } else { HostRewrite::Literal(host.clone().into()) }
+        Some(
+            HostRewriteSpecifier::HostRewriteLiteral(host)
+            | HostRewriteSpecifier::HostRewrite(host),
+        ) => {
+            if host.is_empty() {
+                HostRewrite::Keep
+            } else {
+                HostRewrite::Literal(host.clone().into())
+            }
         }
         Some(HostRewriteSpecifier::AutoHostRewrite(on)) if on.value => HostRewrite::Auto,
         Some(HostRewriteSpecifier::AutoHostRewrite(_)) => HostRewrite::Keep,
@@ -394,9 +436,7 @@ fn host_rewrite(specifier: Option<&HostRewriteSpecifier>) -> Result<HostRewrite,
     })
 }
 
-fn hash_policy(
-    policy: &proto::route_action::HashPolicy,
-) -> Result<HashPolicy, ConfigError> {
+fn hash_policy(policy: &proto::route_action::HashPolicy) -> Result<HashPolicy, ConfigError> {
     let key = match policy.policy_specifier.as_ref() {
         Some(PolicySpecifier::Header(header)) => HashKey::Header(
             Name::new(&header.header_name),
