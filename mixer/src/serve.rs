@@ -87,7 +87,7 @@ impl Mixer for Service {
         } = &*self.0;
         let answer = async {
             let _slot = checks.try_acquire().map_err(|_| overloaded("checks"))?;
-            let snapshot = snapshot.load_full();
+            let snapshot = configured(snapshot)?;
             let call = Call {
                 deadline: deadline(timeout(request.metadata())),
             };
@@ -120,7 +120,7 @@ impl Mixer for Service {
                 ..
             } = &*inner;
             let _slot = reports.try_acquire().map_err(|_| overloaded("reports"))?;
-            let snapshot = snapshot.load_full();
+            let snapshot = configured(snapshot)?;
             let bags = attribute::decode_report(&request, &snapshot.table)?;
             drop(request);
             report::report(&snapshot, metrics, bags, &call).await;
@@ -153,6 +153,15 @@ fn respond<T>(
             Err(status)
         }
     }
+}
+
+/// The newest snapshot. Before there is one, rules are unknown, not absent: the proxy's fail policy decides.
+fn configured(snapshot: &ArcSwap<Snapshot>) -> Result<Arc<Snapshot>, Status> {
+    let snapshot = snapshot.load_full();
+    if snapshot.generation == 0 {
+        return Err(Status::unavailable("mixer has no configuration yet"));
+    }
+    Ok(snapshot)
 }
 
 fn overloaded(what: &str) -> Status {

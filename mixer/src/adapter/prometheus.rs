@@ -1,7 +1,7 @@
 //! Keeps metrics and shows them to Prometheus.
 //!
 //! All handlers write to one [`Exposition`]. A series that was not written to for the handler's expiry time
-//! disappears; a metric has at most [`MAX_SERIES`] series, more are refused and counted.
+//! (10 minutes unless configured) disappears; a metric has at most [`MAX_SERIES`] series, more are refused and counted.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -21,6 +21,8 @@ use serde::Deserialize;
 
 /// Series of one metric. Labels come from requests: without a bound a caller could fill our memory.
 pub const MAX_SERIES: usize = 10_000;
+/// A series that nobody writes to goes, unless the parameters say when, or with `0s`, that it stays.
+const DEFAULT_EXPIRY: Duration = Duration::from_secs(600); // what Istio's charts configure
 /// Bounds of a histogram.
 const MAX_BUCKETS: usize = 200;
 
@@ -227,10 +229,9 @@ fn safe_name(name: &str) -> String {
 /// The definitions of `params` with the instance each is for and the dimension of each label.
 fn definitions(raw: &serde_json::Value) -> Result<Vec<(MetricInfo, Definition)>, Vec<String>> {
     let params = params::parse::<Params>(raw).map_err(|e| vec![e])?;
-    let expiry = params
-        .metrics_expiration_policy
-        .map(|p| p.metrics_expiry_duration)
-        .filter(|d| !d.is_zero());
+    let policy = params.metrics_expiration_policy;
+    let expiry = policy.map_or(DEFAULT_EXPIRY, |p| p.metrics_expiry_duration);
+    let expiry = Some(expiry).filter(|d| !d.is_zero());
     let mut good = Vec::new();
     let mut problems = Vec::new();
     for metric in params.metrics {

@@ -67,7 +67,7 @@ impl fmt::Debug for Builder {
 }
 
 impl Builder {
-    /// Nothing built yet. Generations count up from `first_generation`.
+    /// Nothing built yet. Generations count up from `first_generation`, which is not 0.
     pub fn new(
         inventory: Inventory,
         world: World,
@@ -78,7 +78,7 @@ impl Builder {
             inventory,
             world,
             default_namespace: default_namespace.into(),
-            generation: first_generation,
+            generation: first_generation.max(1),
             fingerprint: Vec::new(),
             good: Good::default(),
         }

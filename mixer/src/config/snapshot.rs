@@ -13,7 +13,7 @@ use super::{
 
 /// Everything in force at one moment. Immutable; made by [`super::Builder`] only.
 pub struct Snapshot {
-    /// Equal generations mean equal verdicts.
+    /// Equal generations mean equal verdicts. 0: nothing is known yet, so there are none.
     pub generation: u64,
     /// The attributes there are.
     pub table: AttributeTable,

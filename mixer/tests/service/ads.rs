@@ -14,7 +14,10 @@ use lateen_protocols::{
         },
         google::protobuf::Any as WireAny,
     },
-    istio::mcp::v1alpha1::{Metadata, Resource},
+    istio::{
+        mcp::v1alpha1::{Metadata, Resource},
+        mixer::v1::{CheckRequest, mixer_client::MixerClient},
+    },
 };
 use mixer::Running;
 use prost::Message as _;
@@ -187,6 +190,16 @@ async fn rules_and_workloads_come_from_pilot() {
     let (running, streams, count) = start().await;
     let mut pilot = streams.lock().await.recv().await.unwrap();
     let asked = pilot.subscriptions(count).await;
+    let early = client(&running)
+        .await
+        .check(CheckRequest::default())
+        .await
+        .unwrap_err();
+    assert_eq!(
+        early.code(),
+        tonic::Code::Unavailable,
+        "no rules yet is not no rules"
+    );
     assert!(asked.contains_key(RULE) && asked.contains_key("config.istio.io/v1alpha2/memquota"));
 
     // A rule that comes before what it uses is not refused for that.
@@ -244,17 +257,16 @@ async fn rules_and_workloads_come_from_pilot() {
 
     let mut updates = running.updates.clone();
     updates.wait_for(|count| *count > 0).await.unwrap();
-    let mut client = client(&running).await;
+    let client = client(&running).await;
     let attributes = |ip: &str| {
         let ip = lateen_adapter::Value::Ip(ip.parse().unwrap());
-        lateen_protocols::istio::mixer::v1::CheckRequest {
+        CheckRequest {
             attributes: Some(crate::support::compress(&[("source.ip", ip)])),
             global_word_count: 222,
             ..Default::default()
         }
     };
-    let check = |mut client: lateen_protocols::istio::mixer::v1::mixer_client::MixerClient<_>,
-                 ip| {
+    let check = |mut client: MixerClient<_>, ip| {
         let request = attributes(ip);
         async move {
             told(
@@ -302,7 +314,6 @@ async fn rules_and_workloads_come_from_pilot() {
     pilot.send(RULE, &[], &["istio-system/deny"]).await;
     assert_eq!(pilot.verdict().await, "");
     assert_eq!(check(client.clone(), "10.0.0.3").await, "OK:");
-    let _unused = &mut client;
     running.stop(Duration::from_secs(5)).await;
 }
 
