@@ -1,5 +1,8 @@
-use std::{rc::Rc, time::Duration};
+use std::{collections::HashMap, rc::Rc, time::Duration};
 
+use http_body_util::{BodyExt as _, Full};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use lateen_protocols::envoy::envoy::config::{
     core::v3::{
         GrpcService, HttpService, Node, TypedExtensionConfig,
@@ -8,7 +11,11 @@ use lateen_protocols::envoy::envoy::config::{
     route::v3 as route,
     trace::v3::tracing::Http,
 };
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::ExportTraceServiceRequest, common::v1::any_value::Value,
+};
 use prost::Message;
+use tokio::{net::TcpListener, sync::mpsc, time::timeout};
 
 use super::*;
 use crate::{
@@ -19,6 +26,7 @@ use crate::{
     route::{RouteSlots, RouteTable},
     secret::SecretStore,
     stats::Registry,
+    testing::{self, LIMIT, Proxy, exchange},
 };
 
 fn shared() -> Arc<Shared> {
@@ -540,4 +548,240 @@ async fn zipkin_gets_its_json() {
     assert_eq!(get("duration"), 7000);
     assert_eq!(json["localEndpoint"]["serviceName"], "s");
     assert_eq!(json["tags"]["http.status_code"], "200");
+}
+
+#[tokio::test]
+async fn a_worker_keeps_no_more_spans_than_it_should() {
+    let shared = shared();
+    let tracer = Tracer::compile(&tracing(), TrafficDirection::Inbound, &shared)
+        .unwrap()
+        .unwrap();
+    let dropped = || {
+        shared
+            .stats
+            .value("tracing.opentelemetry.spans_dropped")
+            .unwrap()
+    };
+    let local = tokio::task::LocalSet::new();
+    let info = info();
+    local
+        .run_until(async {
+            for _ in 0..2100 {
+                let mut request = head(&[]);
+                let trace = tracer.start(&mut request, None);
+                trace.finish(&shared, &facts(&info, &request));
+            }
+            assert_eq!(dropped(), 2100 - 2048);
+            // There is no such cluster, so the others are lost, too.
+            while dropped() < 2100 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    assert_eq!(
+        shared.stats.value("tracing.opentelemetry.spans_sent"),
+        Some(0)
+    );
+}
+
+/// A collector of OTLP over gRPC: hands each request on to the test.
+async fn fake_collector() -> (
+    std::net::SocketAddr,
+    mpsc::Receiver<ExportTraceServiceRequest>,
+) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (sender, receiver) = mpsc::channel(16);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let sender = sender.clone();
+            let service = service_fn(move |request: http::Request<Incoming>| {
+                let sender = sender.clone();
+                async move {
+                    assert_eq!(
+                        request.uri().path(),
+                        "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+                    );
+                    assert_eq!(request.headers()["x-tenant"], "blue");
+                    let body = request.into_body().collect().await.unwrap().to_bytes();
+                    let message = ExportTraceServiceRequest::decode(&body[5..]).unwrap();
+                    sender.send(message).await.unwrap();
+                    let mut trailers = http::HeaderMap::new();
+                    trailers.insert("grpc-status", "0".parse().unwrap());
+                    let empty = Full::new(Bytes::from_static(&[0; 5]))
+                        .with_trailers(async { Some(Ok(trailers)) });
+                    let mut response = http::Response::new(empty);
+                    response
+                        .headers_mut()
+                        .insert("content-type", "application/grpc".parse().unwrap());
+                    Ok::<_, std::convert::Infallible>(response)
+                }
+            });
+            let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .serve_connection(TokioIo::new(stream), service);
+            tokio::spawn(connection);
+        }
+    });
+    (address, receiver)
+}
+
+/// An application that answers with the trace headers it got; given an address, after asking there with
+/// the B3 headers only.
+async fn fake_application(next: Option<std::net::SocketAddr>) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let service = service_fn(move |request: http::Request<Incoming>| async move {
+                let all: Vec<(String, String)> = request
+                    .headers()
+                    .iter()
+                    .map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()))
+                    .collect();
+                let answer = match next {
+                    None => all
+                        .iter()
+                        .map(|(name, value)| format!("{name}: {value}\n"))
+                        .collect(),
+                    Some(next) => {
+                        let forwarded: String = all
+                            .iter()
+                            .filter(|(name, _)| name.starts_with("x-b3-"))
+                            .map(|(name, value)| format!("{name}: {value}\r\n"))
+                            .collect();
+                        let request = format!(
+                            "GET /two HTTP/1.1\r\nhost: ratings\r\n{forwarded}connection: close\r\n\r\n"
+                        );
+                        exchange(next, request.as_bytes()).await
+                    }
+                };
+                Ok::<_, std::convert::Infallible>(http::Response::new(Full::new(Bytes::from(
+                    answer,
+                ))))
+            });
+            let connection = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service);
+            tokio::spawn(connection);
+        }
+    });
+    address
+}
+
+/// A listener of this direction that forwards everything to `cluster` and traces it.
+fn traced(direction: &str, cluster: &str, sampling: &str) -> String {
+    let vhosts = format!(
+        "[{{name: v, domains: ['*'], routes: [{{match: {{prefix: /}}, route: {{cluster: {cluster}}}}}]}}]"
+    );
+    let tracing = format!(
+        "tracing: {{random_sampling: {{value: {sampling}}}, provider: {{name: otel, typed_config: {{\"@type\": \
+         type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig, service_name: {cluster}, grpc_service: \
+         {{envoy_grpc: {{cluster_name: otel}}, initial_metadata: [{{key: X-Tenant, value: blue}}]}}}}}}}}"
+    );
+    format!(
+        "traffic_direction: {direction}\n{}",
+        testing::http(&vhosts, &tracing)
+    )
+}
+
+const HTTP2: &str = "typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: \
+    {\"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, \
+    explicit_http_config: {http2_protocol_options: {}}}}";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_connected_trace_over_all_hops() {
+    let (collector, mut received) = fake_collector().await;
+    let proxy = Proxy::start();
+    proxy.cluster("otel", collector, HTTP2);
+    // client → outbound 1 → inbound 1 → application → outbound 2 → inbound 2 → application
+    proxy.cluster("ratings", fake_application(None).await, "");
+    let inbound_2 = proxy.listen("i2", &traced("INBOUND", "ratings", "0"));
+    proxy.cluster("to_ratings", inbound_2, "");
+    let outbound_2 = proxy.listen("o2", &traced("OUTBOUND", "to_ratings", "0"));
+    proxy.cluster("reviews", fake_application(Some(outbound_2)).await, "");
+    let inbound_1 = proxy.listen("i1", &traced("INBOUND", "reviews", "0"));
+    proxy.cluster("to_reviews", inbound_1, "");
+    let outbound_1 = proxy.listen("o1", &traced("OUTBOUND", "to_reviews", "100"));
+    let answer = exchange(
+        outbound_1,
+        b"GET /one HTTP/1.1\r\nhost: reviews\r\nconnection: close\r\n\r\n",
+    )
+    .await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let mut spans = HashMap::new();
+    while spans.len() < 4 {
+        let request = timeout(LIMIT, received.recv()).await.unwrap().unwrap();
+        for resource in request.resource_spans {
+            let service = resource
+                .resource
+                .unwrap()
+                .attributes
+                .remove(0)
+                .value
+                .unwrap();
+            let Some(Value::StringValue(service)) = service.value else {
+                panic!("the service has no name");
+            };
+            for span in resource
+                .scope_spans
+                .into_iter()
+                .flat_map(|scope| scope.spans)
+            {
+                spans.insert(service.clone(), span);
+            }
+        }
+    }
+    let chain = ["to_reviews", "reviews", "to_ratings", "ratings"].map(|name| &spans[name]);
+    assert!(
+        chain[0].parent_span_id.is_empty(),
+        "the first span is the root"
+    );
+    for pair in chain.windows(2) {
+        assert_eq!(pair[1].parent_span_id, pair[0].span_id, "{pair:?}");
+        assert_eq!(pair[1].trace_id, pair[0].trace_id);
+        assert!(pair[0].start_time_unix_nano <= pair[1].start_time_unix_nano);
+    }
+    assert_eq!(
+        chain.map(|span| span.kind),
+        [3, 2, 3, 2],
+        "client and server by turns"
+    );
+    assert_eq!(chain[2].name, "egress ratings");
+    // The last application got the context of the last span, in both forms.
+    let hex = |bytes: &[u8]| {
+        bytes
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<String>()
+    };
+    let (trace, span) = (hex(&chain[3].trace_id), hex(&chain[3].span_id));
+    assert!(
+        answer.contains(&format!("traceparent: 00-{trace}-{span}-01\n")),
+        "{answer}"
+    );
+    assert!(
+        answer.contains(&format!("x-b3-spanid: {span}\n")),
+        "{answer}"
+    );
+    proxy.wait_for("tracing.opentelemetry.spans_sent", 4).await;
+    assert_eq!(proxy.counter("tracing.opentelemetry.spans_dropped"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_tracing_the_headers_pass_as_they_are() {
+    let proxy = Proxy::start();
+    proxy.cluster("up", fake_application(None).await, "");
+    let vhosts =
+        "[{name: v, domains: ['*'], routes: [{match: {prefix: /}, route: {cluster: up}}]}]";
+    let address = proxy.listen(
+        "l",
+        &testing::http(vhosts, "tracing: {random_sampling: {value: 100}}"),
+    );
+    let headers =
+        "traceparent: 00-not-a-context\r\ntracestate: a=b\r\nb3: 0\r\nx-b3-traceid: 12\r\n";
+    let request = format!("GET / HTTP/1.1\r\nhost: a\r\n{headers}connection: close\r\n\r\n");
+    let answer = exchange(address, request.as_bytes()).await;
+    for header in headers.lines() {
+        assert!(answer.contains(&format!("{header}\n")), "{answer}");
+    }
+    assert!(!answer.contains("x-b3-spanid"), "{answer}");
 }
