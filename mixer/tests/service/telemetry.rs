@@ -5,7 +5,7 @@ use lateen_adapter::Value;
 use lateen_protocols::istio::mixer::v1::{CompressedAttributes, ReportRequest};
 use serde_json::{Value as Json, json};
 
-use crate::support::{Mesh, map, text};
+use crate::support::{Mesh, map, text, told};
 
 const DOUBLE: &str = r#"
 apiVersion: config.istio.io/v1alpha2
@@ -308,4 +308,32 @@ status: { podIP: 127.30.0.13, phase: Running }
     )
     .await;
     assert_ne!(mesh.generation(), before);
+}
+
+#[tokio::test]
+async fn a_caller_from_outside_keeps_its_address() {
+    let list = r#"
+apiVersion: config.istio.io/v1alpha2
+kind: listchecker
+metadata: { name: net, namespace: istio-system }
+spec: { overrides: ["10.57.0.0/16"], entryType: IP_ADDRESSES }
+---
+apiVersion: config.istio.io/v1alpha2
+kind: listentry
+metadata: { name: sourceip, namespace: istio-system }
+spec: { value: 'source.ip | ip("0.0.0.0")' }
+---
+apiVersion: config.istio.io/v1alpha2
+kind: rule
+metadata: { name: checkip, namespace: istio-system }
+spec: { actions: [ { handler: net.listchecker, instances: [ sourceip.listentry ] } ] }
+"#;
+    let mut mesh = Mesh::start(&[("telemetry.yaml", TELEMETRY), ("list.yaml", list)]).await;
+    assert_eq!(mesh.problems(), []);
+    let from = |ip: &str| [("source.ip", Value::Ip(ip.parse().unwrap()))];
+    assert_eq!(told(&mesh.check(&from("10.57.1.1")).await), "OK:");
+    assert_eq!(
+        told(&mesh.check(&from("203.0.113.9")).await),
+        "PERMISSION_DENIED:net.listchecker.istio-system:203.0.113.9 is not whitelisted"
+    );
 }
