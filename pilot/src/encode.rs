@@ -3,9 +3,9 @@
 //!
 //! The version must be the same for the same content, in this process and the next, or a restart would
 //! push everything to everybody. prost writes map fields in the order of a randomly seeded hash map, so
-//! bytes are brought into one order first ([`canonical`]).
+//! bytes are brought into one order first ([`Shapes`]).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
@@ -25,7 +25,7 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
 };
 use envoy_types::pb::google::protobuf::Any;
 use prost::{Message, Name};
-use prost_reflect::{Kind as FieldKind, MessageDescriptor};
+use prost_reflect::{DescriptorPool, Kind as FieldKind};
 use sha2::{Digest, Sha256};
 
 /// A type of resource. The order is the order of pushing.
@@ -325,11 +325,7 @@ impl Encoder {
         bytes: Vec<u8>,
         refers: impl FnOnce() -> Refers,
     ) -> Arc<Encoded> {
-        let message = body_url.rsplit('/').next().unwrap_or_default();
-        let bytes = match lateen_protocols::json::pool().get_message_by_name(message) {
-            Some(descriptor) => canonical(&descriptor, &bytes).unwrap_or(bytes),
-            None => bytes,
-        };
+        let bytes = SHAPES.canonical(name_in(body_url), &bytes).unwrap_or(bytes);
         let hash = fingerprint(&[kind.type_url().as_bytes(), name.as_bytes(), &bytes]);
 
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
@@ -380,98 +376,143 @@ pub(crate) fn set_version<'a>(members: impl Iterator<Item = (&'a str, &'a str)>)
         })
 }
 
-/// Names of messages in which bytes may come in more than one order: those that reach a map, or an
-/// `Any` (whose content may have one).
-static UNORDERED: LazyLock<HashSet<String>> = LazyLock::new(|| {
-    let pool = lateen_protocols::json::pool();
-    let mut users: HashMap<String, Vec<String>> = HashMap::new();
-    let mut found: Vec<String> = vec!["google.protobuf.Any".to_owned()];
-    for message in pool.all_messages() {
-        for field in message.fields() {
-            if field.is_map() {
-                found.push(message.full_name().to_owned());
-            }
-            if let FieldKind::Message(inner) = field.kind() {
-                users
-                    .entry(inner.full_name().to_owned())
-                    .or_default()
-                    .push(message.full_name().to_owned());
-            }
-        }
-    }
-    let mut all = HashSet::new();
-    while let Some(name) = found.pop() {
-        if all.insert(name.clone()) {
-            found.extend(users.get(&name).into_iter().flatten().cloned());
-        }
-    }
-    all
-});
+/// Where bytes may come in more than one order: the fields of each message that are maps, are `Any` (whose
+/// content may have a map), or lead to one. Copied out of the descriptors because those take 20 MB and many
+/// look-ups a field; this takes some hundred kilobytes.
+#[derive(Debug, Default)]
+struct Shapes {
+    by_name: HashMap<String, usize>,
+    /// By number of the message; each sorted by number of the field.
+    fields: Vec<Vec<(u32, Shape)>>,
+}
 
-/// The same message with the entries of each map sorted; `None` if the bytes are not well-formed.
-fn canonical(message: &MessageDescriptor, bytes: &[u8]) -> Option<Vec<u8>> {
-    if !UNORDERED.contains(message.full_name()) {
-        return Some(bytes.to_vec());
-    }
-    if message.full_name() == "google.protobuf.Any" {
-        return canonical_any(bytes);
-    }
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut entries: Vec<Vec<u8>> = Vec::new();
-    let mut entries_of = 0;
-    let mut rest = bytes;
-    while !rest.is_empty() {
-        let field = WireField::take(&mut rest)?;
-        if entries_of != field.number {
-            flush(&mut entries, &mut out);
-            entries_of = field.number;
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shape {
+    is_map: bool,
+    /// The message inside, unless its bytes come in one order only.
+    inner: Option<usize>,
+}
+
+static SHAPES: LazyLock<Shapes> = LazyLock::new(|| Shapes::of(lateen_protocols::json::pool()));
+
+const ANY: &str = "google.protobuf.Any";
+
+impl Shapes {
+    fn of(pool: &DescriptorPool) -> Self {
+        let mut users: HashMap<String, Vec<String>> = HashMap::new();
+        let mut found: Vec<String> = vec![ANY.to_owned()];
+        for message in pool.all_messages() {
+            for field in message.fields() {
+                if field.is_map() {
+                    found.push(message.full_name().to_owned());
+                }
+                if let FieldKind::Message(inner) = field.kind() {
+                    users
+                        .entry(inner.full_name().to_owned())
+                        .or_default()
+                        .push(message.full_name().to_owned());
+                }
+            }
         }
-        let descriptor = message.get_field(field.number);
-        match (field.payload, descriptor) {
-            (Some(payload), Some(descriptor)) => match descriptor.kind() {
-                FieldKind::Message(inner) => {
-                    let payload = canonical(&inner, payload)?;
+        let mut by_name = HashMap::new();
+        while let Some(name) = found.pop() {
+            if !by_name.contains_key(&name) {
+                found.extend(users.get(&name).into_iter().flatten().cloned());
+                by_name.insert(name, by_name.len());
+            }
+        }
+        let mut fields = vec![Vec::new(); by_name.len()];
+        for (name, number) in &by_name {
+            let (Some(message), Some(shapes)) =
+                (pool.get_message_by_name(name), fields.get_mut(*number))
+            else {
+                continue;
+            };
+            shapes.extend(message.fields().filter_map(|field| {
+                let inner = match field.kind() {
+                    FieldKind::Message(inner) => by_name.get(inner.full_name()).copied(),
+                    _ => None,
+                };
+                let is_map = field.is_map();
+                (is_map || inner.is_some()).then_some((field.number(), Shape { is_map, inner }))
+            }));
+            shapes.sort_unstable_by_key(|(field, _)| *field);
+        }
+        Self { by_name, fields }
+    }
+
+    /// The same message with the entries of each map sorted; `None` if the bytes are not well-formed.
+    /// A message that is not known, or has no such fields, is given back as it is.
+    fn canonical(&self, message: &str, bytes: &[u8]) -> Option<Vec<u8>> {
+        match self.by_name.get(message) {
+            Some(number) => self.sorted(*number, bytes),
+            None => Some(bytes.to_vec()),
+        }
+    }
+
+    fn sorted(&self, message: usize, bytes: &[u8]) -> Option<Vec<u8>> {
+        if self.by_name.get(ANY) == Some(&message) {
+            let any = Any::decode(bytes).ok()?;
+            let value = self.canonical(name_in(&any.type_url), &any.value)?;
+            return Some(
+                Any {
+                    type_url: any.type_url,
+                    value,
+                }
+                .encode_to_vec(),
+            );
+        }
+        let fields = self.fields.get(message)?;
+        let mut out = Vec::with_capacity(bytes.len());
+        let mut entries: Vec<Vec<u8>> = Vec::new();
+        let mut entries_of = 0;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let field = WireField::take(&mut rest)?;
+            if entries_of != field.number {
+                append_sorted(&mut entries, &mut out);
+                entries_of = field.number;
+            }
+            let shape = fields
+                .binary_search_by_key(&field.number, |(number, _)| *number)
+                .ok();
+            let shape = shape.and_then(|at| fields.get(at)).map(|(_, shape)| *shape);
+            let (Some(payload), Some(Shape { is_map, inner })) = (field.payload, shape) else {
+                out.extend_from_slice(field.whole);
+                continue;
+            };
+            let whole = match inner {
+                None => field.whole.to_vec(),
+                Some(inner) => {
+                    let payload = self.sorted(inner, payload)?;
                     let mut whole = Vec::with_capacity(payload.len() + 8);
                     put_varint(&mut whole, u64::from(field.number) << 3 | 2);
                     put_varint(&mut whole, payload.len() as u64);
                     whole.extend_from_slice(&payload);
-                    if descriptor.is_map() {
-                        entries.push(whole)
-                    } else {
-                        out.extend_from_slice(&whole)
-                    }
+                    whole
                 }
-                _ if descriptor.is_map() => entries.push(field.whole.to_vec()),
-                _ => out.extend_from_slice(field.whole),
-            },
-            _ => out.extend_from_slice(field.whole),
+            };
+            if is_map {
+                entries.push(whole)
+            } else {
+                out.extend_from_slice(&whole)
+            }
         }
-    }
-    flush(&mut entries, &mut out);
-    return Some(out);
-
-    fn flush(entries: &mut Vec<Vec<u8>>, out: &mut Vec<u8>) {
-        entries.sort_unstable();
-        entries
-            .drain(..)
-            .for_each(|entry| out.extend_from_slice(&entry));
+        append_sorted(&mut entries, &mut out);
+        Some(out)
     }
 }
 
-fn canonical_any(bytes: &[u8]) -> Option<Vec<u8>> {
-    let any = Any::decode(bytes).ok()?;
-    let name = any.type_url.rsplit('/').next().unwrap_or_default();
-    let Some(inner) = lateen_protocols::json::pool().get_message_by_name(name) else {
-        return Some(bytes.to_vec());
-    };
-    let value = canonical(&inner, &any.value)?;
-    Some(
-        Any {
-            type_url: any.type_url,
-            value,
-        }
-        .encode_to_vec(),
-    )
+fn append_sorted(entries: &mut Vec<Vec<u8>>, out: &mut Vec<u8>) {
+    entries.sort_unstable();
+    entries
+        .drain(..)
+        .for_each(|entry| out.extend_from_slice(&entry));
+}
+
+/// The full name of the message of a type URL.
+fn name_in(type_url: &str) -> &str {
+    type_url.rsplit('/').next().unwrap_or_default()
 }
 
 /// One field as it stands in the bytes.
@@ -598,12 +639,11 @@ mod tests {
 
     #[test]
     fn broken_bytes_have_no_canonical_form() {
-        let any = lateen_protocols::json::pool()
-            .get_message_by_name("google.protobuf.Struct")
-            .unwrap();
-        assert_eq!(canonical(&any, &[0x0a, 0x05, 0x01]), None);
-        assert_eq!(canonical(&any, &[0x0b]), None);
-        assert_eq!(canonical(&any, &[0xff; 11]), None);
+        let canonical = |bytes: &[u8]| SHAPES.canonical("google.protobuf.Struct", bytes);
+        assert_eq!(canonical(&[0x0a, 0x05, 0x01]), None);
+        assert_eq!(canonical(&[0x0b]), None);
+        assert_eq!(canonical(&[0xff; 11]), None);
+        assert_eq!(canonical(&[]), Some(Vec::new()));
     }
 
     #[test]
