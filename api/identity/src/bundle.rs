@@ -168,7 +168,6 @@ impl TrustBundle {
     }
 
     /// The parts of a chain and the roots of the leaf's trust domain, and no others.
-    #[expect(clippy::type_complexity, reason = "used twice, right above")]
     fn select<'c, 'd>(
         &self,
         chain: &'c [CertificateDer<'d>],
