@@ -19,7 +19,6 @@ use std::{
 
 use tokio::time::{Instant, sleep, sleep_until};
 
-pub use self::mirror::call;
 use self::{
     replay::Replay,
     response::{Answer, finish},
@@ -338,8 +337,10 @@ impl Request<'_> {
                         resent = true;
                         continue;
                     }
-                    if matches!(failure.reset, Reset::Remote | Reset::Refused) {
-                        local.cluster.stats.upstream_rq_rx_reset.inc();
+                    match failure.reset {
+                        Reset::Remote | Reset::Refused => local.cluster.stats.upstream_rq_rx_reset.inc(),
+                        Reset::Protocol => local.cluster.stats.upstream_cx_protocol_error.inc(),
+                        _ => {}
                     }
                     if failure.reset != Reset::Local {
                         host.state.numbers.rq_error.fetch_add(1, Relaxed);

@@ -8,6 +8,8 @@ mod connect;
 mod convert;
 mod pool;
 mod tunnel;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::{
     cell::{Cell, RefCell},

@@ -1,4 +1,4 @@
-//! Requests nobody waits for an answer of: copies for mirrors; and plain calls of the proxy's own.
+//! Copies of requests for mirrors: nobody waits for what they come to.
 
 use std::{sync::Arc, time::Duration};
 
@@ -80,11 +80,8 @@ fn shadow_authority(mirror: &Mirror, authority: &Bytes) -> Bytes {
 }
 
 /// Sends one request to a cluster, without a route: no retries, one timeout for everything up to the end
-/// of the response. For a worker's own needs (Mixer, tracing). Limits and statistics are the cluster's.
-///
-/// # Errors
-/// As [`super::forward`].
-pub async fn call(
+/// of the response. Limits and statistics are the cluster's.
+async fn call(
     shared: &Arc<Shared>,
     cluster: &str,
     mut head: RequestHead,

@@ -122,10 +122,13 @@ impl Watched {
                     "upstream_reset_after_response_started{remote_reset}",
                 )
             }
-            BodyError::Protocol(_) => (
-                ResponseFlags::UPSTREAM_PROTOCOL_ERROR,
-                "upstream_reset_after_response_started{protocol_error}",
-            ),
+            BodyError::Protocol(_) => {
+                stats.upstream_cx_protocol_error.inc();
+                (
+                    ResponseFlags::UPSTREAM_PROTOCOL_ERROR,
+                    "upstream_reset_after_response_started{protocol_error}",
+                )
+            }
             BodyError::Timeout => {
                 stats.upstream_rq_timeout.inc();
                 stats.upstream_rq_tx_reset.inc();

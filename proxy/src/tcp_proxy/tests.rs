@@ -1,0 +1,170 @@
+use std::{cell::RefCell, collections::HashMap, net::SocketAddr, rc::Rc};
+
+use lateen_protocols::{envoy::envoy::config::cluster::v3::Cluster, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, duplex},
+    net::TcpListener,
+    task::LocalSet,
+};
+
+use super::*;
+use crate::{
+    info::{ConnectionInfo, StreamInfo},
+    testing::{LIMIT, shared},
+    upstream::testing::dead_address,
+};
+
+fn run(test: impl AsyncFnOnce(Arc<Shared>)) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    LocalSet::new().block_on(&runtime, async {
+        let shared = shared();
+        tokio::time::timeout(LIMIT, test(shared)).await.expect("the test does not hang");
+    });
+}
+
+fn cluster(shared: &Shared, name: &str, addresses: &[SocketAddr], rest: &str) {
+    let list: Vec<String> = addresses
+        .iter()
+        .map(|address| {
+            format!(
+                "{{endpoint: {{address: {{socket_address: {{address: {}, port_value: {}}}}}}}}}",
+                address.ip(),
+                address.port()
+            )
+        })
+        .collect();
+    let yaml = format!("name: {name}\nload_assignment: {{endpoints: [{{lb_endpoints: [{}]}}]}}\n{rest}", list.join(", "));
+    let proto: Cluster = json::from_yaml(&yaml).unwrap();
+    shared.clusters.apply(&proto, shared).unwrap();
+}
+
+fn filter(shared: &Shared, yaml: &str) -> TcpProxy {
+    let proto: proto::TcpProxy = json::from_yaml(&format!("{{stat_prefix: t, {yaml}}}")).unwrap();
+    TcpProxy::compile(&proto, shared).unwrap()
+}
+
+fn new_info() -> SharedInfo {
+    let address = SocketAddr::from(([127, 0, 0, 1], 1));
+    let connection = ConnectionInfo {
+        id: 1,
+        remote: address,
+        local: address,
+        tls: None,
+        requested_server_name: None,
+        started: Instant::now(),
+    };
+    Rc::new(RefCell::new(StreamInfo::new(Rc::new(connection), None)))
+}
+
+/// A server that sends `banner`, then everything back.
+async fn echo(banner: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::task::spawn_local(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::task::spawn_local(async move {
+                stream.write_all(banner.as_bytes()).await.unwrap();
+                let (mut reader, mut writer) = stream.split();
+                tokio::io::copy(&mut reader, &mut writer).await.unwrap();
+            });
+        }
+    });
+    address
+}
+
+/// Sends `text`, closes, reads to the end; what came and the facts.
+async fn talk(shared: &Arc<Shared>, filter: &TcpProxy, text: &str) -> (String, SharedInfo) {
+    let (mut client, downstream) = duplex(4096);
+    let info = new_info();
+    let talking = async {
+        // A proxy that has given up already takes nothing.
+        drop(client.write_all(text.as_bytes()).await);
+        drop(client.shutdown().await);
+        let mut got = String::new();
+        client.read_to_string(&mut got).await.unwrap();
+        got
+    };
+    let ((), got) = tokio::join!(filter.serve(shared, downstream, &info), talking);
+    (got, info)
+}
+
+#[test]
+fn bytes_pass_both_ways_and_are_counted() {
+    run(async |shared| {
+        let server = echo("hi ").await;
+        cluster(&shared, "a", &[server], "");
+        let (got, info) = talk(&shared, &filter(&shared, "cluster: a"), "question").await;
+        assert_eq!(got, "hi question");
+        let info = info.borrow();
+        assert_eq!((info.bytes_received, info.bytes_sent), (8, 11));
+        assert_eq!((info.upstream_host, info.flags.short().as_str()), (Some(server), "-"));
+        assert!(info.response_end.is_some() && info.upstream_local.is_some());
+        let stat = |name: &str| shared.stats.value(name);
+        assert_eq!(stat("tcp.t.downstream_cx_total"), Some(1));
+        assert_eq!(stat("tcp.t.downstream_cx_tx_bytes_total"), Some(11));
+        assert_eq!(stat("cluster.a.upstream_cx_total"), Some(1));
+        assert_eq!(stat("cluster.a.upstream_cx_active"), Some(0));
+        assert_eq!(stat("cluster.a.upstream_cx_rx_bytes_total"), Some(11));
+    });
+}
+
+#[test]
+fn a_connection_is_retried_and_given_up_with_flags() {
+    run(async |shared| {
+        cluster(&shared, "dead", &[dead_address().await], "");
+        cluster(&shared, "mixed", &[dead_address().await, echo("").await], "");
+        cluster(&shared, "empty", &[], "");
+        for (yaml, flags) in [("cluster: dead", "UF,URX"), ("cluster: empty", "UH"), ("cluster: none", "NC")] {
+            let (got, info) = talk(&shared, &filter(&shared, yaml), "x").await;
+            assert_eq!((got.as_str(), info.borrow().flags.short().as_str()), ("", flags));
+        }
+        let patient = filter(&shared, "cluster: mixed, max_connect_attempts: 2");
+        for _ in 0..2 {
+            let (got, info) = talk(&shared, &patient, "x").await;
+            assert_eq!((got.as_str(), info.borrow().flags.short().as_str()), ("x", "-"));
+        }
+        assert_eq!(shared.stats.value("cluster.dead.upstream_cx_connect_attempts_exceeded"), Some(1));
+        assert_eq!(shared.stats.value("tcp.t.downstream_cx_no_route"), Some(1));
+    });
+}
+
+#[test]
+fn the_breaker_limits_connections() {
+    run(async |shared| {
+        cluster(
+            &shared,
+            "a",
+            &[echo("").await],
+            "circuit_breakers: {thresholds: [{max_connections: 1}]}",
+        );
+        let filter = filter(&shared, "cluster: a");
+        let (mut client, downstream) = duplex(64);
+        let info = new_info();
+        let second = async {
+            client.write_all(b"x").await.unwrap();
+            client.read_u8().await.unwrap();
+            let (got, info) = talk(&shared, &filter, "y").await;
+            assert_eq!((got.as_str(), info.borrow().flags.short().as_str()), ("", "UO"));
+            drop(client);
+        };
+        tokio::join!(filter.serve(&shared, downstream, &info), second);
+        assert_eq!(shared.stats.value("cluster.a.upstream_cx_overflow"), Some(1));
+    });
+}
+
+#[test]
+fn weights_decide_once_for_each_connection() {
+    run(async |shared| {
+        let filter = filter(
+            &shared,
+            "weighted_clusters: {clusters: [{name: a, weight: 80}, {name: b, weight: 20}]}",
+        );
+        let mut counts: HashMap<&str, u32> = HashMap::new();
+        for value in 0..filter.total {
+            *counts.entry(&filter.draw(value).unwrap().name).or_default() += 1;
+        }
+        assert_eq!(counts, HashMap::from([("a", 80), ("b", 20)]));
+        assert!(filter.draw(filter.total).is_none());
+        assert_eq!(filter.clusters(), ["a".into(), "b".into()]);
+    });
+}

@@ -37,6 +37,9 @@ const MAX_HEADERS: usize = 100;
 const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 
+/// Turns of the worker's loop it takes hyper to say that a connection is free again.
+const RETURNING_TURNS: usize = 2;
+
 type H1Sender = http1::SendRequest<OutBody>;
 type H2Sender = http2::SendRequest<OutBody>;
 
@@ -267,6 +270,16 @@ impl Pool {
     /// A connection for one request: one at hand, or one that is waited for. Dropping the future leaves
     /// the queue.
     pub(crate) async fn acquire(self: &Rc<Pool>) -> Result<Lease, Refusal> {
+        for _ in 0..RETURNING_TURNS {
+            if let Some(conn) = self.at_hand() {
+                return self.lease(conn);
+            }
+            if !self.has_busy_h1() {
+                break;
+            }
+            // A response may have been read to its end just now, and its connection be on its way back.
+            tokio::task::yield_now().await;
+        }
         if let Some(conn) = self.at_hand() {
             return self.lease(conn);
         }
@@ -376,6 +389,11 @@ impl Pool {
         drop(state);
         drop(closed);
         found
+    }
+
+    fn has_busy_h1(&self) -> bool {
+        let state = self.state.borrow();
+        state.open > state.idle.len() + state.shared.len() + state.connecting
     }
 
     fn free_shared(&self, state: &State) -> Option<Rc<H2>> {
@@ -585,8 +603,9 @@ impl Pool {
         self.cluster.stats.upstream_cx_http1_total.inc();
         let pool = self.clone();
         spawn_local(async move {
-            let result = connection.with_upgrades().await;
-            pool.ended(result, guard);
+            // Errors reach whoever waits for an answer.
+            drop(connection.with_upgrades().await);
+            pool.ended(guard);
         });
         self.state.borrow_mut().connecting -= 1;
         self.offer_h1(H1 {
@@ -617,8 +636,9 @@ impl Pool {
         self.cluster.stats.upstream_cx_http2_total.inc();
         let pool = self.clone();
         spawn_local(async move {
-            let result = connection.await;
-            pool.ended(result, guard);
+            // Errors reach whoever waits for an answer.
+            drop(connection.await);
+            pool.ended(guard);
         });
         let mut state = self.state.borrow_mut();
         state.connecting -= 1;
@@ -636,13 +656,7 @@ impl Pool {
     }
 
     /// A connection is gone.
-    fn ended(self: Rc<Pool>, result: Result<(), hyper::Error>, guard: ConnGuard) {
-        let stats = &self.cluster.stats;
-        if let Err(error) = result
-            && convert::reset(&error) == Reset::Protocol
-        {
-            stats.upstream_cx_protocol_error.inc();
-        }
+    fn ended(self: Rc<Pool>, guard: ConnGuard) {
         drop(guard);
         let mut closed = Vec::new();
         let mut state = self.state.borrow_mut();
