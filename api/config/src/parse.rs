@@ -293,9 +293,7 @@ impl Reader<'_> {
             }
             ("", "Service") => Spec::Service(self.typed(spec)?),
             ("", "Pod") => {
-                let mut pod: Pod = self
-                    .typed(spec_and_status(document).as_ref())
-                    .or_else(|| None)?;
+                let mut pod: Pod = self.typed(&spec_and_status(document))?;
                 pod.owner_references = metadata
                     .get("ownerReferences")
                     .and_then(|list| {
@@ -425,12 +423,6 @@ struct Whole(Value);
 impl AsSpec for &Whole {
     fn as_spec(&self) -> (&Value, &str) {
         (&self.0, "")
-    }
-}
-
-impl AsRef<Self> for Whole {
-    fn as_ref(&self) -> &Self {
-        self
     }
 }
 

@@ -28,9 +28,7 @@ use lateen_config::networking::{
     ConnectionPool, LoadBalancer, OutlierDetection, SimpleBalancer, TlsMode,
 };
 
-use crate::model::{
-    DestinationPolicy, Port, Protocol, Resolution, Service, TlsMode as EndpointTls, selects,
-};
+use crate::model::{DestinationPolicy, Port, Protocol, Resolution, Service, selects};
 
 use super::interception::app_address;
 use super::policy::{Policy, subset_labels};
@@ -346,7 +344,6 @@ fn balance(cluster: &mut Cluster, balancer: Option<&LoadBalancer>, kind: Discove
             cluster.lb_policy = LbPolicy::Maglev as i32;
             cluster.lb_config = Some(LbConfig::MaglevLbConfig(MaglevLbConfig {
                 table_size: maglev.table_size.map(|value| UInt64Value { value }),
-                ..Default::default()
             }));
         } else {
             let size = hash
@@ -615,7 +612,6 @@ fn identities(
             .snapshot
             .endpoints(&service.hostname, port.number)
             .iter()
-            .filter(|endpoint| endpoint.tls_mode == EndpointTls::Istio || labels.is_none())
             .filter(|endpoint| labels.is_none_or(|labels| selects(labels, &endpoint.labels)))
             .filter_map(|endpoint| endpoint.spiffe_id.clone()),
     );

@@ -168,7 +168,7 @@ fn listener(
     }
     for opened in servers
         .iter()
-        .filter(|opened| !(opened.protocol().is_http() && !opened.terminates()))
+        .filter(|opened| !opened.protocol().is_http() || opened.terminates())
     {
         let http = opened.protocol().is_http()
             || opened.protocol() == Protocol::Https && opened.terminates();

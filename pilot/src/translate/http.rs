@@ -36,7 +36,7 @@ pub(super) enum RouteSource {
     /// RDS, by that name.
     Named(String),
     /// Inline.
-    Inline(RouteConfiguration),
+    Inline(Box<RouteConfiguration>),
 }
 
 /// Whose requests a connection manager serves.
@@ -117,7 +117,7 @@ pub(super) fn connection_manager(
                 config_source: ads(),
                 route_config_name: name,
             }),
-            RouteSource::Inline(config) => RouteSpecifier::RouteConfig(config),
+            RouteSource::Inline(config) => RouteSpecifier::RouteConfig(*config),
         }),
         ..Default::default()
     };

@@ -569,7 +569,7 @@ fn inbound_filters(scope: &Scope<'_>, inbound: &Inbound, ip: IpAddr) -> Vec<Filt
             scope,
             Side::Inbound,
             format!("inbound_{ip}_{}", inbound.port),
-            RouteSource::Inline(inbound_routes(scope, served, &cluster)),
+            RouteSource::Inline(Box::new(inbound_routes(scope, served, &cluster))),
             scope
                 .mixer
                 .as_ref()

@@ -125,8 +125,7 @@ fn load_balancer(check: &mut Check<'_>, field: &str, balancer: &LoadBalancer) {
         if hash.ring_hash.is_some() && hash.maglev.is_some() {
             check.error(field, "ringHash and maglev exclude each other");
         } else if let Some(size) = hash.maglev.as_ref().and_then(|maglev| maglev.table_size)
-            && (size < 2
-                || size > 5_000_011
+            && (!(2..=5_000_011).contains(&size)
                 || (2..).take_while(|n| n * n <= size).any(|n| size % n == 0))
         {
             check.error(

@@ -23,8 +23,8 @@ fn envoy() -> Option<PathBuf> {
 }
 
 /// A bootstrap of everything: listeners and clusters as they are, route configurations in listeners
-/// made for them.
-fn bootstrap(resources: &Resources) -> Value {
+/// made for them. In a `closed` world every route must have its cluster.
+fn bootstrap(resources: &Resources, closed: bool) -> Value {
     let cluster = |name: &str| {
         json!({
             "name": name, "type": "STATIC", "connect_timeout": "1s",
@@ -41,7 +41,7 @@ fn bootstrap(resources: &Resources) -> Value {
     let mut listeners: Vec<Value> = resources.listeners.values().map(j).collect();
     for (index, config) in resources.routes.values().enumerate() {
         let mut config = j(config);
-        config["validate_clusters"] = json!(true);
+        config["validate_clusters"] = json!(closed);
         listeners.push(json!({
             "name": format!("routes-{index}"),
             "address": {"socket_address": {"address": "127.0.0.1", "port_value": 20000 + index}},
@@ -71,12 +71,16 @@ fn bootstrap(resources: &Resources) -> Value {
 }
 
 fn accepts(name: &str, resources: &Resources) {
+    accepts_world(name, resources, true);
+}
+
+fn accepts_world(name: &str, resources: &Resources, closed: bool) {
     let Some(envoy) = envoy() else { return };
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join(format!("{name}.json"));
     std::fs::write(
         &file,
-        serde_json::to_string_pretty(&bootstrap(resources)).unwrap(),
+        serde_json::to_string_pretty(&bootstrap(resources, closed)).unwrap(),
     )
     .unwrap();
     let output = Command::new(envoy)
@@ -244,5 +248,59 @@ spec: {{ mtls: {{ mode: {mode} }} }}
 "
         );
         accepts(mode, &translate(&world(&policy), &sidecar("envoy")));
+    }
+}
+
+/// Files nobody here wrote: `LATEEN_CORPUS`, else `../shared/corpus` beside the workspace.
+fn corpus(part: &str) -> Option<PathBuf> {
+    let root = match std::env::var_os("LATEEN_CORPUS") {
+        Some(named) => PathBuf::from(named),
+        None => PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/corpus")),
+    };
+    let path = root.join(part);
+    if path.exists() {
+        Some(path)
+    } else {
+        eprintln!(
+            "skipped: no corpus at {} (set LATEEN_CORPUS)",
+            path.display()
+        );
+        None
+    }
+}
+
+#[test]
+fn istios_bookinfo_is_accepted() {
+    for version in ["1.4.10", "1.30.3"] {
+        let Some(directory) = corpus(&format!("pilot/samples/{version}/samples/bookinfo")) else {
+            return;
+        };
+        let services =
+            std::fs::read_to_string(directory.join("platform/kube/bookinfo.yaml")).unwrap();
+        let subsets =
+            std::fs::read_to_string(directory.join("networking/destination-rule-all.yaml"))
+                .unwrap();
+        let mut files: Vec<PathBuf> = std::fs::read_dir(directory.join("networking"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| !path.ends_with("destination-rule-all.yaml"))
+            .collect();
+        files.sort();
+        for file in files {
+            let text = std::fs::read_to_string(&file).unwrap();
+            let all = format!("{MESH}\n---\n{services}\n---\n{subsets}\n---\n{text}");
+            let (objects, _) = parse_file("bookinfo.yaml", &all);
+            let objects = objects.into_iter().map(Arc::new).collect();
+            let snapshot = Snapshot::build(&ConfigSet {
+                objects,
+                ..Default::default()
+            });
+            accepts_world(
+                &file.display().to_string().replace('/', "_"),
+                &translate(&snapshot, &sidecar("envoy")),
+                false,
+            );
+            accepts_world("gateway", &translate(&snapshot, &router("envoy")), false);
+        }
     }
 }
