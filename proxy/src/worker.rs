@@ -230,9 +230,9 @@ impl Workers {
     /// Number of connections that are open on all workers.
     pub fn active(&self) -> u64 {
         let mut open = 0;
-        self.shared.stats.each(|_, full, instrument| {
-            if full.ends_with("downstream_cx_active")
-                && full.starts_with("listener.")
+        self.shared.stats.each(|scope, name, instrument| {
+            if scope.starts_with("listener.")
+                && name == "downstream_cx_active"
                 && let stats::Instrument::Gauge(gauge) = instrument
             {
                 open += gauge.value();

@@ -26,6 +26,7 @@ use proxy::{config::Options, control::Phase, logging::Logging, server::Server};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    runtime::Runtime,
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
 };
@@ -327,13 +328,23 @@ impl Pilot {
         }
     }
 
-    async fn serve(self, listener: TcpListener) {
-        let server = tonic::transport::Server::builder()
-            .add_service(AggregatedDiscoveryServiceServer::new(self));
-        server
-            .serve_with_incoming(TcpListenerStream::new(listener))
-            .await
+    /// Serves on a runtime of its own: dropping that is the death of the process.
+    fn run(&self, listener: std::net::TcpListener) -> Runtime {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
             .unwrap();
+        let service = AggregatedDiscoveryServiceServer::new(self.clone());
+        runtime.spawn(async move {
+            listener.set_nonblocking(true).unwrap();
+            let incoming = TcpListenerStream::new(TcpListener::from_std(listener).unwrap());
+            tonic::transport::Server::builder()
+                .add_service(service)
+                .serve_with_incoming(incoming)
+                .await
+        });
+        runtime
     }
 }
 
@@ -426,9 +437,9 @@ async fn a_control_plane_configures_it_and_may_err_and_die() {
         state: receiver,
         answers: sender,
     };
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let running = tokio::spawn(pilot.clone().serve(listener));
+    let running = pilot.run(listener);
 
     let yaml = format!(
         "node: {{ id: me }}\n{ADMIN}\ndynamic_resources:\n  cds_config: {{ ads: {{}} }}\n  lds_config: {{ ads: {{}} }}\n  \
@@ -458,24 +469,23 @@ async fn a_control_plane_configures_it_and_may_err_and_die() {
     assert_eq!(get(http, "/").await.1, "one: GET / HTTP/1.1");
 
     // The control plane dies, everything serves on, and what it says when it is back is taken.
-    running.abort();
-    drop(running.await);
+    // Waits for its threads, after which the address is free.
+    tokio::task::spawn_blocking(|| running.shutdown_timeout(PATIENCE))
+        .await
+        .unwrap();
     let mut moved = good.clone();
     moved.insert(EDS, vec![endpoints(two)]);
     state.send((3, moved)).unwrap();
     assert_eq!(get(http, "/").await.1, "one: GET / HTTP/1.1");
-    let listener = {
-        let socket = tokio::net::TcpSocket::new_v4().unwrap();
-        socket.set_reuseaddr(true).unwrap();
-        socket.bind(address).unwrap();
-        socket.listen(16).unwrap()
-    };
-    let _running = tokio::spawn(pilot.serve(listener));
+    // std sets SO_REUSEADDR, so the address is free again at once.
+    let listener = std::net::TcpListener::bind(address).unwrap();
+    let running = pilot.run(listener);
     assert_eq!(verdict(&mut answers, EDS, 3).await, None);
     assert_eq!(get(http, "/").await.1, "two: GET / HTTP/1.1");
 
     drop(stop);
     tokio::time::timeout(PATIENCE, task).await.unwrap().unwrap();
+    running.shutdown_background();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -497,9 +507,6 @@ async fn what_is_wrong_is_said_before_anything_serves() {
         error.starts_with("static_resources.listeners: listener l"),
         "{error}"
     );
-    let started = Server::start(
-        &arguments("static_resources: { listeners: [ { name: l } ] }"),
-        Logging::none(),
-    );
-    assert!(started.await.is_err());
+    let bad = arguments("static_resources: { listeners: [ { name: l } ] }");
+    assert!(Server::start(&bad, Logging::none()).await.is_err());
 }
