@@ -26,11 +26,12 @@ use lateen_protocols::istio::mixer::v1::config::client::{HttpClientConfig, Servi
 use crate::{
     config_error::ConfigError,
     format::Facts,
-    head::{RequestHead, ResponseHead},
-    info::StreamInfo,
+    head::{Name, RequestHead, ResponseHead},
+    info::{ResponseFlags, StreamInfo},
     mixer::{self, HttpMixer},
     proto::{invalid, unpack},
     reject::Reject,
+    retry::RetryOn,
     route::{RouteTable, Selected},
     shared::Shared,
     stats::Scope,
@@ -65,6 +66,8 @@ pub struct RouterOptions {
     pub suppress_envoy_headers: bool,
     /// Take `x-envoy-expected-rq-timeout-ms` as the timeout.
     pub respect_expected_rq_timeout: bool,
+    /// `x-envoy-*` headers whose bad values are refused instead of ignored.
+    pub strict_check_headers: Vec<Name>,
 }
 
 /// Configuration that a route, virtual host or weighted cluster has for a filter.
@@ -216,10 +219,6 @@ impl HttpFilters {
 
 fn router_options(options: &RouterProto) -> Result<RouterOptions, ConfigError> {
     let unsupported = [
-        (
-            "strict_check_headers",
-            !options.strict_check_headers.is_empty(),
-        ),
         ("upstream_log", !options.upstream_log.is_empty()),
         (
             "upstream_http_filters",
@@ -231,7 +230,41 @@ fn router_options(options: &RouterProto) -> Result<RouterOptions, ConfigError> {
         None => Ok(RouterOptions {
             suppress_envoy_headers: options.suppress_envoy_headers,
             respect_expected_rq_timeout: options.respect_expected_rq_timeout,
+            strict_check_headers: options.strict_check_headers.iter().map(Name::new).collect(),
         }),
+    }
+}
+
+impl RouterOptions {
+    /// Refuses a request whose `x-envoy-*` headers are not valid, as far as they are to be checked.
+    ///
+    /// # Errors
+    /// 400 `IH`.
+    pub fn check(&self, head: &RequestHead) -> Result<(), Reject> {
+        for name in &self.strict_check_headers {
+            let Some(value) = head.headers.get(name) else {
+                continue;
+            };
+            let text = String::from_utf8_lossy(value);
+            let valid = match name.as_bytes() {
+                b"x-envoy-retry-on" | b"x-envoy-retry-grpc-on" => {
+                    let mut known = true;
+                    RetryOn::parse(&text, |_| known = false);
+                    known
+                }
+                _ => number(Some(value)).is_some(),
+            };
+            if !valid {
+                let name = String::from_utf8_lossy(name.as_bytes());
+                return Err(Reject::new(
+                    400,
+                    format!("invalid header '{name}' with value '{text}'"),
+                    ResponseFlags::INVALID_ENVOY_REQUEST_HEADERS,
+                    "request_headers_failed_strict_check",
+                ));
+            }
+        }
+        Ok(())
     }
 }
 

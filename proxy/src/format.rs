@@ -622,9 +622,8 @@ impl Op {
             Op::BytesSent => Value::Number(info.bytes_sent),
             Op::Protocol => Value::of(info.protocol.map(|protocol| protocol.as_str())),
             Op::ResponseCode => Value::Number(info.response_code.into()),
-            Op::ResponseFlags if info.flags.is_empty() => Value::Absent,
             Op::ResponseFlags => Value::owned(info.flags.short()),
-            Op::ResponseFlagsLong if info.flags.is_empty() => Value::Absent,
+            Op::ResponseFlagsLong if info.flags.is_empty() => Value::of(Some("-")),
             Op::ResponseFlagsLong => Value::owned(long_flags(&info.flags.short())),
             Op::ResponseCodeDetails => Value::of(Some(info.response_code_details)),
             // Spaces would split the log line's fields.

@@ -3,7 +3,7 @@
 //! Filters and routes see only these, never the codec's own types. Names are lower case; well-known
 //! ones are small integers, so that comparing them costs one instruction.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use bytes::Bytes;
 
@@ -295,6 +295,26 @@ impl RequestHead {
     }
 }
 
+impl RequestHead {
+    /// The client's deadline: `grpc-timeout`, at most eight digits and a unit. gRPC over HTTP/2.
+    pub fn grpc_timeout(&self) -> Option<Duration> {
+        let (unit, digits) = self.headers.known(Known::GrpcTimeout)?.split_last()?;
+        if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+            return None;
+        }
+        let value: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+        Some(match unit {
+            b'H' => Duration::from_secs(value * 3600),
+            b'M' => Duration::from_secs(value * 60),
+            b'S' => Duration::from_secs(value),
+            b'm' => Duration::from_millis(value),
+            b'u' => Duration::from_micros(value),
+            b'n' => Duration::from_nanos(value),
+            _ => return None,
+        })
+    }
+}
+
 /// The head of a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResponseHead {
@@ -321,7 +341,10 @@ mod tests {
             headers.append(Name::new(name), value);
         }
         headers.set(Name::new("a"), "5");
-        let all: Vec<_> = headers.iter().map(|(n, v)| (n.clone(), v.clone())).collect();
+        let all: Vec<_> = headers
+            .iter()
+            .map(|(n, v)| (n.clone(), v.clone()))
+            .collect();
         assert_eq!(
             all,
             [("a", "5"), ("b", "2"), ("c", "4")].map(|(n, v)| (Name::new(n), Bytes::from(v)))

@@ -32,8 +32,8 @@ use crate::{
 mod connection;
 mod stream;
 mod convert;
-mod mutate;
-mod cert;
+pub mod mutate;
+pub mod cert;
 #[cfg(test)]
 mod tests;
 
@@ -365,9 +365,12 @@ fn routes(
 }
 
 fn inline(table: &RouteConfiguration, shared: &Arc<Shared>) -> Result<Routes, ConfigError> {
-    Ok(Routes::Inline(Arc::new(RouteTable::compile(
-        table, shared,
-    )?)))
+    let compiled = RouteTable::compile(table, shared)?;
+    // Envoy: checked unless told not to, when the table stands in the listener itself.
+    if table.validate_clusters.is_none() {
+        compiled.require_clusters(shared)?;
+    }
+    Ok(Routes::Inline(Arc::new(compiled)))
 }
 
 fn limits(config: &proto::HttpConnectionManager) -> Result<Limits, ConfigError> {

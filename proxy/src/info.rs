@@ -177,6 +177,9 @@ pub struct StreamInfo {
     pub response_end: Option<Duration>,
     /// gRPC status from trailers or headers.
     pub grpc_status: Option<i32>,
+    /// The router adds no `x-envoy-*` headers to request and response. Envoy:
+    /// `Router.suppress_envoy_headers`.
+    pub suppress_envoy_headers: bool,
     /// What Mixer said, for the report: status code and message, and whether the cache answered.
     pub mixer: Option<MixerVerdict>,
 }
@@ -220,6 +223,7 @@ impl StreamInfo {
             upstream_first_byte: None,
             response_end: None,
             grpc_status: None,
+            suppress_envoy_headers: false,
             mixer: None,
         }
     }

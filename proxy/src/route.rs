@@ -263,6 +263,23 @@ impl RouteTable {
         compile(config, shared).map_err(|error| error.within(format_args!("route {}", config.name)))
     }
 
+    /// Fails if a cluster that the table names is not there. Envoy: `validate_clusters`.
+    ///
+    /// # Errors
+    /// The first cluster that is missing.
+    pub fn require_clusters(&self, shared: &Shared) -> Result<(), ConfigError> {
+        match self
+            .clusters()
+            .find(|name| shared.clusters.get(name).is_none())
+        {
+            None => Ok(()),
+            Some(name) => Err(invalid(
+                format!("route {}", self.name),
+                format!("unknown cluster '{name}'"),
+            )),
+        }
+    }
+
     /// Virtual hosts in order.
     pub fn virtual_hosts(&self) -> &[VirtualHost] {
         &self.vhosts
@@ -493,8 +510,8 @@ impl Selected {
     }
 
     /// Applies the route's path and host rewrites (all but the automatic host rewrite, which is the
-    /// router's) and leaves the old values in `x-envoy-original-path` and `x-forwarded-host`.
-    pub fn rewrite(&self, head: &mut RequestHead) {
+    /// router's) and leaves the old values in `x-envoy-original-path`, `x-envoy-original-host` and `x-forwarded-host`.
+    pub fn rewrite(&self, head: &mut RequestHead, suppress_envoy_headers: bool) {
         let Action::Forward { policy, rewrite } = &self.route().action else {
             return;
         };
@@ -513,12 +530,18 @@ impl Selected {
         };
         if let Some(path) = rewrite.apply(&self.route().conditions, head) {
             let old = std::mem::replace(&mut head.path, path);
-            head.headers.set(Known::XEnvoyOriginalPath, old);
+            if !suppress_envoy_headers {
+                head.headers.set(Known::XEnvoyOriginalPath, old);
+            }
         }
         if let Some(host) = host
             && host != head.authority
         {
             let old = std::mem::replace(&mut head.authority, host);
+            if !suppress_envoy_headers {
+                head.headers
+                    .set(Name::new("x-envoy-original-host"), old.clone());
+            }
             if policy.append_x_forwarded_host {
                 append_forwarded_host(&mut head.headers, &old);
             }
@@ -752,6 +775,9 @@ fn compile(config: &proto::RouteConfiguration, shared: &Shared) -> Result<RouteT
     table
         .prefixes
         .sort_by_key(|(length, _)| std::cmp::Reverse(*length));
+    if config.validate_clusters.as_ref().is_some_and(|on| on.value) {
+        table.require_clusters(shared)?;
+    }
     Ok(table)
 }
 

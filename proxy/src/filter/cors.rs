@@ -93,11 +93,11 @@ impl Cors {
         if !enabled {
             return Ok(());
         }
+        cx.state.cors = Some(Allowed {
+            origin: origin.clone(),
+            rules: rules.clone(),
+        });
         if !preflight {
-            cx.state.cors = Some(Allowed {
-                origin: origin.clone(),
-                rules,
-            });
             return Ok(());
         }
         let mut reply =

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Applies a mode to a request's headers. Only a verified certificate is spoken of.
-pub(super) fn forward(
+pub fn forward(
     mode: Mode,
     details: &SetCurrentClientCertDetails,
     tls: Option<&TlsInfo>,

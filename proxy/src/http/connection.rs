@@ -251,7 +251,7 @@ where
             .map(|(limit, since)| since + limit);
         let idle_end = limits
             .connection_idle
-            .filter(|_| cx.active.get() == 0 && head_since.is_none())
+            .filter(|_| !closing && cx.active.get() == 0 && head_since.is_none())
             .map(|limit| cx.idle_since.get() + limit);
         let drained = cx.drains.iter().filter_map(Drain::deadline).min();
         if head_end.is_some_and(|at| at <= now) {
@@ -259,10 +259,11 @@ where
             stats.cx_destroy_local.inc();
             return Ok(());
         }
-        if idle_end.is_some_and(|at| at <= now) {
+        if !closing && idle_end.is_some_and(|at| at <= now) {
             stats.cx_idle_timeout.inc();
             stats.cx_destroy_local.inc();
-            return Ok(());
+            cx.close_gracefully();
+            continue;
         }
         if oldest.is_some_and(|at| at <= now) {
             oldest = None;

@@ -58,12 +58,24 @@ fn connection_tokens(headers: &HeaderMap) -> impl Iterator<Item = String> {
         .map(|token| token.trim().to_ascii_lowercase())
 }
 
+/// Whether a request says which host it means, even if with an empty `Host`.
+pub(super) fn names_host(parts: &Parts) -> bool {
+    parts.uri.authority().is_some() || parts.headers.contains_key(http::header::HOST)
+}
+
 /// The head of a request, without hop-by-hop headers.
 ///
 /// # Errors
 /// When the request line or pseudo headers make no sense.
 pub(super) fn request_head(parts: &Parts, upgrade: bool) -> Result<RequestHead, Reject> {
-    let bad = |details| Reject::new(400, "", ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, details);
+    let bad = |details| {
+        Reject::new(
+            400,
+            "Bad Request",
+            ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR,
+            details,
+        )
+    };
     let protocol = protocol(parts.version);
     let mut headers = Headers::with_capacity(parts.headers.len() + 8);
     let nominated: Vec<String> = if protocol == Protocol::Http2 {
@@ -162,16 +174,9 @@ pub(super) fn header_map(headers: &Headers) -> HeaderMap {
     map
 }
 
-/// Takes hop-by-hop headers from a response. Those of an upgrade are set anew by `stream`.
+/// Takes hop-by-hop headers from a response, but for those of an upgrade. Headers that `connection`
+/// names stay, as in Envoy: clients depend on what they get from it.
 pub(super) fn strip_hop_by_hop(head: &mut ResponseHead) {
-    if let Some(connection) = head.headers.take(Known::Connection) {
-        for token in connection.split(|b| *b == b',') {
-            let token = token.trim_ascii();
-            if !token.eq_ignore_ascii_case(b"upgrade") {
-                head.headers.remove(&Name::new(token));
-            }
-        }
-    }
     for known in [
         Known::KeepAlive,
         Known::ProxyConnection,
@@ -180,6 +185,7 @@ pub(super) fn strip_hop_by_hop(head: &mut ResponseHead) {
         head.headers.take(known);
     }
     if head.status != 101 {
+        head.headers.take(Known::Connection);
         head.headers.take(Known::Upgrade);
     }
 }

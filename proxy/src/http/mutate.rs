@@ -1,7 +1,10 @@
 //! What the connection manager itself changes in heads: who the client is (`x-forwarded-*`), what it may
 //! say (`x-envoy-*`), request ids, paths. Envoy: `ConnectionManagerUtility`.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    sync::LazyLock,
+};
 
 use bytes::Bytes;
 use lateen_protocols::envoy::envoy::{
@@ -29,7 +32,12 @@ pub(super) struct Origin {
 }
 
 fn bad_request(details: &'static str) -> Reject {
-    Reject::new(400, "", ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, details)
+    Reject::new(
+        400,
+        "Bad Request",
+        ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR,
+        details,
+    )
 }
 
 impl ConnectionManager {
@@ -40,6 +48,7 @@ impl ConnectionManager {
     pub(super) fn prepare_request(
         &self,
         head: &mut RequestHead,
+        names_host: bool,
         connection: &ConnectionInfo,
     ) -> Result<Origin, Reject> {
         if head.headers.len() > self.limits.headers_count as usize {
@@ -58,7 +67,7 @@ impl ConnectionManager {
                 "low_version",
             ));
         }
-        if head.authority.is_empty() {
+        if !names_host {
             if head.protocol == Protocol::Http10 && !self.default_host_for_http_10.is_empty() {
                 head.authority = self.default_host_for_http_10.clone().into();
             } else {
@@ -158,7 +167,11 @@ impl ConnectionManager {
                     .and_then(|xff| last_address(xff, hops - 1)),
             };
             if !self.skip_xff_append {
-                append_list(headers, Known::XForwardedFor, &peer.ip().to_string());
+                append_list(
+                    headers,
+                    Known::XForwardedFor,
+                    &visible_address(peer.ip()).to_string(),
+                );
             }
             if self.trusted_hops == 0 || headers.known(Known::XForwardedProto).is_none() {
                 headers.set(Known::XForwardedProto, own_scheme);
@@ -333,6 +346,25 @@ fn append_via(headers: &mut Headers, via: &Bytes) {
     }
 }
 
+/// What others are told of a peer: for one on 127.0.0.1 our own address, which means something to them.
+/// Envoy: `LocalInfo::address`.
+fn visible_address(peer: IpAddr) -> IpAddr {
+    static OWN: LazyLock<Option<IpAddr>> = LazyLock::new(|| {
+        // Connecting a datagram socket sends nothing; it only asks the kernel for a route.
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
+        socket
+            .local_addr()
+            .ok()
+            .map(|address| address.ip())
+            .filter(|ip| !ip.is_loopback())
+    });
+    match peer {
+        IpAddr::V4(Ipv4Addr::LOCALHOST) | IpAddr::V6(Ipv6Addr::LOCALHOST) => OWN.unwrap_or(peer),
+        other => other,
+    }
+}
+
 /// Adds an element to a comma-separated header.
 fn append_list(headers: &mut Headers, name: Known, element: &str) {
     let value = match headers.known(name) {
@@ -385,7 +417,7 @@ fn unescape_slashes(path: &[u8]) -> Vec<u8> {
 
 /// RFC 3986 §6 as Envoy does it: unescapes unreserved characters, turns `\` into `/`, resolves `.` and
 /// `..`. `None` if the path climbs above its root or holds a NUL.
-fn normalize_path(path: &[u8]) -> Option<Vec<u8>> {
+pub fn normalize_path(path: &[u8]) -> Option<Vec<u8>> {
     let mut decoded = Vec::with_capacity(path.len());
     let mut rest = path;
     while let Some((first, after)) = rest.split_first() {

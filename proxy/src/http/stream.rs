@@ -31,7 +31,7 @@ use crate::{
     head::{Headers, Known, Protocol, RequestHead, ResponseHead},
     info::{ResponseFlags, StreamInfo},
     reject::Reject,
-    route::{Action, RouteTable, Selected, Unmatched, headers::HeaderOps},
+    route::{Action, ForwardPolicy, RouteTable, Selected, Unmatched, headers::HeaderOps},
     router,
     trace::Trace,
 };
@@ -94,7 +94,7 @@ async fn respond(
         .request
         .insert(convert::request_head(parts, upgrade.is_some())?);
     record.grpc = head.is_grpc();
-    let origin = manager.prepare_request(head, &connection)?;
+    let origin = manager.prepare_request(head, convert::names_host(parts), &connection)?;
     record.info.borrow_mut().downstream_remote = origin.remote;
     let Some(table) = manager.table() else {
         manager.stats.no_route.inc();
@@ -150,16 +150,22 @@ async fn respond(
         }
         Action::Forward { policy, .. } => {
             manager.stats.router_rq_total.inc();
+            manager.filters.router.check(head)?;
             let Some(target) = selected.target(head) else {
                 manager.stats.no_cluster.inc();
                 return Err(Reject::no_cluster(policy.cluster_not_found));
             };
-            record.info.borrow_mut().upstream_cluster = Some(target.cluster.clone());
+            let suppress = manager.filters.router.suppress_envoy_headers;
+            {
+                let mut info = record.info.borrow_mut();
+                info.suppress_envoy_headers = suppress;
+                info.upstream_cluster = Some(target.cluster.clone());
+            }
             for ops in selected.request_ops() {
                 let values = request_values(ops, &record.info, head, &selected);
                 ops.apply(&mut head.headers, values);
             }
-            selected.rewrite(head);
+            selected.rewrite(head, suppress);
             router::forward(
                 &manager.shared,
                 policy,
@@ -317,11 +323,10 @@ fn finish(
     if head.status == 101
         && let Some((on_upgrade, reader)) = tunnel
     {
-        let headers = response.headers_mut();
-        headers.insert(
-            http::header::CONNECTION,
-            http::HeaderValue::from_static("upgrade"),
-        );
+        response
+            .headers_mut()
+            .entry(http::header::CONNECTION)
+            .or_insert(http::HeaderValue::from_static("upgrade"));
         tokio::task::spawn_local(carry(
             record,
             on_upgrade,
@@ -332,7 +337,16 @@ fn finish(
         ));
         return response;
     }
-    if record.cx.closes_after(record.protocol) {
+    // Envoy does not wait for the rest of a request that has been answered already; neither for what
+    // follows a request that made no sense.
+    let early = record.protocol != Protocol::Http2
+        && (record.info.borrow().request_end.is_none()
+            || record
+                .info
+                .borrow()
+                .flags
+                .contains(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR));
+    if record.cx.closes_after(record.protocol) || early {
         match record.protocol {
             Protocol::Http10 | Protocol::Http11 => {
                 response.headers_mut().insert(
@@ -413,6 +427,7 @@ async fn carry(
 /// The limits in time of one stream, shared by its request body, response body and deadline.
 #[derive(Debug)]
 pub(super) struct StreamLimits {
+    began: Instant,
     activity: Cell<Instant>,
     idle: Cell<Option<Duration>>,
     request: Cell<Option<Instant>>,
@@ -425,6 +440,7 @@ impl StreamLimits {
         let now = Instant::now();
         let limits = &manager.limits;
         StreamLimits {
+            began: now,
             activity: Cell::new(now),
             idle: Cell::new(limits.stream_idle),
             request: Cell::new(limits.request.map(|limit| now + limit)),
@@ -583,12 +599,27 @@ impl Record {
             if let Some(idle) = policy.idle_timeout {
                 limits.idle.set(idle);
             }
-            // The router keeps the route's own limit.
-            if policy.max_stream_duration.is_some() {
-                limits.whole.set(None);
+            if let Some(limit) = self.longest(policy) {
+                limits.whole.set(limit.map(|limit| limits.began + limit));
             }
         }
         self.route = Some(selected.clone());
+    }
+
+    /// The route's limit on the life of the stream; `None` leaves the connection manager's. Envoy:
+    /// `ActiveStream::refreshDurationTimeout`.
+    fn longest(&self, policy: &ForwardPolicy) -> Option<Option<Duration>> {
+        let asked = self.request.as_ref().and_then(RequestHead::grpc_timeout);
+        let Some((asked, most)) = asked.zip(policy.grpc_duration_max) else {
+            return policy.max_stream_duration;
+        };
+        let capped = if most.is_zero() {
+            asked
+        } else {
+            asked.min(most)
+        };
+        let offset = policy.grpc_duration_offset.unwrap_or_default();
+        Some(Some(capped.saturating_sub(offset)).filter(|limit| !limit.is_zero()))
     }
 
     fn complete(&mut self) {

@@ -9,7 +9,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::testing::{LIMIT, Proxy, exchange, http, read_all};
+use crate::testing::{LIMIT, Proxy, exchange, http, manager, read_all};
 
 const DIRECT: &str = "[{name: v, domains: ['*'], routes: [\
     {match: {path: /hello}, direct_response: {status: 200, body: {inline_string: 'hello'}}}, \
@@ -264,7 +264,6 @@ async fn a_request_reaches_the_upstream_as_envoy_would_send_it() {
     assert!(seen.starts_with("get /p?q http/1.1\r\n"), "{seen}");
     for line in [
         "host: abs.test",
-        "x-forwarded-for: 1.2.3.4,127.0.0.1",
         "x-forwarded-proto: http",
         "te: trailers",
         "via: v",
@@ -274,6 +273,8 @@ async fn a_request_reaches_the_upstream_as_envoy_would_send_it() {
             "{line} in {seen}"
         );
     }
+    // For a peer on 127.0.0.1 the proxy gives its own address.
+    assert!(seen.contains("\r\nx-forwarded-for: 1.2.3.4,"), "{seen}");
     for gone in ["x-hop", "x-envoy-retry-on", "faked", "connection: close"] {
         assert!(!seen.contains(gone), "{gone} in {seen}");
     }
@@ -380,4 +381,226 @@ async fn grpc_trailers_pass_over_http2() {
         .unwrap();
     assert_eq!(collected.trailers().unwrap()["grpc-status"], "5");
     assert_eq!(collected.to_bytes(), "message");
+}
+
+/// A self-signed certificate for `localhost`, as PEM in YAML strings.
+fn certificate() -> (rcgen::CertifiedKey<rcgen::KeyPair>, String) {
+    let key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let yaml = format!(
+        "{{certificate_chain: {{inline_string: {:?}}}, private_key: {{inline_string: {:?}}}}}",
+        key.cert.pem(),
+        key.signing_key.serialize_pem()
+    );
+    (key, yaml)
+}
+
+async fn tls_client(
+    address: std::net::SocketAddr,
+    key: &rcgen::CertifiedKey<rcgen::KeyPair>,
+    alpn: &[u8],
+) -> tokio_rustls::client::TlsStream<TcpStream> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(key.cert.der().clone()).unwrap();
+    let mut config = rustls::ClientConfig::builder_with_provider(crate::tls::provider().clone())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![alpn.to_vec()];
+    let stream = TcpStream::connect(address).await.unwrap();
+    tokio_rustls::TlsConnector::from(std::sync::Arc::new(config))
+        .connect("localhost".try_into().unwrap(), stream)
+        .await
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_ends_here_and_chains_are_chosen_by_sni_alpn_and_transport() {
+    let proxy = Proxy::start();
+    let (key, certificate) = certificate();
+    let socket = format!(
+        "transport_socket: {{name: tls, typed_config: {{'@type': \
+         type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, common_tls_context: \
+         {{alpn_protocols: [h2, http/1.1], tls_certificates: [{certificate}]}}}}}}"
+    );
+    let says = |text: &str| {
+        let vhosts = format!(
+            "[{{name: v, domains: ['*'], routes: [{{match: {{prefix: /}}, direct_response: {{status: 200, body: \
+             {{inline_string: {text}}}}}, response_headers_to_add: [{{header: {{key: x-tls, value: \
+             '%DOWNSTREAM_TLS_VERSION% %REQUESTED_SERVER_NAME%'}}}}]}}]}}]"
+        );
+        manager(&vhosts, "")
+    };
+    let address = proxy.listen(
+        "l",
+        &format!(
+            "listener_filters: [{{name: tls, typed_config: {{'@type': \
+             type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector}}}}]\n\
+             filter_chains:\n\
+             - {{filter_chain_match: {{server_names: [localhost], application_protocols: [h2]}}, filters: [{}], {socket}}}\n\
+             - {{filter_chain_match: {{server_names: [localhost]}}, filters: [{}], {socket}}}\n\
+             - {{filter_chain_match: {{transport_protocol: raw_buffer}}, filters: [{}]}}\n",
+            says("by-alpn"),
+            says("any-tls"),
+            says("clear")
+        ),
+    );
+    let plain = exchange(
+        address,
+        b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
+    )
+    .await;
+    assert!(plain.ends_with("clear"), "{plain}");
+    let mut stream = tls_client(address, &key, b"http/1.1").await;
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        .await
+        .unwrap();
+    let mut got = String::new();
+    // The peer closes without close_notify; what came before counts.
+    drop(
+        timeout(LIMIT, stream.read_to_string(&mut got))
+            .await
+            .unwrap(),
+    );
+    assert!(
+        got.ends_with("any-tls") && got.contains("x-tls: TLSv1.3 localhost"),
+        "{got}"
+    );
+    let stream = tls_client(address, &key, b"h2").await;
+    let (mut client, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
+    tokio::spawn(connection);
+    let request = http::Request::get("https://a.test/")
+        .body(Empty::<Bytes>::new())
+        .unwrap();
+    let response = timeout(LIMIT, client.send_request(request))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        response.into_body().collect().await.unwrap().to_bytes(),
+        "by-alpn"
+    );
+    // Clear text where TLS is expected ends the connection.
+    let only = proxy.listen(
+        "only",
+        &format!("filter_chains:\n- {{filters: [{}], {socket}}}\n", says("x")),
+    );
+    let refused = exchange(only, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert!(!refused.contains("HTTP/1.1"), "{refused:?}");
+}
+
+fn with_filter(vhosts: &str, filter: &str) -> String {
+    http(vhosts, "").replace("http_filters: [", &format!("http_filters: [{filter}, "))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn faults_delay_and_abort_whom_they_are_meant_for() {
+    let proxy = Proxy::start();
+    let fault = "{name: envoy.filters.http.fault, typed_config: {'@type': \
+                 type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault}}";
+    let rules = "'@type': type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault, headers: \
+                 [{name: end-user, string_match: {exact: jason}}]";
+    let vhosts = format!(
+        "[{{name: v, domains: ['*'], routes: [\
+         {{match: {{path: /abort}}, direct_response: {{status: 200}}, typed_per_filter_config: {{envoy.filters.http.fault: \
+         {{{rules}, abort: {{http_status: 500, percentage: {{numerator: 100}}}}}}}}}}, \
+         {{match: {{path: /delay}}, direct_response: {{status: 200}}, typed_per_filter_config: {{envoy.filters.http.fault: \
+         {{{rules}, delay: {{fixed_delay: 0.05s, percentage: {{numerator: 100}}}}}}}}}}]}}]"
+    );
+    let address = proxy.listen("l", &with_filter(&vhosts, fault));
+    let get = |path: &str, user: &str| {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{user}\r\n");
+        async move { exchange(address, request.as_bytes()).await }
+    };
+    assert!(get("/abort", "").await.starts_with("HTTP/1.1 200"));
+    let aborted = get("/abort", "end-user: jason\r\n").await;
+    assert!(
+        aborted.starts_with("HTTP/1.1 500") && aborted.ends_with("fault filter abort"),
+        "{aborted}"
+    );
+    let began = tokio::time::Instant::now();
+    assert!(
+        get("/delay", "end-user: jason\r\n")
+            .await
+            .starts_with("HTTP/1.1 200")
+    );
+    assert!(began.elapsed() >= std::time::Duration::from_millis(50));
+    proxy.wait_for("http.t.fault.active_faults", 0).await;
+    assert_eq!(proxy.counter("http.t.fault.aborts_injected"), 1);
+    assert_eq!(proxy.counter("http.t.fault.delays_injected"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cors_answers_preflights_and_marks_responses() {
+    let proxy = Proxy::start();
+    let cors = "{name: envoy.filters.http.cors, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors}}";
+    let vhosts = "[{name: v, domains: ['*'], routes: [{match: {prefix: /}, direct_response: {status: 200}, typed_per_filter_config: \
+        {envoy.filters.http.cors: {'@type': type.googleapis.com/envoy.extensions.filters.http.cors.v3.CorsPolicy, \
+        allow_origin_string_match: [{exact: 'https://ok.test'}], allow_methods: 'GET,PUT', max_age: '600', allow_credentials: true}}}]}]";
+    let address = proxy.listen("l", &with_filter(vhosts, cors));
+    let send = |method: &str, origin: &str, more: &str| {
+        let request = format!(
+            "{method} / HTTP/1.1\r\nhost: a\r\nconnection: close\r\norigin: {origin}\r\n{more}\r\n"
+        );
+        async move { exchange(address, request.as_bytes()).await }
+    };
+    let asks = "access-control-request-method: PUT\r\n";
+    let preflight = send("OPTIONS", "https://ok.test", asks).await;
+    for line in [
+        "allow-origin: https://ok.test",
+        "allow-methods: GET,PUT",
+        "max-age: 600",
+        "allow-credentials: true",
+    ] {
+        assert!(preflight.contains(line), "{line} in {preflight}");
+    }
+    assert_eq!(preflight.matches("allow-origin").count(), 1, "{preflight}");
+    assert!(
+        !send("OPTIONS", "https://evil.test", asks)
+            .await
+            .contains("allow-origin")
+    );
+    assert!(
+        send("GET", "https://ok.test", "")
+            .await
+            .contains("allow-origin: https://ok.test")
+    );
+    assert_eq!(proxy.counter("http.t.cors.origin_valid"), 2);
+    assert_eq!(proxy.counter("http.t.cors.origin_invalid"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_supported_is_refused() {
+    let proxy = Proxy::start();
+    for (note, listener) in [
+        (
+            "unknown HTTP filter",
+            with_filter(
+                DIRECT,
+                "{name: x, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC}}",
+            ),
+        ),
+        (
+            "no router",
+            http(DIRECT, "").replace(
+                "{name: envoy.filters.http.router,",
+                "{name: x, disabled: true,",
+            ),
+        ),
+        ("no filter chain", String::new()),
+        ("an unknown cluster", http(FORWARD, "")),
+        (
+            "scoped routes",
+            http(DIRECT, "").replace(
+                "route_config: {virtual_hosts",
+                "scoped_routes: {name: s}, x: {virtual_hosts",
+            ),
+        ),
+    ] {
+        assert!(proxy.compile("l", &listener).is_err(), "{note}");
+    }
 }

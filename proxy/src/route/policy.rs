@@ -40,10 +40,15 @@ pub struct ForwardPolicy {
     pub idle_timeout: Option<Option<Duration>>,
     /// Longest life of a stream; `None` leaves the connection manager's, `Some(None)` is no limit.
     pub max_stream_duration: Option<Option<Duration>>,
-    /// Take `grpc-timeout` as the timeout, bounded by this (zero: unbounded).
+    /// Take `grpc-timeout` as the timeout, bounded by this (zero: unbounded). Envoy: `max_grpc_timeout`.
     pub grpc_timeout_max: Option<Duration>,
     /// Subtracted from `grpc-timeout`, so that the caller times out later than we do.
     pub grpc_timeout_offset: Option<Duration>,
+    /// Take `grpc-timeout` as the longest life of the stream, bounded by this (zero: unbounded).
+    /// Envoy: `max_stream_duration.grpc_timeout_header_max`.
+    pub grpc_duration_max: Option<Duration>,
+    /// Subtracted from `grpc-timeout` for `grpc_duration_max`.
+    pub grpc_duration_offset: Option<Duration>,
     /// Whether and when to retry.
     pub retry: Option<RetryPolicy>,
     /// Whether a try that runs out of time goes on while the next is made.
@@ -203,14 +208,6 @@ impl ForwardPolicy {
     ) -> Result<ForwardPolicy, ConfigError> {
         refuse_unsupported(action)?;
         let spans = action.max_stream_duration.clone().unwrap_or_default();
-        let grpc_timeout_max = spans
-            .grpc_timeout_header_max
-            .as_ref()
-            .or(action.max_grpc_timeout.as_ref());
-        let grpc_offset = spans
-            .grpc_timeout_header_offset
-            .as_ref()
-            .or(action.grpc_timeout_offset.as_ref());
         let retry = action.retry_policy.as_ref().or(vhost.retry_policy.as_ref());
         let hedge = action.hedge_policy.as_ref().or(vhost.hedge_policy.as_ref());
         let mirrors = if action.request_mirror_policies.is_empty() {
@@ -248,8 +245,22 @@ impl ForwardPolicy {
             timeout: timeout("timeout", action.timeout.as_ref(), Some(DEFAULT_TIMEOUT))?,
             idle_timeout: wrap(action.idle_timeout.as_ref(), "idle_timeout")?,
             max_stream_duration: wrap(spans.max_stream_duration.as_ref(), "max_stream_duration")?,
-            grpc_timeout_max: optional_duration("max_grpc_timeout", grpc_timeout_max)?,
-            grpc_timeout_offset: optional_duration("grpc_timeout_offset", grpc_offset)?,
+            grpc_timeout_max: optional_duration(
+                "max_grpc_timeout",
+                action.max_grpc_timeout.as_ref(),
+            )?,
+            grpc_timeout_offset: optional_duration(
+                "grpc_timeout_offset",
+                action.grpc_timeout_offset.as_ref(),
+            )?,
+            grpc_duration_max: optional_duration(
+                "grpc_timeout_header_max",
+                spans.grpc_timeout_header_max.as_ref(),
+            )?,
+            grpc_duration_offset: optional_duration(
+                "grpc_timeout_header_offset",
+                spans.grpc_timeout_header_offset.as_ref(),
+            )?,
             retry: retry.map(RetryPolicy::compile).transpose()?,
             hedge_on_per_try_timeout: hedge.is_some_and(|hedge| hedge.hedge_on_per_try_timeout),
             hash: action

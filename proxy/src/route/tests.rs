@@ -210,7 +210,10 @@ async fn rewrites() {
         ("/keep", "/keep", "h.test", None),
     ] {
         let mut head = request("h.test", path, &[("x-host", "from.header")]);
-        table.select(&head, None, false).unwrap().rewrite(&mut head);
+        table
+            .select(&head, None, false)
+            .unwrap()
+            .rewrite(&mut head, false);
         let original = head.headers.known(Known::XEnvoyOriginalPath).cloned();
         assert_eq!(
             (head.path, head.authority, original),
