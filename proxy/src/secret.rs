@@ -162,8 +162,10 @@ impl fmt::Debug for SecretSlot {
     }
 }
 
+type Slots = HashMap<(Arc<str>, Source), Arc<SecretSlot>>;
+
 struct Inner {
-    slots: Mutex<HashMap<(Arc<str>, Source), Arc<SecretSlot>>>,
+    slots: Mutex<Slots>,
     inline: Mutex<Vec<std::sync::Weak<SecretSlot>>>,
     own: AtomicBool,
     changed: watch::Sender<u64>,

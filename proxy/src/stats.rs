@@ -31,10 +31,12 @@ pub fn set_worker(index: usize) {
 }
 
 type Chunk = [AtomicU64; CHUNK];
+/// Chunks of one shard, allocated when first touched.
+type Shard = Box<[OnceLock<Box<Chunk>>]>;
 
 /// The numbers themselves; instruments are indexes into it.
 struct Cells {
-    shards: Box<[OnceLock<Box<[OnceLock<Box<Chunk>>]>>]>,
+    shards: Box<[OnceLock<Shard>]>,
     free: Mutex<Free>,
 }
 

@@ -1,9 +1,10 @@
 //! `/clusters`: every cluster with its hosts, their numbers and their health, as Envoy shows them.
 
-use std::{fmt::Write, sync::atomic::Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 use serde_json::{Value, json};
 
+use super::stats;
 use crate::{
     circuit::Resource,
     cluster::{Address, Cluster, Health, Host},
@@ -52,9 +53,8 @@ pub(super) fn text(control: &Control) -> String {
     let mut out = String::new();
     for cluster in all(control) {
         let name = &*cluster.name;
-        // Writing to a string cannot fail.
         let mut line = |what: &str, value: &dyn std::fmt::Display| {
-            let _ = writeln!(out, "{name}::{what}::{value}");
+            stats::line(&mut out, format_args!("{name}::{what}::{value}"));
         };
         line("observability_name", &name);
         for (priority, high) in [("default_priority", false), ("high_priority", true)] {
@@ -75,7 +75,7 @@ pub(super) fn text(control: &Control) -> String {
         for host in &cluster.hosts().hosts {
             let address = host.address.to_string();
             let mut fact = |what: &str, value: &dyn std::fmt::Display| {
-                let _ = writeln!(out, "{name}::{address}::{what}::{value}");
+                stats::line(&mut out, format_args!("{name}::{address}::{what}::{value}"));
             };
             for (what, value) in numbers(host) {
                 fact(what, &value);

@@ -41,14 +41,16 @@ pub(super) fn text(registry: &Registry, selection: &Selection) -> String {
         if !selection.wants(&full, instrument) {
             return;
         }
-        // Writing to a string cannot fail.
-        let _ = match instrument {
-            Instrument::Counter(counter) => writeln!(out, "{full}: {}", counter.value()),
-            Instrument::Gauge(gauge) => writeln!(out, "{full}: {}", gauge.value()),
-            Instrument::Histogram(histogram) => {
-                writeln!(histograms, "{full}: {}", quantiles(&histogram.summary()))
+        match instrument {
+            Instrument::Counter(counter) => {
+                line(&mut out, format_args!("{full}: {}", counter.value()))
             }
-        };
+            Instrument::Gauge(gauge) => line(&mut out, format_args!("{full}: {}", gauge.value())),
+            Instrument::Histogram(histogram) => {
+                let quantiles = quantiles(&histogram.summary());
+                line(&mut histograms, format_args!("{full}: {quantiles}"));
+            }
+        }
     });
     out + &histograms
 }
@@ -111,37 +113,55 @@ pub(super) fn prometheus(registry: &Registry, selection: &Selection) -> String {
         let (_, out) = families
             .entry(metric.clone())
             .or_insert_with(|| (kind, String::new()));
-        // Writing to a string cannot fail.
-        let _ = match instrument {
+        match instrument {
             Instrument::Counter(counter) => {
-                writeln!(out, "{metric}{{{labels}}} {}", counter.value())
+                line(
+                    out,
+                    format_args!("{metric}{{{labels}}} {}", counter.value()),
+                );
             }
-            Instrument::Gauge(gauge) => writeln!(out, "{metric}{{{labels}}} {}", gauge.value()),
+            Instrument::Gauge(gauge) => {
+                line(out, format_args!("{metric}{{{labels}}} {}", gauge.value()));
+            }
             Instrument::Histogram(histogram) => {
                 buckets(out, &metric, &labels, &histogram.summary());
-                Ok(())
             }
-        };
+        }
     });
     let mut text = String::new();
     for (metric, (kind, lines)) in families {
-        let _ = write!(text, "# TYPE {metric} {kind}\n{lines}");
+        line(&mut text, format_args!("# TYPE {metric} {kind}"));
+        text.push_str(&lines);
     }
     text
+}
+
+/// Adds a line.
+pub(super) fn line(out: &mut String, what: std::fmt::Arguments<'_>) {
+    // Writing to a string cannot fail.
+    if writeln!(out, "{what}").is_err() {
+        out.push('\n');
+    }
 }
 
 fn buckets(out: &mut String, metric: &str, labels: &str, summary: &Summary) {
     let comma = if labels.is_empty() { "" } else { "," };
     for (bound, count) in BUCKETS.iter().zip(summary.buckets) {
-        let _ = writeln!(
+        line(
             out,
-            "{metric}_bucket{{{labels}{comma}le=\"{bound}\"}} {count}"
+            format_args!("{metric}_bucket{{{labels}{comma}le=\"{bound}\"}} {count}"),
         );
     }
     let count = summary.count;
-    let _ = writeln!(out, "{metric}_bucket{{{labels}{comma}le=\"+Inf\"}} {count}");
-    let _ = writeln!(out, "{metric}_sum{{{labels}}} {}", summary.sum);
-    let _ = writeln!(out, "{metric}_count{{{labels}}} {count}");
+    line(
+        out,
+        format_args!("{metric}_bucket{{{labels}{comma}le=\"+Inf\"}} {count}"),
+    );
+    line(
+        out,
+        format_args!("{metric}_sum{{{labels}}} {}", summary.sum),
+    );
+    line(out, format_args!("{metric}_count{{{labels}}} {count}"));
 }
 
 /// Scopes whose second part is a name, and the label that carries it.
