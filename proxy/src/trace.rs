@@ -3,7 +3,7 @@
 //!
 //! A connection manager without `tracing` has no [`Tracer`], and trace headers pass it untouched.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use lateen_protocols::envoy::{
@@ -312,6 +312,11 @@ impl Tag {
             None => Err(invalid("type", "absent")),
         }
     }
+}
+
+/// Sends the spans that wait on this worker, for at most `limit`; call it before the worker ends.
+pub async fn flush(limit: Duration) {
+    export::flush(limit).await;
 }
 
 fn exporter(any: &pb::Any, shared: &Shared) -> Result<Arc<Exporter>, ConfigError> {

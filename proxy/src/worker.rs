@@ -25,6 +25,7 @@ use crate::{
     proto::invalid,
     shared::Shared,
     stats::{self, Gauge},
+    trace,
 };
 
 /// The workers and their listeners. Owned by the main runtime; commands go to the threads.
@@ -283,6 +284,8 @@ fn bind(address: SocketAddr, backlog: u32) -> io::Result<StdListener> {
 }
 
 async fn run(mut commands: mpsc::UnboundedReceiver<Command>) {
+    /// A stop waits no longer than this for a trace collector.
+    const SPANS: Duration = Duration::from_secs(1);
     while let Some(command) = commands.recv().await {
         match command {
             Command::Accept {
@@ -292,7 +295,10 @@ async fn run(mut commands: mpsc::UnboundedReceiver<Command>) {
             } => {
                 tokio::task::spawn_local(accept(socket, listener, accepting));
             }
-            Command::Stop => return,
+            Command::Stop => {
+                trace::flush(SPANS).await;
+                return;
+            }
         }
     }
 }

@@ -82,6 +82,36 @@ struct Queue {
     full: Notify,
     /// A task empties the queue.
     attended: Cell<bool>,
+    /// Nothing more is waited for.
+    closing: Cell<bool>,
+    /// The task that emptied the queue has ended.
+    emptied: Notify,
+}
+
+type Queues = HashMap<u64, (Weak<Exporter>, Rc<Queue>)>;
+
+thread_local! {
+    /// This worker's queues, by exporter.
+    static QUEUES: RefCell<Queues> = RefCell::default();
+}
+
+/// Sends what waits on this worker, for at most `limit`. For a worker that is about to end.
+pub(super) async fn flush(limit: Duration) {
+    let queues: Vec<Rc<Queue>> =
+        QUEUES.with_borrow(|queues| queues.values().map(|(_, queue)| queue.clone()).collect());
+    let all = async {
+        for queue in queues {
+            queue.closing.set(true);
+            queue.full.notify_one();
+            while queue.attended.get() {
+                queue.emptied.notified().await;
+            }
+            queue.closing.set(false);
+        }
+    };
+    if tokio::time::timeout(limit, all).await.is_err() {
+        tracing::warn!("a trace collector is too slow; the last spans are lost");
+    }
 }
 
 impl Exporter {
@@ -212,10 +242,6 @@ impl Exporter {
     }
 
     fn queue(self: &Arc<Exporter>) -> Rc<Queue> {
-        type Queues = HashMap<u64, (Weak<Exporter>, Rc<Queue>)>;
-        thread_local! {
-            static QUEUES: RefCell<Queues> = RefCell::default();
-        }
         QUEUES.with_borrow_mut(|queues| {
             if let Some((_, queue)) = queues.get(&self.id) {
                 return queue.clone();
@@ -231,7 +257,7 @@ impl Exporter {
     async fn attend(self: Arc<Exporter>, shared: Arc<Shared>, attendance: Attendance) {
         let queue = &attendance.0;
         loop {
-            if queue.waiting.borrow().len() < BATCH {
+            if queue.waiting.borrow().len() < BATCH && !queue.closing.get() {
                 // Either end of the wait means: send.
                 let _time_or_size = tokio::time::timeout(BATCH_TIME, queue.full.notified()).await;
             }
@@ -310,6 +336,8 @@ struct Attendance(Rc<Queue>);
 impl Drop for Attendance {
     fn drop(&mut self) {
         self.0.attended.set(false);
+        // One permit is kept when nobody waits; a later `flush` just looks once more.
+        self.0.emptied.notify_one();
     }
 }
 

@@ -1,4 +1,4 @@
-use std::{collections::HashMap, rc::Rc, time::Duration};
+use std::{collections::HashMap, rc::Rc};
 
 use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Incoming, service::service_fn};
@@ -110,6 +110,7 @@ fn info() -> StreamInfo {
         id: 1,
         remote: "127.0.0.9:4711".parse().unwrap(),
         local: "127.0.0.1:80".parse().unwrap(),
+        local_restored: false,
         tls: None,
         requested_server_name: None,
         started: tokio::time::Instant::now(),
@@ -764,6 +765,27 @@ async fn one_connected_trace_over_all_hops() {
     );
     proxy.wait_for("tracing.opentelemetry.spans_sent", 4).await;
     assert_eq!(proxy.counter("tracing.opentelemetry.spans_dropped"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_ends_sends_what_it_has() {
+    let (collector, mut received) = fake_collector().await;
+    let proxy = Proxy::start();
+    proxy.cluster("otel", collector, HTTP2);
+    proxy.cluster("up", fake_application(None).await, "");
+    let address = proxy.listen("l", &traced("INBOUND", "up", "100"));
+    exchange(
+        address,
+        b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
+    )
+    .await;
+    proxy.wait_for("http.t.downstream_rq_completed", 1).await;
+    let workers = proxy.workers;
+    tokio::task::spawn_blocking(move || workers.stop())
+        .await
+        .unwrap();
+    // The span was handed over before the worker's thread ended.
+    assert!(received.try_recv().is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
