@@ -161,7 +161,12 @@ async fn certificates_rotate_under_load_without_a_failed_request() -> anyhow::Re
     let admin = mesh.instance("details-v1-0")?.admin();
     let serial = async || {
         let certs = client.get(&format!("{admin}/certs")).await?.json()?;
-        anyhow::Ok(certs["certificates"][0]["cert_chain"][0]["serial_number"].clone())
+        let chains = certs["certificates"].as_array().into_iter().flatten();
+        let mut serials = chains.filter_map(|c| c["cert_chain"][0]["serial_number"].as_str());
+        serials
+            .next()
+            .map(str::to_owned)
+            .ok_or_else(|| anyhow::anyhow!("no certificate: {certs}"))
     };
     let load = Load::start(&mesh)?;
     let mut seen = vec![serial().await?];

@@ -12,7 +12,7 @@ use e2e::{app, mesh::Mesh, workload::Workload};
 use http_body_util::Full;
 
 use super::support::{
-    Sidecar, Stars, add_sleep, ask, assert_share, bookinfo, on_both, page, stars, stat,
+    Sidecar, Stars, add_sleep, ask, assert_share, bookinfo, eventually, on_both, page, stars, stat,
 };
 
 pub(crate) const ALL_RULES: &str = r"
@@ -311,11 +311,15 @@ async fn a09_abort_hides_the_ratings(sidecar: Sidecar) -> anyhow::Result<()> {
             "{text}"
         );
     }
-    let log = mesh.instance("reviews-v2-0")?.sidecar_output();
-    assert!(
-        log.contains(" FI "),
-        "no access log line has the flag FI:\n{log}"
-    );
+    let instance = mesh.instance("reviews-v2-0")?;
+    eventually(Duration::from_secs(15), async || {
+        anyhow::ensure!(
+            instance.sidecar_output().contains(" FI "),
+            "no access log line has the flag FI"
+        );
+        Ok(())
+    })
+    .await?;
 
     let fault = "{ abort: { httpStatus: 500, percentage: { value: 50 } } }";
     mesh.apply("ratings.yaml", &ratings_fault(fault, true))
@@ -358,11 +362,17 @@ async fn a10_route_timeout(sidecar: Sidecar) -> anyhow::Result<()> {
             .text()
             .contains("product reviews are currently unavailable")
     );
-    let log = mesh.instance("productpage-v1-0")?.sidecar_output();
-    let line = log
-        .lines()
-        .find(|line| line.contains("/reviews/0") && line.contains(" 504 "));
-    assert!(line.is_some_and(|line| line.contains(" UT ")), "{log}");
+    // Envoy flushes its access log every ten seconds.
+    let instance = mesh.instance("productpage-v1-0")?;
+    eventually(Duration::from_secs(15), async || {
+        let log = instance.sidecar_output();
+        let line = log
+            .lines()
+            .find(|line| line.contains("/reviews/0") && line.contains(" 504 "));
+        anyhow::ensure!(line.is_some_and(|line| line.contains(" UT ")), "{line:?}");
+        Ok(())
+    })
+    .await?;
     Ok(())
 }
 

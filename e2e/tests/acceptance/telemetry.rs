@@ -370,6 +370,7 @@ spec:
                     .filter(|s| {
                         s.name == name
                             && s.label("reporter") == reporter
+                            && s.label("source_app") == "sleep"
                             && s.label("destination_app") == "tcp-echo"
                     })
                     .collect();

@@ -30,7 +30,7 @@ use lateen_config::networking::{
 
 use crate::model::{DestinationPolicy, Port, Protocol, Resolution, Service, selects};
 
-use super::interception::app_address;
+use super::interception::{app_address, source_address};
 use super::policy::{Policy, subset_labels};
 use super::wire::{
     ads, any, count, duration, metadata, socket_address, structure, text, u32_value,
@@ -181,6 +181,15 @@ fn outbound(
     };
     match kind {
         DiscoveryType::Eds => {
+            cluster.upstream_bind_config =
+                source_address(scope.node).map(|address| BindConfig {
+                    source_address: Some(SocketAddress {
+                        address: address.to_string(),
+                        port_specifier: Some(PortSpecifier::PortValue(0)),
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                });
             cluster.eds_cluster_config = Some(EdsClusterConfig {
                 eds_config: ads(),
                 service_name: name.clone(),

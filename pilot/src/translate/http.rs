@@ -1,7 +1,8 @@
 //! The HTTP connection manager and its filters.
 
 use envoy_types::pb::envoy::config::core::v3::{
-    GrpcService, Http1ProtocolOptions, grpc_service::EnvoyGrpc, grpc_service::TargetSpecifier,
+    CidrRange, GrpcService, Http1ProtocolOptions, grpc_service::EnvoyGrpc,
+    grpc_service::TargetSpecifier,
 };
 use envoy_types::pb::envoy::config::listener::v3::{Filter, filter};
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
@@ -14,6 +15,7 @@ use envoy_types::pb::envoy::extensions::filters::http::{
 };
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, HttpFilter, Rds, http_connection_manager::CodecType,
+    http_connection_manager::InternalAddressConfig,
     http_connection_manager::ForwardClientCertDetails, http_connection_manager::RouteSpecifier,
     http_connection_manager::SetCurrentClientCertDetails, http_connection_manager::Tracing,
     http_connection_manager::UpgradeConfig, http_filter,
@@ -103,7 +105,12 @@ pub(super) fn connection_manager(
         server_name: SERVER_NAME.to_owned(),
         stream_idle_timeout: ZERO,
         access_log: scope.access_log.clone(),
-        use_remote_address: bool_value(side == Side::Gateway),
+        // Requests that an application sends are internal, so that it may ask for timeouts and retries by
+        // `x-envoy-*` headers; what it forwards of its own client is not ours to change.
+        use_remote_address: bool_value(side != Side::Inbound),
+        skip_xff_append: side == Side::Outbound,
+        preserve_external_request_id: side == Side::Outbound,
+        internal_address_config: (side == Side::Outbound).then(internal_addresses),
         generate_request_id: bool_value(true),
         forward_client_cert_details: forward as i32,
         set_current_client_cert_details: details,
@@ -124,6 +131,25 @@ pub(super) fn connection_manager(
     Filter {
         name: "envoy.filters.network.http_connection_manager".to_owned(),
         config_type: Some(filter::ConfigType::TypedConfig(any(&manager))),
+    }
+}
+
+/// Loopback and private addresses (RFC 1918, RFC 4193): where applications are.
+fn internal_addresses() -> InternalAddressConfig {
+    let range = |address: &str, bits: u32| CidrRange {
+        address_prefix: address.to_owned(),
+        prefix_len: Some(lateen_protocols::envoy::google::protobuf::UInt32Value { value: bits }),
+    };
+    InternalAddressConfig {
+        cidr_ranges: vec![
+            range("127.0.0.0", 8),
+            range("10.0.0.0", 8),
+            range("172.16.0.0", 12),
+            range("192.168.0.0", 16),
+            range("::1", 128),
+            range("fc00::", 7),
+        ],
+        ..Default::default()
     }
 }
 

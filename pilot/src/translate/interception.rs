@@ -70,3 +70,9 @@ pub(super) fn gateway_bind(node: &Node) -> IpAddr {
         Interception::Redirect | Interception::Tproxy => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
     }
 }
+
+/// Source address of connections to other workloads. Without redirection workloads share a machine and its
+/// routes; only by its own address can a client be told from another where there is no certificate.
+pub(super) fn source_address(node: &Node) -> Option<IpAddr> {
+    (node.interception == Interception::None && node.ip().is_loopback()).then(|| node.ip())
+}

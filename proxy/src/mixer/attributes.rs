@@ -345,7 +345,7 @@ mod tests {
         let mut words = WordList::new(GLOBAL_WORDS.len());
         let mut message = all.write(&mut words);
         message.words = words.into_words();
-        let table = lateen_engine::table::AttributeTable::default_vocabulary();
+        let table = lateen_engine::AttributeTable::default_vocabulary();
         let count = u32::try_from(GLOBAL_WORDS.len()).unwrap();
         let bag = lateen_engine::wire::decode(
             &message,

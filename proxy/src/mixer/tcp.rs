@@ -17,6 +17,10 @@ use crate::{config_error::ConfigError, info::ResponseFlags, router::SharedInfo, 
 
 /// Between two reports of a connection that lasts. Istio: `TcpClientConfig.report_interval`.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+/// Between two looks whether the upstream is connected, so that the first report can name it.
+const OPEN_LOOK: Duration = Duration::from_millis(20);
+/// The first report is sent after this long even if no upstream is connected.
+const OPEN_LIMIT: Duration = Duration::from_secs(1);
 /// More often than this nobody wants to know.
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -117,6 +121,8 @@ struct Inner {
     shared: Arc<Shared>,
     info: SharedInfo,
     attributes: Attributes,
+    /// Whether the first report has been sent.
+    opened: Cell<bool>,
     /// Bytes received and sent that have been reported.
     reported: Cell<(u64, u64)>,
 }
@@ -133,11 +139,19 @@ impl TcpReport {
             shared,
             info,
             attributes,
+            opened: Cell::new(false),
             reported: Cell::new((0, 0)),
         });
-        inner.send("open");
         let ticking = inner.clone();
         let ticker = tokio::task::spawn_local(async move {
+            let looks = OPEN_LIMIT.as_millis() / OPEN_LOOK.as_millis();
+            for _ in 0..looks {
+                if ticking.info.borrow().upstream_host.is_some() {
+                    break;
+                }
+                tokio::time::sleep(OPEN_LOOK).await;
+            }
+            ticking.open();
             loop {
                 tokio::time::sleep(ticking.filter.interval).await;
                 ticking.send("continue");
@@ -150,11 +164,19 @@ impl TcpReport {
 impl Drop for TcpReport {
     fn drop(&mut self) {
         self.ticker.abort();
+        self.inner.open();
         self.inner.send("close");
     }
 }
 
 impl Inner {
+    /// The first report, if it is still to be sent.
+    fn open(&self) {
+        if !self.opened.replace(true) {
+            self.send("open");
+        }
+    }
+
     fn send(&self, event: &'static str) {
         if !self.filter.report {
             return;
