@@ -393,7 +393,7 @@ struct Shape {
     inner: Option<usize>,
 }
 
-static SHAPES: LazyLock<Shapes> = LazyLock::new(|| Shapes::of(lateen_protocols::json::pool()));
+static SHAPES: LazyLock<Shapes> = LazyLock::new(|| Shapes::of(&lateen_protocols::json::pool()));
 
 const ANY: &str = "google.protobuf.Any";
 

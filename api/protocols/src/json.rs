@@ -1,17 +1,24 @@
 //! Protobuf JSON (and YAML, which is read into JSON) for Envoy's messages and ours, `Any` by `@type`.
 //!
-//! Not for the data path: a message takes a detour over a dynamic one, some hundred microseconds.
+//! Not for the data path: a message takes a detour over a dynamic one, some hundred microseconds. The
+//! descriptors take 20 MB while they are loaded, so they are loaded when needed and dropped when nobody
+//! has needed them for a while.
 
-use std::sync::LazyLock;
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use prost::{Message, Name};
 use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, SerializeOptions};
 use serde_json::Value;
 
-static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
-    DescriptorPool::decode(include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin")).as_slice())
-        .expect("build.rs wrote a descriptor set")
-});
+static DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// Descriptors are dropped when they have not been used for this long.
+const IDLE: Duration = Duration::from_secs(3);
+
+static LOADED: Mutex<Option<(DescriptorPool, Instant)>> = Mutex::new(None);
 
 /// Why text is not the message it should be.
 #[derive(Debug, thiserror::Error)]
@@ -29,9 +36,36 @@ pub enum JsonError {
     },
 }
 
-/// The descriptors of every message that can be read or written here.
-pub fn pool() -> &'static DescriptorPool {
-    &POOL
+/// The descriptors of every message that can be read or written here; a clone is cheap. Loading them takes
+/// some ten milliseconds, so hold on to the value while working through many messages.
+pub fn pool() -> DescriptorPool {
+    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((pool, used)) = &mut *loaded {
+        *used = Instant::now();
+        return pool.clone();
+    }
+    let pool = DescriptorPool::decode(DESCRIPTORS).expect("build.rs wrote a descriptor set");
+    *loaded = Some((pool.clone(), Instant::now()));
+    // Without the thread the descriptors simply stay.
+    std::thread::Builder::new()
+        .name("descriptors".to_owned())
+        .spawn(drop_when_idle)
+        .ok();
+    pool
+}
+
+fn drop_when_idle() {
+    loop {
+        std::thread::sleep(IDLE);
+        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*loaded {
+            Some((_, used)) if used.elapsed() < IDLE => {}
+            _ => {
+                *loaded = None;
+                return;
+            }
+        }
+    }
 }
 
 /// Reads a message from YAML or JSON text; unknown fields are errors.
@@ -53,7 +87,7 @@ pub fn from_json<M: Message + Name + Default>(value: &Value) -> Result<M, JsonEr
         message: M::full_name(),
         reason,
     };
-    let descriptor = POOL
+    let descriptor = pool()
         .get_message_by_name(&M::full_name())
         .ok_or_else(|| shape("unknown message".into()))?;
     let dynamic = DynamicMessage::deserialize_with_options(
@@ -75,7 +109,7 @@ pub fn to_json<M: Message + Name>(message: &M) -> Result<Value, JsonError> {
         message: M::full_name(),
         reason,
     };
-    let descriptor = POOL
+    let descriptor = pool()
         .get_message_by_name(&M::full_name())
         .ok_or_else(|| shape("unknown message".into()))?;
     let dynamic = DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice())
