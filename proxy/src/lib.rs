@@ -10,18 +10,13 @@
 
 #![allow(deprecated, reason = "Envoy deprecates fields that control planes still send")]
 
-pub mod head;
-pub mod info;
+pub mod worker;
+pub mod listener;
+pub mod inspector;
+pub mod rewind;
+pub mod filter_chain;
 pub mod tls;
-pub mod secret;
-pub mod stats;
-pub mod drain;
-pub mod config_error;
-pub mod bootstrap;
-pub mod xds;
-pub mod body;
-pub mod reject;
-pub mod format;
+pub mod http;
 pub mod filter;
 pub mod mixer;
 pub mod route;
@@ -29,26 +24,34 @@ pub mod router;
 pub mod retry;
 pub mod cluster;
 pub mod balance;
-pub mod upstream;
-pub mod tcp_proxy;
 pub mod outlier;
 pub mod circuit;
-pub mod proto;
-pub mod worker;
-pub mod listener;
-pub mod inspector;
-pub mod rewind;
-pub mod filter_chain;
-pub mod http;
+pub mod upstream;
+pub mod tcp_proxy;
 pub mod access_log;
+pub mod format;
 pub mod trace;
 pub mod grpc;
-pub mod shared;
+
+pub mod head;
+pub mod body;
+pub mod info;
+pub mod reject;
+pub mod config_error;
+pub mod proto;
+
 pub mod config;
-pub mod logging;
-pub mod control;
-pub mod admin;
+pub mod bootstrap;
 pub mod server;
+pub mod control;
+pub mod shared;
+pub mod xds;
+pub mod secret;
+pub mod stats;
+pub mod drain;
+pub mod admin;
+pub mod logging;
 pub mod agent;
+
 #[cfg(test)]
 mod testing;

@@ -70,3 +70,62 @@ fn read(path: &Path, kind: Kind, source: &Source) -> Result<Update, String> {
         complete: kind.is_wildcard(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::{mpsc, watch};
+
+    use super::*;
+    use crate::xds::{Outcome, Wanted};
+
+    #[derive(Debug)]
+    struct Told(mpsc::UnboundedSender<Update>);
+
+    impl Sink for Told {
+        fn apply(&self, update: Update) -> Outcome {
+            self.0.send(update).unwrap();
+            Outcome::default()
+        }
+
+        fn wanted(&self) -> watch::Receiver<Wanted> {
+            watch::Sender::new(Wanted::default()).subscribe()
+        }
+
+        fn connected(&self, _: &Source, _: bool) {}
+    }
+
+    const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+
+    #[tokio::test]
+    async fn a_file_is_one_whole_update_and_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("cds.yaml");
+        let one =
+            format!("{{ version_info: one, resources: [ {{ '@type': {CLUSTER}, name: a }} ] }}");
+        fs::write(&path, one).unwrap();
+        let (sender, mut updates) = mpsc::unbounded_channel();
+        let follow = follow(
+            Arc::new(Told(sender)),
+            Kind::Cluster,
+            path.clone(),
+            Source::Ads,
+        );
+        let following = tokio::spawn(follow);
+        let first = updates.recv().await.unwrap();
+        assert_eq!(
+            (
+                first.version.as_str(),
+                first.resources.len(),
+                first.complete
+            ),
+            ("one", 1, true)
+        );
+
+        fs::write(&path, "version_info: [").unwrap();
+        let error = read(&path, Kind::Cluster, &Source::Ads).unwrap_err();
+        assert!(error.contains("not valid YAML"), "{error}");
+        fs::write(&path, "{ version_info: number two }").unwrap();
+        assert_eq!(updates.recv().await.unwrap().version, "number two");
+        following.abort();
+    }
+}
