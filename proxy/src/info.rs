@@ -22,6 +22,8 @@ pub struct ConnectionInfo {
     pub remote: SocketAddr,
     /// The address the peer meant (the original destination).
     pub local: SocketAddr,
+    /// Whether `local` is another address than the one the connection was accepted on.
+    pub local_restored: bool,
     /// Present when the connection is TLS.
     pub tls: Option<TlsInfo>,
     /// Server name of the ClientHello, whether or not TLS ended here.
@@ -65,15 +67,30 @@ impl TlsInfo {
 macro_rules! flags {
     ($($name:ident = $bit:literal, $short:literal, $doc:literal;)+) => {
         impl ResponseFlags {
-            $(#[doc = $doc] pub const $name: ResponseFlags = ResponseFlags(1 << $bit);)+
+            $(#[doc = $doc] pub const $name: ResponseFlags = ResponseFlags {
+                bits: 1 << $bit,
+                order: $bit + 1,
+            };)+
             const ALL: &[(ResponseFlags, &'static str)] = &[$((ResponseFlags::$name, $short)),+];
         }
     };
 }
 
 /// Why a response is not what the upstream sent; printed by `%RESPONSE_FLAGS%`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ResponseFlags(u32);
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ResponseFlags {
+    bits: u32,
+    /// The flags' numbers, from 1, in the order in which they were set; five bits each.
+    order: u64,
+}
+
+impl PartialEq for ResponseFlags {
+    fn eq(&self, other: &ResponseFlags) -> bool {
+        self.bits == other.bits
+    }
+}
+
+impl Eq for ResponseFlags {}
 
 flags! {
     FAILED_LOCAL_HEALTH_CHECK = 0, "LH", "Local health check failed.";
@@ -103,30 +120,43 @@ flags! {
 impl ResponseFlags {
     /// Adds flags.
     pub fn set(&mut self, other: ResponseFlags) {
-        self.0 |= other.0;
+        for number in other.numbers() {
+            let bit = 1 << (number - 1);
+            if self.bits & bit == 0 {
+                self.bits |= bit;
+                let place = 5 * (self.bits.count_ones() - 1);
+                // Beyond twelve, which no stream has, the order is lost.
+                self.order |= number.checked_shl(place).unwrap_or(0);
+            }
+        }
     }
 
     /// Whether all of `other` are set.
     pub fn contains(self, other: ResponseFlags) -> bool {
-        self.0 & other.0 == other.0
+        self.bits & other.bits == other.bits
     }
 
     /// Whether none is set.
     pub fn is_empty(self) -> bool {
-        self.0 == 0
+        self.bits == 0
     }
 
-    /// Envoy's short form: `UF,URX`, or `-`.
+    /// Envoy's short form, in the order in which they were set: `UF,URX`, or `-`.
     pub fn short(self) -> String {
         if self.is_empty() {
             return "-".to_owned();
         }
-        let names: Vec<_> = ResponseFlags::ALL
-            .iter()
-            .filter(|(flag, _)| self.contains(*flag))
-            .map(|(_, short)| *short)
+        let names: Vec<_> = self
+            .numbers()
+            .filter_map(|number| {
+                ResponseFlags::ALL.iter().find(|(flag, _)| flag.order == number).map(|(_, short)| *short)
+            })
             .collect();
         names.join(",")
+    }
+
+    fn numbers(self) -> impl Iterator<Item = u64> {
+        (0..12).map(move |place| (self.order >> (5 * place)) & 31).take_while(|number| *number != 0)
     }
 }
 
@@ -231,4 +261,23 @@ impl StreamInfo {
 
 fn now() -> SystemTime {
     SystemTime::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_printed_in_the_order_they_were_set() {
+        let mut flags = ResponseFlags::default();
+        assert_eq!(flags.short(), "-");
+        flags.set(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
+        flags.set(ResponseFlags::UPSTREAM_CONNECTION_FAILURE);
+        flags.set(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
+        assert_eq!(flags.short(), "URX,UF");
+        assert!(flags.contains(ResponseFlags::UPSTREAM_CONNECTION_FAILURE));
+        let mut other = ResponseFlags::UPSTREAM_CONNECTION_FAILURE;
+        other.set(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
+        assert_eq!(flags, other);
+    }
 }

@@ -434,7 +434,8 @@ mod tests {
     #[test]
     fn conditions_decide_by_status() {
         let plain = Headers::default();
-        let table: &[(&str, &[u32], &[(u16, bool)])] = &[
+        type Case = (&'static str, &'static [u32], &'static [(u16, bool)]);
+        let table: &[Case] = &[
             ("5xx", &[], &[(500, true), (503, true), (499, false), (200, false)]),
             ("gateway-error", &[], &[(500, false), (502, true), (503, true), (504, true), (505, false)]),
             ("retriable-4xx", &[], &[(409, true), (404, false)]),

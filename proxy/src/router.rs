@@ -10,8 +10,9 @@ mod response;
 mod timeouts;
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     future::pending,
+    net::SocketAddr,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
@@ -28,8 +29,8 @@ use crate::{
     body::{Body, BodyError},
     circuit::{Permit, Resource},
     cluster::Host,
-    head::{Known, RequestHead, ResponseHead},
-    info::{ResponseFlags, StreamInfo},
+    head::{Known, Name, RequestHead, ResponseHead},
+    info::{ConnectionInfo, ResponseFlags, StreamInfo},
     outlier::Outcome,
     reject::Reject,
     retry::{Reset, RetryState},
@@ -67,7 +68,8 @@ pub async fn forward(
     let Some(local) = worker.get(&target.cluster) else {
         return Err(Reject::no_cluster(policy.cluster_not_found));
     };
-    let timeouts = Timeouts::of(policy, &mut head);
+    let suppress = info.borrow().suppress_envoy_headers;
+    let timeouts = Timeouts::of(policy, &mut head, !suppress);
     let retry = RetryState::new(policy.retry.as_ref(), &mut head);
     let upgrade = is_upgrade(&head);
     let keep = !upgrade && (retry.is_enabled() || !policy.mirrors.is_empty());
@@ -87,9 +89,12 @@ pub async fn forward(
         info,
         timeouts,
         upgrade,
+        connect: &*head.method == b"CONNECT",
+        suppress,
         hash: hashed.hash,
         replay: CancelOnDrop(replay),
         current: RefCell::default(),
+        left: Rc::default(),
     };
     let mut attempts = Attempts {
         local,
@@ -114,9 +119,11 @@ pub async fn forward(
             Ok(finish(request, flags, answer))
         }
         Err(mut reject) => {
-            reject.flags.set(attempts.flags);
+            let mut flags = attempts.flags;
+            flags.set(reject.flags);
+            reject.flags = flags;
             attempts.local.cluster.stats.answered(reject.status);
-            if policy.include_attempt_count_in_response {
+            if policy.include_attempt_count_in_response && !suppress {
                 let count = info.borrow().upstream_attempts;
                 reject = reject.with_header(Known::XEnvoyAttemptCount, count.to_string());
             }
@@ -133,10 +140,15 @@ struct Request<'a> {
     info: &'a SharedInfo,
     timeouts: Timeouts,
     upgrade: bool,
+    connect: bool,
+    /// Add no `x-envoy-*` headers.
+    suppress: bool,
     hash: Option<u64>,
     replay: CancelOnDrop,
     /// Where the attempt under way went.
     current: RefCell<Option<(Rc<LocalCluster>, Arc<Host>)>>,
+    /// The downstream has ended its half of the tunnel.
+    left: Rc<Cell<bool>>,
 }
 
 /// When the request is given up, so is its body.
@@ -229,7 +241,7 @@ impl Request<'_> {
                         }
                         None => {
                             self.info.borrow_mut().upstream_transport_failure.clone_from(&transport);
-                            return Err(reject(reset, transport.as_deref(), attempts.tried.len() > 1));
+                            return Err(reject(reset, attempts.tried.len() > 1));
                         }
                     }
                 }
@@ -307,7 +319,11 @@ impl Request<'_> {
                 info.upstream_tls.clone_from(&facts.tls);
             }
             local.cluster.report(&host, Outcome::Connected);
-            let body = if self.upgrade { self.replay.0.take_source() } else { self.replay.0.body() };
+            let body = if self.upgrade {
+                response::noting_end(self.replay.0.take_source(), self.left.clone())
+            } else {
+                self.replay.0.body()
+            };
             let sent = tokio::select! {
                 // A head that arrived counts even if time ran out at the same moment.
                 biased;
@@ -361,7 +377,7 @@ impl Request<'_> {
         attempts.local.pick(&Pick {
             subset: self.target.subset.as_ref(),
             hash: self.hash,
-            original: Some(self.info.borrow().connection.local),
+            original: original_destination(&self.info.borrow().connection),
             headers: Some(&head.headers),
             tried: &attempts.tried,
             other_hosts: retry.map_or(0, |retry| {
@@ -381,18 +397,21 @@ impl Request<'_> {
         info.upstream_host = host.address.socket();
         info.upstream_local = None;
         info.upstream_tls = None;
-        if self.policy.include_attempt_count {
+        if self.policy.include_attempt_count && !self.suppress {
             head.headers.set(Known::XEnvoyAttemptCount, number.to_string());
         }
         if self.policy.include_is_timeout_retry && number > 1 {
             let value = if attempts.after_timeout { "true" } else { "false" };
-            head.headers.set(crate::head::Name::new("x-envoy-is-timeout-retry"), value);
+            head.headers.set(Name::new("x-envoy-is-timeout-retry"), value);
         }
         if let (HostRewrite::Auto, Some(name)) = (&self.policy.host_rewrite, &host.hostname)
             && head.authority != name.as_bytes()
         {
             if self.policy.append_x_forwarded_host {
                 append_forwarded_host(&mut head.headers, &head.authority);
+            }
+            if !self.suppress {
+                head.headers.set(Name::new("x-envoy-original-host"), head.authority.clone());
             }
             head.authority = bytes::Bytes::copy_from_slice(name.as_bytes());
         }
@@ -441,6 +460,11 @@ impl Request<'_> {
     }
 }
 
+/// Where the connection was going, if that is not to us.
+pub(crate) fn original_destination(connection: &ConnectionInfo) -> Option<SocketAddr> {
+    connection.local_restored.then_some(connection.local)
+}
+
 /// RFC 9110 §9.2.2.
 fn is_idempotent(head: &RequestHead) -> bool {
     matches!(&*head.method, b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE" | b"PUT" | b"DELETE")
@@ -466,8 +490,9 @@ fn outcome_status(head: &ResponseHead) -> u16 {
     }
 }
 
-/// The local reply for a reset before the response. Envoy's words.
-fn reject(reset: Reset, transport: Option<&str>, retried: bool) -> Reject {
+/// The local reply for a reset before the response, in Envoy's words. Why a connection could not be made
+/// is for the access log only: it may name what a client should not know.
+fn reject(reset: Reset, retried: bool) -> Reject {
     let (status, reason, flags, details) = match reset {
         Reset::Overflow => return Reject::overflow(),
         Reset::ConnectTimeout => (
@@ -519,10 +544,6 @@ fn reject(reset: Reset, transport: Option<&str>, retried: bool) -> Reject {
     }
     body.push_str("reset reason: ");
     body.push_str(reason);
-    if let Some(transport) = transport {
-        body.push_str(", transport failure reason: ");
-        body.push_str(transport);
-    }
     Reject::new(status, body, flags, details)
 }
 

@@ -30,7 +30,7 @@ use crate::{
     outlier::Outcome,
     proto::{invalid, timeout},
     route::policy::SubsetMatch,
-    router::SharedInfo,
+    router::{SharedInfo, original_destination},
     shared::Shared,
     stats::{Counter, Scope},
     upstream::{ConnectError, LocalCluster, Pick, Stream, WorkerClusters, connect},
@@ -197,7 +197,7 @@ impl TcpProxy {
         let hash = self
             .hash_source_ip
             .then(|| xxh64(info.borrow().connection.remote.ip().to_string().as_bytes(), 0));
-        let original = info.borrow().connection.local;
+        let original = original_destination(&info.borrow().connection);
         let mut tried: Vec<Arc<Host>> = Vec::new();
         while tried.len() < self.max_connect_attempts as usize {
             let Some(local) = worker.get(&chosen.name) else {
@@ -208,7 +208,7 @@ impl TcpProxy {
             let host = local.pick(&Pick {
                 subset: chosen.subset.as_ref(),
                 hash,
-                original: Some(original),
+                original,
                 tried: &tried,
                 ..Pick::default()
             });

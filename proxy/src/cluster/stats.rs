@@ -3,7 +3,7 @@
 use crate::stats::{Counter, Gauge, Histogram, Scope};
 
 macro_rules! instruments {
-    ($($kind:ident { $($name:ident),+ $(,)? })+) => {
+    ($($kind:ident { $($name:ident $(= $text:literal)?),+ $(,)? })+) => {
         /// Instruments of one cluster, named as in `cluster.NAME.*`.
         #[derive(Debug)]
         #[allow(missing_docs, reason = "Envoy's names")]
@@ -11,10 +11,12 @@ macro_rules! instruments {
 
         impl ClusterStats {
             pub(super) fn new(scope: Scope) -> ClusterStats {
-                ClusterStats { $($($name: scope.$kind(stringify!($name)),)+)+ scope }
+                ClusterStats { $($($name: scope.$kind(instruments!(@name $name $($text)?)),)+)+ scope }
             }
         }
     };
+    (@name $name:ident) => { stringify!($name) };
+    (@name $name:ident $text:literal) => { $text };
     (@type counter) => { Counter };
     (@type gauge) => { Gauge };
     (@type histogram) => { Histogram };
@@ -36,6 +38,10 @@ instruments! {
         upstream_rq_retry_backoff_exponential, retry_or_shadow_abandoned,
         upstream_rq_1xx, upstream_rq_2xx, upstream_rq_3xx, upstream_rq_4xx, upstream_rq_5xx,
         membership_change, update_attempt, update_success, update_failure, update_empty,
+    }
+    counter {
+        ssl_handshake = "ssl.handshake", ssl_connection_error = "ssl.connection_error",
+        ssl_fail_verify_error = "ssl.fail_verify_error", ssl_fail_verify_san = "ssl.fail_verify_san",
     }
     gauge {
         upstream_cx_active, upstream_rq_active, upstream_rq_pending_active,

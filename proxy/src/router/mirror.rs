@@ -1,6 +1,9 @@
 //! Copies of requests for mirrors: nobody waits for what they come to.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::task::spawn_local;
@@ -11,7 +14,7 @@ use super::{
 };
 use crate::{
     body::{Body, Frame},
-    head::{Known, Name, RequestHead, ResponseHead},
+    head::{Headers, Known, Name, RequestHead, ResponseHead},
     reject::Reject,
     retry::Reset,
     route::{
@@ -43,6 +46,9 @@ pub(super) fn start(
         };
         let mut head = head.clone();
         head.authority = shadow_authority(mirror, &head.authority);
+        // The copy is a request of our own.
+        head.headers.set(Name::new("x-envoy-internal"), "true");
+        append_own_address(&mut head.headers);
         let (shared, replay) = (shared.clone(), replay.clone());
         spawn_local(async move {
             let Some(body) = replay.whole().await else { return };
@@ -55,6 +61,27 @@ pub(super) fn start(
             }
         });
     }
+}
+
+fn append_own_address(headers: &mut Headers) {
+    let Some(own) = own_address() else { return };
+    let value = match headers.known(Known::XForwardedFor) {
+        Some(earlier) => [earlier, ",".as_bytes(), own.as_bytes()].concat().into(),
+        None => Bytes::from_static(own.as_bytes()),
+    };
+    headers.set(Known::XForwardedFor, value);
+}
+
+/// The address this machine would use towards others; none if it has no network.
+fn own_address() -> Option<&'static str> {
+    static OWN: OnceLock<Option<String>> = OnceLock::new();
+    let own = OWN.get_or_init(|| {
+        // Connecting a UDP socket sends nothing: it only asks the routing table. RFC 5737 address.
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+        socket.connect("203.0.113.1:9").ok()?;
+        Some(socket.local_addr().ok()?.ip().to_string())
+    });
+    own.as_deref()
 }
 
 fn named(name: &WeightedName, head: &RequestHead) -> Option<Arc<str>> {
@@ -108,16 +135,14 @@ async fn call(
                 Ok(lease) => lease,
                 Err(Refusal::Overflow) => return Err(Reject::overflow()),
                 Err(Refusal::Connect(ConnectError::Timeout)) => {
-                    return Err(reject(Reset::ConnectTimeout, None, false));
+                    return Err(reject(Reset::ConnectTimeout, false));
                 }
-                Err(Refusal::Connect(error)) => {
-                    return Err(reject(Reset::ConnectFailure, Some(&error.to_string()), false));
-                }
+                Err(Refusal::Connect(_)) => return Err(reject(Reset::ConnectFailure, false)),
             };
             match lease.send(&head, replay.body()).await {
                 Ok(answer) => return Ok(answer),
                 Err(failure) if failure.reused && !failure.sent && !resent && replay.is_whole() => resent = true,
-                Err(failure) => return Err(reject(failure.reset, None, false)),
+                Err(failure) => return Err(reject(failure.reset, false)),
             }
         }
     };

@@ -1,6 +1,7 @@
 //! A response on its way down: its head is completed, its body watched until it ends.
 
 use std::{
+    cell::Cell,
     pin::Pin,
     rc::Rc,
     sync::Arc,
@@ -43,7 +44,9 @@ pub(super) fn finish(request: Request<'_>, flags: ResponseFlags, answer: Answer)
     if request.policy.mirrors.is_empty() {
         replay.0.stop_keeping();
     }
-    if let Some(ended) = ended {
+    if let Some(ended) = ended
+        && !request.suppress
+    {
         let ms = now.duration_since(ended).as_millis();
         head.headers.set(Known::XEnvoyUpstreamServiceTime, ms.to_string());
     }
@@ -52,10 +55,11 @@ pub(super) fn finish(request: Request<'_>, flags: ResponseFlags, answer: Answer)
     info.upstream_first_byte = Some(now.duration_since(info.start));
     info.response_code_details = "via_upstream";
     info.grpc_status = head.headers.known(Known::GrpcStatus).and_then(number);
-    if request.policy.include_attempt_count_in_response {
+    if request.policy.include_attempt_count_in_response && !request.suppress {
         head.headers.set(Known::XEnvoyAttemptCount, info.upstream_attempts.to_string());
     }
     drop(info);
+    let tunnelled = request.upgrade && (head.status == 101 || request.connect && head.status < 300);
     local.cluster.stats.answered(head.status);
     let deadline = request.timeouts.global.filter(|_| !request.upgrade).map(|limit| {
         let replay = replay.0.clone();
@@ -73,9 +77,12 @@ pub(super) fn finish(request: Request<'_>, flags: ResponseFlags, answer: Answer)
         host,
         replay: Some(replay),
         began: ended.unwrap_or(now),
+        tunnel: tunnelled.then(|| request.left.clone()),
+        broken: None,
         done: false,
     };
     if watched.body.is_end_stream() {
+        watched.tunnel = None;
         watched.done();
         return (head, Body::empty());
     }
@@ -91,6 +98,10 @@ struct Watched {
     /// Dropped with the response: what is left of the request's body is not wanted then.
     replay: Option<CancelOnDrop>,
     began: Instant,
+    /// For an upgraded stream: whether the downstream ended its half first.
+    tunnel: Option<Rc<Cell<bool>>>,
+    /// An error that is to be told at the next poll.
+    broken: Option<BodyError>,
     done: bool,
 }
 
@@ -102,6 +113,14 @@ impl Watched {
             self.replay = None;
             let ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
             self.local.cluster.stats.upstream_rq_time.record(ms);
+            if let Some(left) = &self.tunnel {
+                // A tunnel has no end of its own: one of the two sides left.
+                self.info.borrow_mut().flags.set(if left.get() {
+                    ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION
+                } else {
+                    ResponseFlags::UPSTREAM_CONNECTION_TERMINATION
+                });
+            }
         }
     }
 
@@ -150,6 +169,9 @@ impl Watched {
 impl Source for Watched {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         let this = self.get_mut();
+        if let Some(error) = this.broken.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
         match this.body.poll_frame(cx) {
             Poll::Ready(Some(Ok(Frame::Data(data)))) => {
                 if this.body.is_end_stream() {
@@ -170,7 +192,10 @@ impl Source for Watched {
             }
             Poll::Ready(Some(Err(error))) => {
                 this.failed(&error);
-                Poll::Ready(Some(Err(error)))
+                // One turn later, so that what came before it (the head above all) is written out.
+                this.broken = Some(error);
+                cx.waker().wake_by_ref();
+                Poll::Pending
             }
             Poll::Pending => match this.deadline.as_mut().map(|deadline| deadline.as_mut().poll(cx)) {
                 Some(Poll::Ready(())) => {
@@ -184,7 +209,7 @@ impl Source for Watched {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.broken.is_none() && self.body.is_end_stream()
     }
 
     fn exact_length(&self) -> Option<u64> {
@@ -235,5 +260,26 @@ impl Source for Until {
 
     fn exact_length(&self) -> Option<u64> {
         self.body.exact_length()
+    }
+}
+
+/// A body that notes in `ended` that it has come to its end.
+pub(super) fn noting_end(body: Body, ended: Rc<Cell<bool>>) -> Body {
+    Body::stream(Noting { body, ended })
+}
+
+struct Noting {
+    body: Body,
+    ended: Rc<Cell<bool>>,
+}
+
+impl Source for Noting {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        let this = self.get_mut();
+        let polled = this.body.poll_frame(cx);
+        if matches!(polled, Poll::Ready(None | Some(Err(_)))) {
+            this.ended.set(true);
+        }
+        polled
     }
 }

@@ -19,8 +19,8 @@ pub(super) struct Timeouts {
 
 impl Timeouts {
     /// Reads, and takes away, the headers that ask for timeouts, and tells the upstream what it has got
-    /// (`x-envoy-expected-rq-timeout-ms`). Envoy: `FilterUtility::finalTimeout`.
-    pub(super) fn of(policy: &ForwardPolicy, head: &mut RequestHead) -> Timeouts {
+    /// (`x-envoy-expected-rq-timeout-ms`, if `tell`). Envoy: `FilterUtility::finalTimeout`.
+    pub(super) fn of(policy: &ForwardPolicy, head: &mut RequestHead, tell: bool) -> Timeouts {
         let mut timeouts = Timeouts {
             global: policy.timeout,
             per_try: policy.retry.as_ref().and_then(|retry| retry.per_try_timeout),
@@ -45,7 +45,9 @@ impl Timeouts {
         head.headers.take(Known::XEnvoyExpectedRqTimeoutMs);
         if let Some(expected) = timeouts.per_try.or(timeouts.global) {
             let ms = expected.as_millis();
-            head.headers.set(Known::XEnvoyExpectedRqTimeoutMs, ms.to_string());
+            if tell {
+                head.headers.set(Known::XEnvoyExpectedRqTimeoutMs, ms.to_string());
+            }
             if by_grpc.is_some() {
                 head.headers.set(Known::GrpcTimeout, format!("{ms}m"));
             }

@@ -49,6 +49,7 @@ fn new_info() -> SharedInfo {
         id: 1,
         remote: address,
         local: address,
+        local_restored: false,
         tls: None,
         requested_server_name: None,
         started: Instant::now(),

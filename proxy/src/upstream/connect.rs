@@ -13,10 +13,11 @@ use tokio::{
     net::{TcpSocket, TcpStream, UnixStream},
     time::Instant,
 };
+use rustls::CertificateError;
 use tokio_rustls::client::TlsStream;
 
 use crate::{
-    cluster::{Address, Cluster, Config, Host, Transport},
+    cluster::{Address, Cluster, ClusterStats, Config, Host, Transport},
     info::TlsInfo,
     stats::Counter,
 };
@@ -96,7 +97,11 @@ async fn establish(
             let (stream, info) = context
                 .connect(socket, sni, alpn)
                 .await
-                .map_err(|error| ConnectError::Tls(plain(&error)))?;
+                .map_err(|error| {
+                    count_tls_failure(&cluster.stats, &error);
+                    ConnectError::Tls(plain(&error))
+                })?;
+            cluster.stats.ssl_handshake.inc();
             (Layer::Tls(Box::new(stream)), Some(Arc::new(info)))
         }
     };
@@ -106,6 +111,20 @@ async fn establish(
         tx: cluster.stats.upstream_cx_tx_bytes_total.clone(),
     };
     Ok(Connected { stream, local, tls })
+}
+
+fn count_tls_failure(stats: &ClusterStats, error: &io::Error) {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    match cause {
+        Some(rustls::Error::InvalidCertificate(
+            CertificateError::NotValidForName
+            | CertificateError::NotValidForNameContext { .. }
+            // Our own rules about names.
+            | CertificateError::Other(_),
+        )) => stats.ssl_fail_verify_san.inc(),
+        Some(rustls::Error::InvalidCertificate(_)) => stats.ssl_fail_verify_error.inc(),
+        _ => stats.ssl_connection_error.inc(),
+    }
 }
 
 async fn tcp(config: &Config, address: SocketAddr) -> io::Result<TcpStream> {

@@ -124,7 +124,7 @@ pub(super) fn request(head: &RequestHead, body: Body, http2: bool) -> Result<Req
     }
     match (upgrade, http2) {
         (Upgrade::Protocol, false) => {
-            map.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            map.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         }
         (Upgrade::Protocol, true) => {
             // RFC 8441: an upgrade is an extended CONNECT.
@@ -199,17 +199,18 @@ pub(super) fn response(parts: &http::response::Parts) -> ResponseHead {
     for name in &listed {
         headers.remove(name);
     }
+    let switched = parts.status == http::StatusCode::SWITCHING_PROTOCOLS;
+    if !switched {
+        headers.remove(&Name::Known(Known::Connection));
+        headers.remove(&Name::Known(Known::Upgrade));
+    }
     for name in [
-        Known::Connection,
         Known::KeepAlive,
         Known::ProxyConnection,
         Known::TransferEncoding,
         Known::Te,
     ] {
         headers.remove(&Name::Known(name));
-    }
-    if parts.status != http::StatusCode::SWITCHING_PROTOCOLS {
-        headers.remove(&Name::Known(Known::Upgrade));
     }
     ResponseHead {
         status: parts.status.as_u16(),

@@ -435,7 +435,6 @@ impl Pool {
     fn lease(self: &Rc<Pool>, conn: Conn) -> Result<Lease, Refusal> {
         let stats = &self.cluster.stats;
         let Some(permit) = self.circuit.try_acquire(Resource::Requests) else {
-            stats.upstream_rq_pending_overflow.inc();
             return Err(Refusal::Overflow);
         };
         stats.upstream_rq_total.inc();
@@ -758,6 +757,16 @@ async fn send_h1(
     };
     if !switched && response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
         // Nobody asked for it.
+        return Err(SendFailure {
+            reset: Reset::Protocol,
+            sent: true,
+            reused,
+        });
+    }
+    if response.headers().contains_key(http::header::CONTENT_LENGTH)
+        && response.headers().contains_key(http::header::TRANSFER_ENCODING)
+    {
+        // Two answers to where the body ends: RFC 9112 §6.3 calls it an attempt at smuggling.
         return Err(SendFailure {
             reset: Reset::Protocol,
             sent: true,

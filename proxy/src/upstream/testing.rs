@@ -53,9 +53,11 @@ impl Seen {
 #[derive(Clone)]
 pub(crate) struct Server(Rc<Inner>);
 
+type Handler = dyn Fn(usize, &Seen) -> Reply;
+
 struct Inner {
     address: SocketAddr,
-    reply: Box<dyn Fn(usize, &Seen) -> Reply>,
+    reply: Box<Handler>,
     seen: RefCell<Vec<Seen>>,
     connections: Cell<usize>,
     tasks: RefCell<Vec<AbortHandle>>,
