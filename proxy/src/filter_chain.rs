@@ -151,7 +151,7 @@ impl FilterChains {
             return Some(chain.clone());
         }
         let mut left: Vec<&(Match, Arc<FilterChain>)> = self.chains.iter().collect();
-        let criteria: [&dyn Fn(&Match) -> Option<u32>; 9] = [
+        let criteria: [Criterion<'_>; 9] = [
             &|m| exact(m.destination_port, connection.local.port()),
             &|m| longest(&m.destination, connection.local.ip()),
             &|m| server_name(&m.server_names, connection.sniffed.server_name.as_deref()),
@@ -174,6 +174,9 @@ impl FilterChains {
             .or_else(|| self.default.clone())
     }
 }
+
+/// How specifically a match's rule meets a connection; `None` if it does not.
+type Criterion<'a> = &'a dyn Fn(&Match) -> Option<u32>;
 
 /// 0 if the rule says nothing, 1 if it matches.
 fn exact<T: PartialEq>(rule: Option<T>, value: T) -> Option<u32> {
@@ -435,7 +438,7 @@ mod tests {
         };
         // The same steps as `find`, over matches without chains.
         let mut left: Vec<usize> = (0..compiled.len()).collect();
-        let criteria: [&dyn Fn(&Match) -> Option<u32>; 5] = [
+        let criteria: [Criterion<'_>; 5] = [
             &|m| exact(m.destination_port, connection.local.port()),
             &|m| longest(&m.destination, connection.local.ip()),
             &|m| server_name(&m.server_names, connection.sniffed.server_name.as_deref()),

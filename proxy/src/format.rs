@@ -166,6 +166,8 @@ enum Value<'a> {
     Absent,
     Text(Cow<'a, [u8]>),
     Number(u64),
+    /// JSON already: an object, a list, a flag.
+    Json(String),
 }
 
 impl<'a> Value<'a> {
@@ -235,6 +237,7 @@ impl Format {
                     Value::Absent => out.push(b'-'),
                     Value::Text(text) => out.extend_from_slice(&text),
                     Value::Number(number) => write_number(out, number),
+                    Value::Json(json) => out.extend_from_slice(json.as_bytes()),
                 },
             }
         }
@@ -337,6 +340,7 @@ impl Node {
                 Value::Absent => out.extend_from_slice(b"null"),
                 Value::Text(text) => write_json_string(out, &text),
                 Value::Number(number) => write_number(out, number),
+                Value::Json(json) => out.extend_from_slice(json.as_bytes()),
             },
             Node::Text(format) => {
                 let mut text = Vec::new();
@@ -798,7 +802,7 @@ fn metadata<'a>(
         return Value::Absent;
     };
     if keys.is_empty() {
-        return Value::owned(json_fields(fields));
+        return Value::Json(json_fields(fields));
     }
     for (index, key) in keys.iter().enumerate() {
         let Some(kind) = fields.get(key).and_then(|value| value.kind.as_ref()) else {
@@ -809,7 +813,7 @@ fn metadata<'a>(
             Kind::StructValue(nested) if !last => fields = &nested.fields,
             _ if !last => return Value::Absent,
             Kind::StringValue(text) => return Value::of(Some(text)),
-            other => return Value::owned(json_kind(other)),
+            other => return Value::Json(json_kind(other)),
         }
     }
     Value::Absent
@@ -970,6 +974,7 @@ pub(crate) mod tests {
             id: 7,
             remote: "10.0.0.1:4000".parse().unwrap(),
             local: "127.0.0.1:80".parse().unwrap(),
+            local_restored: false,
             tls: None,
             requested_server_name: None,
             started: Instant::now(),

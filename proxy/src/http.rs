@@ -47,6 +47,8 @@ const HEADERS_COUNT: u32 = 100;
 const STREAM_IDLE: Duration = Duration::from_secs(5 * 60);
 /// Envoy's default for `common_http_protocol_options.idle_timeout`.
 const CONNECTION_IDLE: Duration = Duration::from_secs(60 * 60);
+/// Envoy's default for `drain_timeout`: how long a peer that was told to go (GOAWAY) may stay.
+const DRAIN: Duration = Duration::from_secs(5);
 /// A request head must arrive in this time. Envoy has no limit unless told; a head that trickles in for
 /// longer is an attack, not a client.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
@@ -109,6 +111,7 @@ struct Limits {
     head: Option<Duration>,
     connection_idle: Option<Duration>,
     connection_duration: Option<Duration>,
+    drain: Duration,
     stream_duration: Option<Duration>,
     requests_per_connection: u64,
     concurrent_streams: u32,
@@ -196,14 +199,8 @@ impl ConnectionManager {
         refuse_unsupported(config)?;
         let scope = shared.stats.scope(&format!("http.{}.", config.stat_prefix));
         let http1 = config.http_protocol_options.clone().unwrap_or_default();
-        let common = config
-            .common_http_protocol_options
-            .clone()
-            .unwrap_or_default();
-        let mut client_cert_details = config
-            .set_current_client_cert_details
-            .clone()
-            .unwrap_or_default();
+        let common = config.common_http_protocol_options.unwrap_or_default();
+        let mut client_cert_details = config.set_current_client_cert_details.unwrap_or_default();
         if client_cert_details.chain
             || client_cert_details.issuer
             || client_cert_details.format != 0
@@ -377,10 +374,7 @@ fn limits(config: &proto::HttpConnectionManager) -> Result<Limits, ConfigError> 
     const STREAMS: u32 = 1024; // Envoy: max_concurrent_streams
     const WINDOW: u32 = 16 * 1024 * 1024; // Envoy 1.40: initial_stream_window_size
     const CONNECTION_WINDOW: u32 = 24 * 1024 * 1024; // Envoy 1.40: initial_connection_window_size
-    let common = config
-        .common_http_protocol_options
-        .clone()
-        .unwrap_or_default();
+    let common = config.common_http_protocol_options.unwrap_or_default();
     let http2 = config.http2_protocol_options.clone().unwrap_or_default();
     let keepalive =
         match http2.connection_keepalive.as_ref() {
@@ -420,6 +414,8 @@ fn limits(config: &proto::HttpConnectionManager) -> Result<Limits, ConfigError> 
             common.max_connection_duration.as_ref(),
             None,
         )?,
+        drain: timeout("drain_timeout", config.drain_timeout.as_ref(), Some(DRAIN))?
+            .unwrap_or_default(),
         stream_duration: timeout(
             "max_stream_duration",
             common.max_stream_duration.as_ref(),

@@ -168,7 +168,7 @@ pub enum Action {
     /// Forwards.
     Forward {
         /// Where and how.
-        policy: ForwardPolicy,
+        policy: Box<ForwardPolicy>,
         /// What becomes of the path.
         rewrite: PathRewrite,
     },
@@ -268,10 +268,11 @@ impl RouteTable {
     /// # Errors
     /// The first cluster that is missing.
     pub fn require_clusters(&self, shared: &Shared) -> Result<(), ConfigError> {
-        match self
-            .clusters()
-            .find(|name| shared.clusters.get(name).is_none())
-        {
+        let warming = shared.clusters.warming();
+        let unknown = |name: &Arc<str>| {
+            shared.clusters.get(name).is_none() && !warming.iter().any(|c| *c.name == **name)
+        };
+        match self.clusters().find(unknown) {
             None => Ok(()),
             Some(name) => Err(invalid(
                 format!("route {}", self.name),
@@ -921,7 +922,7 @@ fn route(
                 }
             };
             Action::Forward {
-                policy: ForwardPolicy::compile(action, route, vhost)?,
+                policy: Box::new(ForwardPolicy::compile(action, route, vhost)?),
                 rewrite,
             }
         }

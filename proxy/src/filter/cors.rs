@@ -113,8 +113,19 @@ impl Cors {
                 &Bytes::from_static(b"true"),
             );
         }
-        add("access-control-allow-methods", &rules.methods);
-        add("access-control-allow-headers", &rules.headers);
+        // Browsers take a literal `*` only without credentials; what was asked for is always right.
+        let asked = |own: &Bytes, name: &str| match own.as_ref() {
+            b"*" => get(name).cloned().unwrap_or_default(),
+            _ => own.clone(),
+        };
+        add(
+            "access-control-allow-methods",
+            &asked(&rules.methods, "access-control-request-method"),
+        );
+        add(
+            "access-control-allow-headers",
+            &asked(&rules.headers, "access-control-request-headers"),
+        );
         add("access-control-max-age", &rules.max_age);
         let private =
             get("access-control-request-private-network").is_some_and(|v| v.as_ref() == b"true");

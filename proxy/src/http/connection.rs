@@ -233,10 +233,12 @@ where
         .map(|limit| cx.info.started + limit);
     let mut head_since: Option<Instant> = None;
     let mut closing = false;
+    let mut gone_by = None;
     loop {
         let now = Instant::now();
         if cx.signals.closing.load(Ordering::Relaxed) && !closing {
             closing = true;
+            gone_by = Some(now + limits.drain);
             graceful(connection.as_mut());
         }
         head_since = match (
@@ -275,10 +277,22 @@ where
             cx.close_gracefully();
             continue;
         }
-        let next = [head_end, idle_end, oldest, drained.filter(|_| !closing)]
-            .into_iter()
-            .flatten()
-            .min();
+        // A peer that does not answer our GOAWAY is not waited for once it has no streams.
+        let gone_by = gone_by.filter(|_| cx.active.get() == 0);
+        if gone_by.is_some_and(|at| at <= now) {
+            stats.cx_destroy_local.inc();
+            return Ok(());
+        }
+        let next = [
+            head_end,
+            idle_end,
+            oldest,
+            drained.filter(|_| !closing),
+            gone_by,
+        ]
+        .into_iter()
+        .flatten()
+        .min();
         // Cancel-safe: the connection is pinned outside, the rest only wakes us to look again.
         tokio::select! {
             result = connection.as_mut() => return result,

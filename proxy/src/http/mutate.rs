@@ -199,7 +199,7 @@ impl ConnectionManager {
         head.scheme = proto;
         if self.append_forwarded_port {
             let name = Name::new("x-forwarded-port");
-            if self.use_remote_address && self.trusted_hops == 0 || headers.get(&name).is_none() {
+            if (self.use_remote_address && self.trusted_hops == 0) || headers.get(&name).is_none() {
                 headers.set(name, connection.local.port().to_string());
             }
         }
@@ -268,7 +268,7 @@ impl ConnectionManager {
                 "absolute_path_rejected",
             ));
         }
-        if !(self.normalize_path || self.merge_slashes) && !self.acts_on_escaped_slashes() {
+        if !(self.normalize_path || self.merge_slashes || self.acts_on_escaped_slashes()) {
             return Ok(());
         }
         let path_end = head.path_only().len();

@@ -47,7 +47,7 @@ pub(super) async fn serve(
         Some(protocol),
     )));
     let limits = Rc::new(StreamLimits::new(&cx.manager));
-    let mut record = Record::open(cx, info.clone(), protocol);
+    let mut record = Record::open(cx.clone(), info.clone(), protocol);
     let upgrade = convert::wanted_upgrade(request.version(), request.headers());
     let on_upgrade = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
     let (parts, incoming) = request.into_parts();
@@ -74,7 +74,10 @@ pub(super) async fn serve(
         tokio::select! {
             biased;
             outcome = respond.as_mut() => outcome,
-            expired = poll_fn(|cx| deadline.poll(cx)) => Err(expired.reject(&limits)),
+            expired = poll_fn(|task| deadline.poll(task)) => {
+                expired.count(&cx.manager.stats);
+                Err(expired.reject(&limits))
+            }
         }
     };
     Ok(finish(record, outcome, tunnel, deadline, &limits))
@@ -269,6 +272,9 @@ fn finish(
     limits: &Rc<StreamLimits>,
 ) -> http::Response<OutBody> {
     let manager = record.cx.manager.clone();
+    // Envoy: "the BadRequest error code indicates there has been a messaging error".
+    let senseless = matches!(&outcome, Err(reject) if reject.status == 400
+        || reject.flags.contains(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR));
     let (mut head, body) = match outcome {
         Ok((head, body)) => {
             let mut info = record.info.borrow_mut();
@@ -302,6 +308,9 @@ fn finish(
             });
             ops.apply(&mut head.headers, values);
         }
+    }
+    if manager.filters.router.suppress_envoy_headers {
+        head.headers.take(Known::XEnvoyUpstreamServiceTime);
     }
     manager.filters.on_response(&mut record.state, &mut head);
     if let Some(trace) = &mut record.trace {
@@ -340,12 +349,7 @@ fn finish(
     // Envoy does not wait for the rest of a request that has been answered already; neither for what
     // follows a request that made no sense.
     let early = record.protocol != Protocol::Http2
-        && (record.info.borrow().request_end.is_none()
-            || record
-                .info
-                .borrow()
-                .flags
-                .contains(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR));
+        && (senseless || record.info.borrow().request_end.is_none());
     if record.cx.closes_after(record.protocol) || early {
         match record.protocol {
             Protocol::Http10 | Protocol::Http11 => {
@@ -403,6 +407,7 @@ async fn carry(
             biased;
             frame = body.frame() => frame,
             expired = poll_fn(|cx| deadline.poll(cx)) => {
+                expired.count(&manager.stats);
                 record.info.borrow_mut().flags.set(expired.flags());
                 break;
             }
@@ -484,6 +489,14 @@ enum Expired {
 }
 
 impl Expired {
+    fn count(self, stats: &super::Stats) {
+        match self {
+            Expired::Idle => stats.rq_idle_timeout.inc(),
+            Expired::Request => stats.rq_timeout.inc(),
+            Expired::Whole => stats.rq_max_duration_reached.inc(),
+        }
+    }
+
     fn flags(self) -> ResponseFlags {
         match self {
             Expired::Idle => ResponseFlags::STREAM_IDLE_TIMEOUT,
@@ -733,6 +746,7 @@ impl http_body::Body for OutBody {
                 };
                 let expired = std::task::ready!(deadline.poll(cx));
                 if let Some(record) = &mut this.record {
+                    expired.count(&record.cx.manager.stats);
                     record.info.borrow_mut().flags.set(expired.flags());
                 }
                 Some(Err(BodyError::Timeout))

@@ -467,9 +467,15 @@ mod tests {
             start: 1,
             end: 5,
         }));
-        let jason = [("end-user", "jason")];
-        let cases: Vec<(&str, proto::HeaderMatcher, &[(&str, &str)], bool)> = vec![
-            ("exact", header(exact("jason"), "end-user"), &jason, true),
+        const JASON: &[(&str, &str)] = &[("end-user", "jason")];
+        type Case = (
+            &'static str,
+            proto::HeaderMatcher,
+            &'static [(&'static str, &'static str)],
+            bool,
+        );
+        let cases: Vec<Case> = vec![
+            ("exact", header(exact("jason"), "end-user"), JASON, true),
             ("absent", header(exact("jason"), "end-user"), &[], false),
             (
                 "two values are joined",

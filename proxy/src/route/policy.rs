@@ -207,7 +207,7 @@ impl ForwardPolicy {
         vhost: &proto::VirtualHost,
     ) -> Result<ForwardPolicy, ConfigError> {
         refuse_unsupported(action)?;
-        let spans = action.max_stream_duration.clone().unwrap_or_default();
+        let spans = action.max_stream_duration.unwrap_or_default();
         let retry = action.retry_policy.as_ref().or(vhost.retry_policy.as_ref());
         let hedge = action.hedge_policy.as_ref().or(vhost.hedge_policy.as_ref());
         let mirrors = if action.request_mirror_policies.is_empty() {

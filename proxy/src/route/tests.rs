@@ -123,7 +123,8 @@ async fn paths_headers_and_queries() {
     ));
     let jason = [("end-user", "jason")];
     let grpc = [("content-type", "application/grpc+proto")];
-    let cases: &[(&str, &[(&str, &str)], &str)] = &[
+    type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str);
+    let cases: &[Case<'_>] = &[
         ("/exact", &[], "exact"),
         ("/exact?x=1", &[], "exact"),
         ("/exact/", &[], "-"),
