@@ -74,8 +74,13 @@ fn drop_when_idle() {
 /// The text is not YAML, or not this message.
 pub fn from_yaml<M: Message + Name + Default>(text: &str) -> Result<M, JsonError> {
     let value: Value =
-        serde_saphyr::from_str(text).map_err(|e| JsonError::Syntax(e.to_string()))?;
+        serde_saphyr::from_str_with_options(text, yaml_options()).map_err(|e| JsonError::Syntax(e.to_string()))?;
     from_json(&value)
+}
+
+/// YAML 1.2: `no` is a word, not a boolean.
+fn yaml_options() -> serde_saphyr::Options {
+    serde_saphyr::options! { strict_booleans: true }
 }
 
 /// Reads a message from its JSON form; unknown fields are errors.

@@ -3,13 +3,14 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::listener::v3::{Filter, filter};
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpFilter, http_filter,
 };
 use envoy_types::pb::google::protobuf::Any;
-use lateen_config::{MeshConfig, Spec, StringMatch};
+use lateen_config::{Labels, MeshConfig, Spec, StringMatch};
 use lateen_protocols::istio::mixer::v1::Attributes;
 use lateen_protocols::istio::mixer::v1::attributes::{AttributeValue, attribute_value::Value};
 use lateen_protocols::istio::mixer::v1::config::client::{
@@ -20,6 +21,7 @@ use lateen_protocols::istio::mixer::v1::config::client::{
 
 use crate::model::{Agent, BoundQuota, Node, Registry, Role, Service, Snapshot};
 
+use super::fail_mode::FailModes;
 use super::names;
 use super::wire::any;
 
@@ -54,6 +56,8 @@ pub(super) struct Mixer {
     check_outbound: bool,
     report_http: bool,
     report_tcp: bool,
+    fail_modes: FailModes,
+    labels: Option<Arc<Labels>>,
 }
 
 /// `HOST:PORT`.
@@ -107,6 +111,10 @@ impl Mixer {
             check_outbound: has_check && check_outbound,
             report_http: has_report && !mesh.disable_mixer_http_reports,
             report_tcp: has_report,
+            fail_modes: FailModes::of(snapshot, &node.namespace),
+            labels: snapshot
+                .workload(node)
+                .map(|workload| workload.labels.clone()),
         })
     }
 
@@ -221,6 +229,7 @@ impl Mixer {
     ) -> Any {
         let attributes = service.attributes();
         any(&ServiceConfig {
+            network_fail_policy: self.fail_policy(direction, &attributes),
             disable_check_calls: !self.checks(direction),
             disable_report_calls: !self.report_http,
             forward_attributes: (direction == Direction::Outbound
@@ -229,6 +238,27 @@ impl Mixer {
             mixer_attributes: Some(attributes),
             quota_spec: quotas.iter().map(quota_spec).collect(),
             ..Default::default()
+        })
+    }
+
+    /// What rules say of their own absence, where that differs from what the mesh says.
+    fn fail_policy(
+        &self,
+        direction: Direction,
+        attributes: &Attributes,
+    ) -> Option<NetworkFailPolicy> {
+        if direction == Direction::Outbound {
+            return None;
+        }
+        let mut known = attributes.clone();
+        known
+            .attributes
+            .extend(self.listener_attributes(direction, None).attributes);
+        let open = self.fail_modes.is_open(&known, self.labels.as_deref())?;
+        let mesh = self.transport.network_fail_policy.unwrap_or_default();
+        (open != (mesh.policy() == FailPolicy::FailOpen)).then(|| NetworkFailPolicy {
+            policy: fail_open_or_close(open) as i32,
+            ..mesh
         })
     }
 }
@@ -325,19 +355,22 @@ fn annotations<'a>(snapshot: &'a Snapshot, node: &Node) -> Option<&'a lateen_con
 }
 
 fn fail_policy(fail_open: bool, facts: &Facts<'_>) -> NetworkFailPolicy {
-    let policy = if fail_open {
-        FailPolicy::FailOpen
-    } else {
-        FailPolicy::FailClose
-    };
     NetworkFailPolicy {
-        policy: policy as i32,
+        policy: fail_open_or_close(fail_open) as i32,
         max_retry: facts
             .text(CHECK_RETRIES)
             .and_then(|text| text.parse().ok())
             .unwrap_or(0),
         base_retry_wait: Some(duration(facts.wait(CHECK_BASE_WAIT, 80))),
         max_retry_wait: Some(duration(facts.wait(CHECK_MAX_WAIT, 1000))),
+    }
+}
+
+fn fail_open_or_close(open: bool) -> FailPolicy {
+    if open {
+        FailPolicy::FailOpen
+    } else {
+        FailPolicy::FailClose
     }
 }
 

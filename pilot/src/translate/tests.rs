@@ -72,7 +72,7 @@ status: {{ podIP: {ip}, phase: Running }}
     )
 }
 
-fn world(more: &str) -> Snapshot {
+pub(super) fn world(more: &str) -> Snapshot {
     world_with("", more)
 }
 
