@@ -879,6 +879,15 @@ fn time_format(format: &str) -> Result<Vec<Item<'static>>, ConfigError> {
         }
         items.push(item.to_owned());
     }
+    // `%#z` and the like can be read but not written.
+    let mut sample = String::new();
+    let written = DateTime::<Utc>::UNIX_EPOCH.format_with_items(items.iter());
+    if std::fmt::write(&mut sample, format_args!("{written}")).is_err() {
+        return Err(invalid(
+            "format",
+            format!("a time cannot be written so: {}", excerpt(format)),
+        ));
+    }
     Ok(items)
 }
 
@@ -1064,6 +1073,7 @@ pub(crate) mod tests {
             "%NOPE%",
             "%REQ()%",
             "%START_TIME(%Q)%",
+            "%START_TIME(%#z)%",
             "%REQ(a):x%",
         ] {
             assert!(Format::text(broken, false).is_err(), "{broken}");

@@ -39,6 +39,7 @@ fuzz_target!(|data: &[u8]| {
         id: 1,
         remote: address,
         local: address,
+        local_restored: false,
         tls: None,
         requested_server_name: Some(text.into()),
         started: tokio::time::Instant::now(),
