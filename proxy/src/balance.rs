@@ -122,10 +122,19 @@ enum Picker {
 
 impl Balancer {
     /// A balancer over the hosts for which `keep` holds. `seed` decides where it begins.
-    pub fn new(policy: &Policy, set: &HostSet, keep: impl Fn(&Host) -> bool, seed: u64) -> Balancer {
+    pub fn new(
+        policy: &Policy,
+        set: &HostSet,
+        keep: impl Fn(&Host) -> bool,
+        seed: u64,
+    ) -> Balancer {
         let mut rng = SmallRng::seed_from_u64(seed);
         let hosts: Vec<&Arc<Host>> = set.hosts.iter().filter(|host| keep(host)).collect();
-        let levels = hosts.iter().map(|host| host.priority as usize + 1).max().unwrap_or(0);
+        let levels = hosts
+            .iter()
+            .map(|host| host.priority as usize + 1)
+            .max()
+            .unwrap_or(0);
         let mut counts = Vec::with_capacity(levels);
         let levels: Vec<Level> = (0..levels)
             .map(|priority| {
@@ -137,13 +146,21 @@ impl Balancer {
                         .map(|host| (*host).clone())
                         .collect()
                 };
-                let (all, healthy, degraded) =
-                    (of(None), of(Some(Health::Healthy)), of(Some(Health::Degraded)));
+                let (all, healthy, degraded) = (
+                    of(None),
+                    of(Some(Health::Healthy)),
+                    of(Some(Health::Degraded)),
+                );
                 counts.push((all.len(), healthy.len(), degraded.len()));
                 let overprovisioning = set.overprovisioning;
                 Level {
                     healthy: Group::new(policy, healthy, Some((&all, overprovisioning)), &mut rng),
-                    degraded: Group::new(policy, degraded, Some((&all, overprovisioning)), &mut rng),
+                    degraded: Group::new(
+                        policy,
+                        degraded,
+                        Some((&all, overprovisioning)),
+                        &mut rng,
+                    ),
                     all: Group::new(policy, all, None, &mut rng),
                 }
             })
@@ -163,7 +180,8 @@ impl Balancer {
         let (mut level, mut degraded) = self.loads.choose(value)?;
         if avoid(u32::try_from(level).unwrap_or(u32::MAX))
             && let Some(other) = (0..self.levels.len()).find(|index| {
-                !avoid(u32::try_from(*index).unwrap_or(u32::MAX)) && !self.levels[*index].healthy.is_empty()
+                !avoid(u32::try_from(*index).unwrap_or(u32::MAX))
+                    && !self.levels[*index].healthy.is_empty()
             })
         {
             (level, degraded) = (other, false);
@@ -181,7 +199,11 @@ impl Balancer {
 
     /// Whether any host may be picked.
     pub fn is_empty(&self) -> bool {
-        self.loads.healthy.iter().chain(&self.loads.degraded).all(|load| *load == 0)
+        self.loads
+            .healthy
+            .iter()
+            .chain(&self.loads.degraded)
+            .all(|load| *load == 0)
     }
 }
 
@@ -192,8 +214,14 @@ impl Loads {
             let percent = part as u64 * u64::from(overprovisioning) / (all as u64).max(1);
             u32::try_from(percent.min(100)).unwrap_or(100)
         };
-        let healthy: Vec<u32> = counts.iter().map(|(all, healthy, _)| share(*healthy, *all)).collect();
-        let degraded: Vec<u32> = counts.iter().map(|(all, _, degraded)| share(*degraded, *all)).collect();
+        let healthy: Vec<u32> = counts
+            .iter()
+            .map(|(all, healthy, _)| share(*healthy, *all))
+            .collect();
+        let degraded: Vec<u32> = counts
+            .iter()
+            .map(|(all, _, degraded)| share(*degraded, *all))
+            .collect();
         let total = healthy.iter().chain(&degraded).sum::<u32>().min(100);
         let panic: Vec<bool> = counts
             .iter()
@@ -223,7 +251,9 @@ impl Loads {
             panic,
         };
         // What rounding left goes to the first that has any.
-        let Loads { healthy, degraded, .. } = &mut loads;
+        let Loads {
+            healthy, degraded, ..
+        } = &mut loads;
         if let Some(first) = healthy.iter_mut().chain(degraded).find(|load| **load > 0) {
             *first += left;
         }
@@ -232,13 +262,22 @@ impl Loads {
 
     /// No level has a host in service: those in panic share by their numbers of hosts.
     fn in_total_panic(counts: &[(usize, usize, usize)], panic: Vec<bool>) -> Loads {
-        let hosts: usize = counts.iter().zip(&panic).filter(|(_, p)| **p).map(|((all, ..), _)| all).sum();
+        let hosts: usize = counts
+            .iter()
+            .zip(&panic)
+            .filter(|(_, p)| **p)
+            .map(|((all, ..), _)| all)
+            .sum();
         let mut left = if hosts == 0 { 0 } else { 100 };
         let mut healthy: Vec<u32> = counts
             .iter()
             .zip(&panic)
             .map(|((all, ..), panic)| {
-                let load = if *panic { u32::try_from(all * 100 / hosts.max(1)).unwrap_or(0) } else { 0 };
+                let load = if *panic {
+                    u32::try_from(all * 100 / hosts.max(1)).unwrap_or(0)
+                } else {
+                    0
+                };
                 left -= load;
                 load
             })
@@ -290,7 +329,10 @@ impl Group {
         }
         let mut lists: Vec<Vec<Arc<Host>>> = Vec::new();
         for host in hosts {
-            match lists.iter_mut().find(|list| list[0].locality == host.locality) {
+            match lists
+                .iter_mut()
+                .find(|list| list[0].locality == host.locality)
+            {
                 Some(list) => list.push(host),
                 None => lists.push(vec![host]),
             }
@@ -300,7 +342,10 @@ impl Group {
             .iter()
             .map(|list| {
                 let available = whole.map_or(1.0, |(all, factor)| {
-                    let all = all.iter().filter(|host| host.locality == list[0].locality).count();
+                    let all = all
+                        .iter()
+                        .filter(|host| host.locality == list[0].locality)
+                        .count();
                     (f64::from(factor) / 100.0 * list.len() as f64 / all.max(1) as f64).min(1.0)
                 });
                 f64::from(list[0].locality_weight) * available
@@ -309,7 +354,10 @@ impl Group {
         Group {
             localities: Some(Edf::new(locality_weights.iter().copied())),
             locality_weights,
-            lists: lists.into_iter().map(|list| List::new(policy, list, rng)).collect(),
+            lists: lists
+                .into_iter()
+                .map(|list| List::new(policy, list, rng))
+                .collect(),
         }
     }
 
@@ -328,9 +376,15 @@ impl Group {
 
 impl List {
     fn new(policy: &Policy, hosts: Vec<Arc<Host>>, rng: &mut SmallRng) -> List {
-        let even = hosts.windows(2).all(|pair| pair[0].weight == pair[1].weight);
+        let even = hosts
+            .windows(2)
+            .all(|pair| pair[0].weight == pair[1].weight);
         let weights = hosts.iter().map(|host| f64::from(host.weight));
-        let start = if hosts.is_empty() { 0 } else { rng.random_range(0..hosts.len()) };
+        let start = if hosts.is_empty() {
+            0
+        } else {
+            rng.random_range(0..hosts.len())
+        };
         let picker = match policy.algorithm {
             Algorithm::RoundRobin if even => Picker::RoundRobin(start),
             Algorithm::RoundRobin => Picker::Weighted(started(Edf::new(weights), &hosts, start)),
@@ -372,7 +426,9 @@ impl List {
                 }
                 best
             }
-            Picker::WeightedLeastRequest(edf, bias) => edf.pick(|index| busy_weight(&hosts[index], *bias))?,
+            Picker::WeightedLeastRequest(edf, bias) => {
+                edf.pick(|index| busy_weight(&hosts[index], *bias))?
+            }
             Picker::Random => rng.random_range(0..count),
             Picker::Ring(ring) => {
                 let at = ring.partition_point(|(point, _)| *point < value);
@@ -397,7 +453,12 @@ fn started(mut edf: Edf, hosts: &[Arc<Host>], picks: usize) -> Edf {
 
 fn busy_weight(host: &Host, bias: f64) -> f64 {
     let active = f64::from(host.state.active_requests()) + 1.0;
-    f64::from(host.weight) / if bias == 1.0 { active } else { active.powf(bias) }
+    f64::from(host.weight)
+        / if bias == 1.0 {
+            active
+        } else {
+            active.powf(bias)
+        }
 }
 
 fn hash_key(host: &Host, hostnames: bool) -> String {
@@ -411,7 +472,10 @@ fn hash_key(host: &Host, hostnames: bool) -> String {
 /// Normalised weights: they add up to one.
 fn normalised(hosts: &[Arc<Host>]) -> Vec<f64> {
     let total: f64 = hosts.iter().map(|host| f64::from(host.weight)).sum();
-    hosts.iter().map(|host| f64::from(host.weight) / total.max(1.0)).collect()
+    hosts
+        .iter()
+        .map(|host| f64::from(host.weight) / total.max(1.0))
+        .collect()
 }
 
 fn ring(hosts: &[Arc<Host>], min_size: u64, max_size: u64, hostnames: bool) -> Vec<(u64, u32)> {

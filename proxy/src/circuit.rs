@@ -56,7 +56,9 @@ impl Counted {
     }
 
     fn try_add(&self, max: u32) -> bool {
-        let added = self.current.fetch_update(Relaxed, Relaxed, |n| (n < max).then(|| n + 1));
+        let added = self
+            .current
+            .fetch_update(Relaxed, Relaxed, |n| (n < max).then(|| n + 1));
         match added {
             Ok(before) => {
                 self.changed(before + 1, before + 1 >= max);
@@ -128,7 +130,11 @@ impl Circuit {
         let budget = match thresholds.retry_budget.as_ref() {
             None => None,
             Some(budget) => {
-                if budget.budget_interval.as_ref().is_some_and(|d| d.seconds != 0 || d.nanos != 0) {
+                if budget
+                    .budget_interval
+                    .as_ref()
+                    .is_some_and(|d| d.seconds != 0 || d.nanos != 0)
+                {
                     return Err(invalid("retry_budget.budget_interval", "not supported"));
                 }
                 Some(Budget {
@@ -146,7 +152,10 @@ impl Circuit {
             ),
             pending: Counted::new(
                 scope,
-                max(thresholds.max_pending_requests.as_ref().map(|v| v.value), MAX),
+                max(
+                    thresholds.max_pending_requests.as_ref().map(|v| v.value),
+                    MAX,
+                ),
                 "rq_pending_open",
                 name("remaining_pending"),
             ),
@@ -158,7 +167,10 @@ impl Circuit {
             ),
             retries: Counted::new(
                 scope,
-                max(thresholds.max_retries.as_ref().map(|v| v.value), MAX_RETRIES),
+                max(
+                    thresholds.max_retries.as_ref().map(|v| v.value),
+                    MAX_RETRIES,
+                ),
                 "rq_retry_open",
                 name("remaining_retries"),
             ),
@@ -208,7 +220,9 @@ impl Circuit {
     }
 
     fn retry_budget(&self, budget: Budget) -> u32 {
-        let active = self.current(Resource::Requests).saturating_add(self.current(Resource::Pending));
+        let active = self
+            .current(Resource::Requests)
+            .saturating_add(self.current(Resource::Pending));
         #[allow(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -231,11 +245,17 @@ impl Circuits {
     ///
     /// # Errors
     /// When something is not supported.
-    pub fn compile(config: Option<&CircuitBreakers>, scope: &Scope) -> Result<Circuits, ConfigError> {
+    pub fn compile(
+        config: Option<&CircuitBreakers>,
+        scope: &Scope,
+    ) -> Result<Circuits, ConfigError> {
         let none = CircuitBreakers::default();
         let config = config.unwrap_or(&none);
         if !config.per_host_thresholds.is_empty() {
-            return Err(invalid("circuit_breakers.per_host_thresholds", "not supported"));
+            return Err(invalid(
+                "circuit_breakers.per_host_thresholds",
+                "not supported",
+            ));
         }
         let of = |priority: RoutingPriority, name: &str| {
             let found = config.thresholds.iter().find(|t| t.priority() == priority);
@@ -252,7 +272,11 @@ impl Circuits {
 
     /// The breakers for one routing priority.
     pub fn of(&self, high_priority: bool) -> &Arc<Circuit> {
-        if high_priority { &self.high } else { &self.default }
+        if high_priority {
+            &self.high
+        } else {
+            &self.default
+        }
     }
 }
 
@@ -321,7 +345,9 @@ mod tests {
         let take = || circuit.try_acquire(Resource::Retries);
         let one = take();
         assert!(one.is_some() && take().is_none());
-        let requests: Vec<_> = (0..4).map(|_| circuit.try_acquire(Resource::Requests)).collect();
+        let requests: Vec<_> = (0..4)
+            .map(|_| circuit.try_acquire(Resource::Requests))
+            .collect();
         let two = take();
         assert!(two.is_some() && take().is_none());
         drop(requests);

@@ -16,7 +16,10 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicU64,
+            Ordering::{Acquire, Relaxed, Release},
+        },
     },
     time::Duration,
 };
@@ -67,7 +70,7 @@ pub struct Cluster {
     /// Serialises changes of `hosts`.
     update: Mutex<Update>,
     initialised: watch::Sender<bool>,
-    changed: Arc<watch::Sender<u64>>,
+    changed: Arc<Changes>,
     runtime: Handle,
     /// What it was made of, without endpoints.
     source: Proto,
@@ -103,16 +106,25 @@ impl Cluster {
     fn compile(
         mut proto: Proto,
         shared: &Shared,
-        changed: Arc<watch::Sender<u64>>,
+        changed: Arc<Changes>,
         inherited: Option<Arc<HostSet>>,
     ) -> Result<Arc<Cluster>, ConfigError> {
         let inline = proto.load_assignment.take();
         let config = Config::read(&proto)?;
-        let transports = Transports::compile(&proto, &shared.secrets, Config::validates_sni(&proto)?)?;
-        let stat_name = if proto.alt_stat_name.is_empty() { &proto.name } else { &proto.alt_stat_name };
+        let transports =
+            Transports::compile(&proto, &shared.secrets, Config::validates_sni(&proto)?)?;
+        let stat_name = if proto.alt_stat_name.is_empty() {
+            &proto.name
+        } else {
+            &proto.alt_stat_name
+        };
         let scope = shared.stats.scope(&format!("cluster.{stat_name}."));
         let circuits = Circuits::compile(proto.circuit_breakers.as_ref(), &scope)?;
-        let outlier = proto.outlier_detection.as_ref().map(|o| Detector::compile(o, &scope)).transpose()?;
+        let outlier = proto
+            .outlier_detection
+            .as_ref()
+            .map(|o| Detector::compile(o, &scope))
+            .transpose()?;
         let cluster = Arc::new(Cluster {
             name: proto.name.as_str().into(),
             id: NEXT_ID.fetch_add(1, Relaxed),
@@ -127,7 +139,10 @@ impl Cluster {
                 inline: None,
                 resolver: None,
             }),
-            initialised: watch::Sender::new(matches!(config.discovery, Discovery::OriginalDst { .. })),
+            initialised: watch::Sender::new(matches!(
+                config.discovery,
+                Discovery::OriginalDst { .. }
+            )),
             changed,
             runtime: shared.runtime.clone(),
             source: proto,
@@ -172,14 +187,17 @@ impl Cluster {
         {
             let (cluster, state) = (self.clone(), host.state.clone());
             // Rare, and needs the lock of the hosts: not for a worker.
-            self.runtime.spawn(async move { cluster.eject(cause, &state) });
+            self.runtime
+                .spawn(async move { cluster.eject(cause, &state) });
         }
     }
 
     fn eject(&self, cause: Cause, state: &HostState) {
         let mut update = self.lock();
         let set = self.hosts.load();
-        let Some(detector) = &self.outlier else { return };
+        let Some(detector) = &self.outlier else {
+            return;
+        };
         if detector.eject(cause, &state.monitor, &set.monitors()) {
             tracing::info!(cluster = &*self.name, ?cause, "host ejected");
             self.health_changed(&mut update, &set);
@@ -189,7 +207,11 @@ impl Cluster {
     fn review_outliers(&self) {
         let mut update = self.lock();
         let set = self.hosts.load();
-        if self.outlier.as_ref().is_some_and(|detector| detector.tick(&set.monitors())) {
+        if self
+            .outlier
+            .as_ref()
+            .is_some_and(|detector| detector.tick(&set.monitors()))
+        {
             self.health_changed(&mut update, &set);
         }
     }
@@ -206,18 +228,32 @@ impl Cluster {
     fn publish(&self, update: &mut Update, make: impl FnOnce(u64) -> HostSet) {
         update.version += 1;
         let set = make(update.version);
-        let count = |health| set.hosts.iter().filter(|host| host.health() == health).count() as u64;
+        let count = |health| {
+            set.hosts
+                .iter()
+                .filter(|host| host.health() == health)
+                .count() as u64
+        };
         self.stats.membership_total.set(set.hosts.len() as u64);
         self.stats.membership_healthy.set(count(Health::Healthy));
         self.stats.membership_degraded.set(count(Health::Degraded));
         self.hosts.store(Arc::new(set));
-        self.changed.send_modify(|generation| *generation += 1);
+        self.changed.announce();
     }
 
-    fn set_hosts(&self, assignment: &Assignment, resolved: impl Fn(&SpecTarget) -> Vec<std::net::SocketAddr>) {
+    fn set_hosts(
+        &self,
+        assignment: &Assignment,
+        resolved: impl Fn(&SpecTarget) -> Vec<std::net::SocketAddr>,
+    ) {
         let mut update = self.lock();
-        let previous = update.inherited.take().unwrap_or_else(|| self.hosts.load_full());
-        self.publish(&mut update, |version| assignment.hosts(&previous, version, resolved));
+        let previous = update
+            .inherited
+            .take()
+            .unwrap_or_else(|| self.hosts.load_full());
+        self.publish(&mut update, |version| {
+            assignment.hosts(&previous, version, resolved)
+        });
         self.stats.membership_change.inc();
         if let Some(detector) = &self.outlier {
             detector.settle(&self.hosts.load().monitors());
@@ -238,16 +274,20 @@ impl Cluster {
     }
 
     /// Takes the endpoints that are in the cluster itself.
-    fn set_inline(self: &Arc<Cluster>, inline: Option<ClusterLoadAssignment>) -> Result<(), ConfigError> {
+    fn set_inline(
+        self: &Arc<Cluster>,
+        inline: Option<ClusterLoadAssignment>,
+    ) -> Result<(), ConfigError> {
         let (dns, first_only) = match self.config.discovery {
             Discovery::Static => (None, false),
             Discovery::StrictDns(dns) => (Some(dns), false),
             Discovery::LogicalDns(dns) => (Some(dns), true),
             Discovery::Eds(_) | Discovery::OriginalDst { .. } => {
                 return match inline {
-                    Some(inline) if !inline.endpoints.is_empty() => {
-                        Err(invalid("load_assignment", "this type of cluster has no endpoints of its own"))
-                    }
+                    Some(inline) if !inline.endpoints.is_empty() => Err(invalid(
+                        "load_assignment",
+                        "this type of cluster has no endpoints of its own",
+                    )),
                     _ => Ok(()),
                 };
             }
@@ -256,7 +296,10 @@ impl Cluster {
         let assignment = Assignment::read(&proto, &self.transports, dns.is_some())
             .map_err(|error| error.within("load_assignment"))?;
         if first_only && assignment.specs.len() != 1 {
-            return Err(invalid("load_assignment", "LOGICAL_DNS must have exactly one endpoint"));
+            return Err(invalid(
+                "load_assignment",
+                "LOGICAL_DNS must have exactly one endpoint",
+            ));
         }
         self.lock().inline = inline;
         match dns {
@@ -295,7 +338,30 @@ struct Inner {
     id: u64,
     active: RwLock<HashMap<Arc<str>, Arc<Cluster>>>,
     state: Mutex<State>,
-    changed: Arc<watch::Sender<u64>>,
+    changed: Arc<Changes>,
+}
+
+/// Tells workers that something changed. They ask at every request whether something did, so that is an
+/// atomic of its own and not the channel's lock.
+struct Changes {
+    generation: AtomicU64,
+    sender: watch::Sender<u64>,
+}
+
+impl Default for Changes {
+    fn default() -> Changes {
+        Changes {
+            generation: AtomicU64::new(1),
+            sender: watch::Sender::new(1),
+        }
+    }
+}
+
+impl Changes {
+    fn announce(&self) {
+        self.generation.fetch_add(1, Release);
+        self.sender.send_modify(|generation| *generation += 1);
+    }
 }
 
 #[derive(Default)]
@@ -314,7 +380,7 @@ impl Default for ClusterManager {
             id: NEXT_ID.fetch_add(1, Relaxed),
             active: RwLock::default(),
             state: Mutex::default(),
-            changed: Arc::new(watch::Sender::new(1)),
+            changed: Arc::default(),
         }))
     }
 }
@@ -336,7 +402,8 @@ impl ClusterManager {
     /// # Errors
     /// When it is invalid or needs something unsupported; then nothing changed.
     pub fn apply(&self, proto: &Proto, shared: &Shared) -> Result<(), ConfigError> {
-        self.add(proto, shared).map_err(|error| error.within(format!("cluster {}", proto.name)))
+        self.add(proto, shared)
+            .map_err(|error| error.within(format!("cluster {}", proto.name)))
     }
 
     fn add(&self, proto: &Proto, shared: &Shared) -> Result<(), ConfigError> {
@@ -351,7 +418,11 @@ impl ClusterManager {
             let mut source = proto.clone();
             let inline = source.load_assignment.take();
             if source == present.source {
-                return if present.lock().inline == inline { Ok(()) } else { present.set_inline(inline) };
+                return if present.lock().inline == inline {
+                    Ok(())
+                } else {
+                    present.set_inline(inline)
+                };
             }
         }
         let inherited = active.as_ref().map(|active| active.hosts.load_full());
@@ -381,7 +452,9 @@ impl ClusterManager {
         let mut state = self.state();
         let warming = state.warming.remove(name);
         let removed = self.write().remove(name);
-        let Some(cluster) = removed.or(warming) else { return };
+        let Some(cluster) = removed.or(warming) else {
+            return;
+        };
         if let Some(service) = cluster.eds_service_name()
             && let Some(users) = state.users.get_mut(service)
         {
@@ -397,7 +470,7 @@ impl ClusterManager {
         if !self.read().keys().any(|other| other.starts_with(&prefix)) {
             cluster.stats.scope().remove();
         }
-        self.0.changed.send_modify(|generation| *generation += 1);
+        self.0.changed.announce();
     }
 
     /// Takes the endpoints of a service, for all clusters that use it now or later.
@@ -412,14 +485,22 @@ impl ClusterManager {
         let unmatched = Transports::none();
         Assignment::read(assignment, &unmatched, false).map_err(within)?;
         for user in state.users.get(name).into_iter().flatten() {
-            let clusters = [self.read().get(user).cloned(), state.warming.get(user).cloned()];
+            let clusters = [
+                self.read().get(user).cloned(),
+                state.warming.get(user).cloned(),
+            ];
             for cluster in clusters.into_iter().flatten() {
-                if cluster.eds_service_name().is_some_and(|service| **service == *name) {
+                if cluster
+                    .eds_service_name()
+                    .is_some_and(|service| **service == *name)
+                {
                     cluster.set_assignment(assignment).map_err(within)?;
                 }
             }
         }
-        state.assignments.insert(assignment.cluster_name.clone(), assignment.clone());
+        state
+            .assignments
+            .insert(assignment.cluster_name.clone(), assignment.clone());
         Ok(())
     }
 
@@ -458,7 +539,7 @@ impl ClusterManager {
 
     /// Changes whenever a cluster comes or goes, and whenever hosts or their health change.
     pub fn changes(&self) -> watch::Receiver<u64> {
-        self.0.changed.subscribe()
+        self.0.changed.sender.subscribe()
     }
 
     /// Unique in this process.
@@ -468,13 +549,13 @@ impl ClusterManager {
 
     /// Grows with every change.
     pub(crate) fn generation(&self) -> u64 {
-        *self.0.changed.borrow()
+        self.0.changed.generation.load(Acquire)
     }
 
     fn activate(&self, cluster: Arc<Cluster>) {
         tracing::debug!(cluster = &*cluster.name, "cluster is active");
         self.write().insert(cluster.name.clone(), cluster);
-        self.0.changed.send_modify(|generation| *generation += 1);
+        self.0.changed.announce();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -486,7 +567,10 @@ impl ClusterManager {
     }
 
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<Arc<str>, Arc<Cluster>>> {
-        self.0.active.write().unwrap_or_else(PoisonError::into_inner)
+        self.0
+            .active
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -511,9 +595,15 @@ async fn warm(manager: Weak<Inner>, cluster: Arc<Cluster>, mut secrets: watch::R
             }
         }
     }
-    let Some(manager) = manager.upgrade().map(ClusterManager) else { return };
+    let Some(manager) = manager.upgrade().map(ClusterManager) else {
+        return;
+    };
     let mut state = manager.state();
-    if state.warming.get(&cluster.name).is_some_and(|present| Arc::ptr_eq(present, &cluster)) {
+    if state
+        .warming
+        .get(&cluster.name)
+        .is_some_and(|present| Arc::ptr_eq(present, &cluster))
+    {
         state.warming.remove(&cluster.name);
         // Under the lock of the state: a removal that comes now must find it in one of the two places.
         manager.activate(cluster);

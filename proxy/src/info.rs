@@ -149,14 +149,19 @@ impl ResponseFlags {
         let names: Vec<_> = self
             .numbers()
             .filter_map(|number| {
-                ResponseFlags::ALL.iter().find(|(flag, _)| flag.order == number).map(|(_, short)| *short)
+                ResponseFlags::ALL
+                    .iter()
+                    .find(|(flag, _)| flag.order == number)
+                    .map(|(_, short)| *short)
             })
             .collect();
         names.join(",")
     }
 
     fn numbers(self) -> impl Iterator<Item = u64> {
-        (0..12).map(move |place| (self.order >> (5 * place)) & 31).take_while(|number| *number != 0)
+        (0..12)
+            .map(move |place| (self.order >> (5 * place)) & 31)
+            .take_while(|number| *number != 0)
     }
 }
 

@@ -11,7 +11,9 @@ use std::{
     time::Duration,
 };
 
-use lateen_protocols::envoy::{envoy::config::cluster::v3::OutlierDetection, google::protobuf as pb};
+use lateen_protocols::envoy::{
+    envoy::config::cluster::v3::OutlierDetection, google::protobuf as pb,
+};
 use tokio::time::Instant;
 
 use crate::{
@@ -97,11 +99,18 @@ impl Monitor {
 
     /// How often it was taken out.
     pub fn ejections(&self) -> u32 {
-        self.ejection.lock().unwrap_or_else(PoisonError::into_inner).count
+        self.ejection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .count
     }
 
     fn reset(&self) {
-        for counter in [&self.consecutive_5xx, &self.consecutive_gateway, &self.consecutive_local] {
+        for counter in [
+            &self.consecutive_5xx,
+            &self.consecutive_gateway,
+            &self.consecutive_local,
+        ] {
             counter.store(0, Relaxed);
         }
     }
@@ -154,14 +163,23 @@ impl Detector {
         if !config.monitors.is_empty() {
             return Err(invalid("monitors", "not supported"));
         }
-        if config.detect_degraded_hosts.as_ref().is_some_and(|on| on.value) {
+        if config
+            .detect_degraded_hosts
+            .as_ref()
+            .is_some_and(|on| on.value)
+        {
             return Err(invalid("detect_degraded_hosts", "not supported"));
         }
-        let or = |value: &Option<pb::UInt32Value>, default| value.as_ref().map_or(default, |v| v.value);
+        let or =
+            |value: &Option<pb::UInt32Value>, default| value.as_ref().map_or(default, |v| v.value);
         let time = |path, value: &Option<pb::Duration>, default| {
             optional_duration(path, value.as_ref()).map(|given| given.unwrap_or(default))
         };
-        let base_time = time("base_ejection_time", &config.base_ejection_time, Duration::from_secs(30))?;
+        let base_time = time(
+            "base_ejection_time",
+            &config.base_ejection_time,
+            Duration::from_secs(30),
+        )?;
         let interval = time("interval", &config.interval, Duration::from_secs(10))?;
         if interval.is_zero() {
             return Err(invalid("interval", "must be positive"));
@@ -174,10 +192,22 @@ impl Detector {
             split: config.split_external_local_origin_errors,
             interval,
             base_time,
-            max_time: time("max_ejection_time", &config.max_ejection_time, Duration::from_secs(300))?.max(base_time),
-            jitter: time("max_ejection_time_jitter", &config.max_ejection_time_jitter, Duration::ZERO)?,
+            max_time: time(
+                "max_ejection_time",
+                &config.max_ejection_time,
+                Duration::from_secs(300),
+            )?
+            .max(base_time),
+            jitter: time(
+                "max_ejection_time_jitter",
+                &config.max_ejection_time_jitter,
+                Duration::ZERO,
+            )?,
             max_percent: or(&config.max_ejection_percent, 10).min(100),
-            always_one: config.always_eject_one_host.as_ref().is_some_and(|on| on.value),
+            always_one: config
+                .always_eject_one_host
+                .as_ref()
+                .is_some_and(|on| on.value),
             enforcing: [
                 or(&config.enforcing_consecutive_5xx, 100),
                 or(&config.enforcing_consecutive_gateway_failure, 0),
@@ -196,8 +226,10 @@ impl Detector {
                 total: scope.counter("ejections_total"),
                 enforced_total: scope.counter("ejections_enforced_total"),
                 overflow: scope.counter("ejections_overflow"),
-                detected: Cause::ALL.map(|c| scope.counter(&format!("ejections_detected_{}", c.stat()))),
-                enforced: Cause::ALL.map(|c| scope.counter(&format!("ejections_enforced_{}", c.stat()))),
+                detected: Cause::ALL
+                    .map(|c| scope.counter(&format!("ejections_detected_{}", c.stat()))),
+                enforced: Cause::ALL
+                    .map(|c| scope.counter(&format!("ejections_enforced_{}", c.stat()))),
             },
         })
     }
@@ -285,12 +317,18 @@ impl Detector {
     pub fn tick(&self, all: &[&Monitor]) -> bool {
         let mut changed = false;
         for monitor in all {
-            let mut ejection = monitor.ejection.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut ejection = monitor
+                .ejection
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             if !monitor.is_ejected() {
                 ejection.backoff = ejection.backoff.saturating_sub(1);
                 continue;
             }
-            let mut time = self.base_time.saturating_mul(ejection.backoff).min(self.max_time);
+            let mut time = self
+                .base_time
+                .saturating_mul(ejection.backoff)
+                .min(self.max_time);
             if !self.jitter.is_zero() {
                 time += self.jitter.mul_f64(rand::random_range(0.0..1.0));
             }
@@ -308,7 +346,9 @@ impl Detector {
 
     /// Makes the gauge say how many of these hosts are ejected; after hosts came or went.
     pub fn settle(&self, all: &[&Monitor]) {
-        self.stats.active.set(all.iter().filter(|monitor| monitor.is_ejected()).count() as u64);
+        self.stats
+            .active
+            .set(all.iter().filter(|monitor| monitor.is_ejected()).count() as u64);
     }
 
     fn judge_rates(&self, all: &[&Monitor]) -> bool {
@@ -317,17 +357,29 @@ impl Detector {
             .map(|monitor| {
                 let total = monitor.total.swap(0, Relaxed);
                 let successes = monitor.successes.swap(0, Relaxed);
-                (*monitor, total, 100.0 * f64::from(successes) / f64::from(total.max(1)))
+                (
+                    *monitor,
+                    total,
+                    100.0 * f64::from(successes) / f64::from(total.max(1)),
+                )
             })
             .collect();
         let mut changed = false;
-        let enough = |volume: u32| rates.iter().filter(move |(_, total, _)| *total >= volume && *total > 0);
+        let enough = |volume: u32| {
+            rates
+                .iter()
+                .filter(move |(_, total, _)| *total >= volume && *total > 0)
+        };
         let judged: Vec<_> = enough(self.success_rate_volume).collect();
         if !judged.is_empty() && judged.len() >= self.success_rate_hosts as usize {
             #[allow(clippy::cast_precision_loss, reason = "a number of hosts")]
             let count = judged.len() as f64;
             let mean = judged.iter().map(|(_, _, rate)| rate).sum::<f64>() / count;
-            let variance = judged.iter().map(|(_, _, rate)| (rate - mean).powi(2)).sum::<f64>() / count;
+            let variance = judged
+                .iter()
+                .map(|(_, _, rate)| (rate - mean).powi(2))
+                .sum::<f64>()
+                / count;
             let least = mean - self.success_rate_stdev * variance.sqrt();
             for (monitor, _, rate) in judged {
                 if *rate < least {
@@ -361,7 +413,10 @@ mod tests {
         let mut config = OutlierDetection {
             consecutive_5xx: Some(pb::UInt32Value { value: 3 }),
             max_ejection_percent: Some(pb::UInt32Value { value: 50 }),
-            base_ejection_time: Some(pb::Duration { seconds: 30, nanos: 0 }),
+            base_ejection_time: Some(pb::Duration {
+                seconds: 30,
+                nanos: 0,
+            }),
             ..OutlierDetection::default()
         };
         change(&mut config);
@@ -387,7 +442,10 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(joined.record(&host, Outcome::Failed), None);
         }
-        assert_eq!(joined.record(&host, Outcome::TimedOut), Some(Cause::Consecutive5xx));
+        assert_eq!(
+            joined.record(&host, Outcome::TimedOut),
+            Some(Cause::Consecutive5xx)
+        );
         let host = Monitor::default();
         let split = detector(|config| {
             config.split_external_local_origin_errors = true;
@@ -408,7 +466,10 @@ mod tests {
         let (bad, good) = (Monitor::default(), Monitor::default());
         let all = [&bad, &good];
         assert!(detector.eject(Cause::Consecutive5xx, &bad, &all));
-        assert!(!detector.eject(Cause::Consecutive5xx, &good, &all), "half is the most");
+        assert!(
+            !detector.eject(Cause::Consecutive5xx, &good, &all),
+            "half is the most"
+        );
         tokio::time::advance(Duration::from_secs(29)).await;
         assert!(!detector.tick(&all) && bad.is_ejected());
         tokio::time::advance(Duration::from_secs(1)).await;
@@ -440,7 +501,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_host_far_below_the_mean_is_ejected() {
-        let detector = detector(|config| config.success_rate_stdev_factor = Some(pb::UInt32Value { value: 1500 }));
+        let detector = detector(|config| {
+            config.success_rate_stdev_factor = Some(pb::UInt32Value { value: 1500 })
+        });
         let hosts: Vec<Monitor> = (0..6).map(|_| Monitor::default()).collect();
         for (index, host) in hosts.iter().enumerate() {
             for n in 0..100 {
@@ -450,7 +513,10 @@ mod tests {
         }
         let all: Vec<&Monitor> = hosts.iter().collect();
         assert!(detector.tick(&all));
-        assert_eq!(hosts.iter().map(Monitor::is_ejected).filter(|e| *e).count(), 1);
+        assert_eq!(
+            hosts.iter().map(Monitor::is_ejected).filter(|e| *e).count(),
+            1
+        );
         assert!(hosts[0].is_ejected());
     }
 }

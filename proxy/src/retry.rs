@@ -60,7 +60,11 @@ impl RetryOn {
     /// Reads a comma-separated list; names we do not know are passed to `unknown`.
     pub fn parse(list: &str, mut unknown: impl FnMut(&str)) -> RetryOn {
         let mut set = RetryOn::default();
-        for name in list.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        for name in list
+            .split(',')
+            .map(str::trim)
+            .filter(|name| !name.is_empty())
+        {
             match RetryOn::NAMES.iter().find(|(text, _)| *text == name) {
                 Some((_, condition)) => set.add(*condition),
                 None => unknown(name),
@@ -150,7 +154,11 @@ impl RetryPolicy {
     }
 
     fn read(config: &Proto) -> Result<RetryPolicy, ConfigError> {
-        if config.per_try_idle_timeout.as_ref().is_some_and(|d| d.seconds != 0 || d.nanos != 0) {
+        if config
+            .per_try_idle_timeout
+            .as_ref()
+            .is_some_and(|d| d.seconds != 0 || d.nanos != 0)
+        {
             return Err(invalid("per_try_idle_timeout", "not supported"));
         }
         if config.rate_limited_retry_back_off.is_some() {
@@ -167,32 +175,46 @@ impl RetryPolicy {
             });
             let by_type = type_url.is_some_and(|url| url.ends_with("PreviousHostsPredicate"));
             if !by_type && predicate.name != "envoy.retry_host_predicates.previous_hosts" {
-                return Err(invalid("retry_host_predicate", format!("{} is not supported", predicate.name)));
+                return Err(invalid(
+                    "retry_host_predicate",
+                    format!("{} is not supported", predicate.name),
+                ));
             }
             avoid_previous_hosts = true;
         }
         let avoid_previous_priorities = match config.retry_priority.as_ref() {
             None => None,
             Some(priority) => {
-                let Some(retry_priority::ConfigType::TypedConfig(any)) = priority.config_type.as_ref() else {
+                let Some(retry_priority::ConfigType::TypedConfig(any)) =
+                    priority.config_type.as_ref()
+                else {
                     return Err(invalid("retry_priority", "has no configuration"));
                 };
                 match unpack::<PreviousPrioritiesConfig>(any)? {
-                    Some(config) if config.update_frequency > 0 => Some(config.update_frequency.unsigned_abs()),
+                    Some(config) if config.update_frequency > 0 => {
+                        Some(config.update_frequency.unsigned_abs())
+                    }
                     Some(_) => return Err(invalid("update_frequency", "must be positive")),
                     None => {
-                        return Err(invalid("retry_priority", format!("{} is not supported", any.type_url)));
+                        return Err(invalid(
+                            "retry_priority",
+                            format!("{} is not supported", any.type_url),
+                        ));
                     }
                 }
             }
         };
         let mut status_codes = Vec::with_capacity(config.retriable_status_codes.len());
         for code in &config.retriable_status_codes {
-            let code = u16::try_from(*code).map_err(|_| invalid("retriable_status_codes", "not an HTTP status"))?;
+            let code = u16::try_from(*code)
+                .map_err(|_| invalid("retriable_status_codes", "not an HTTP status"))?;
             status_codes.push(code);
         }
         let headers = |path: &str, list: &[_]| -> Result<Vec<HeaderMatch>, ConfigError> {
-            list.iter().map(HeaderMatch::compile).collect::<Result<_, _>>().map_err(|e: ConfigError| e.within(path))
+            list.iter()
+                .map(HeaderMatch::compile)
+                .collect::<Result<_, _>>()
+                .map_err(|e: ConfigError| e.within(path))
         };
         Ok(RetryPolicy {
             on: RetryOn::parse(&config.retry_on, |name| {
@@ -203,8 +225,12 @@ impl RetryPolicy {
             back_off: back_off(config)?,
             status_codes,
             response_headers: headers("retriable_headers", &config.retriable_headers)?,
-            request_headers: headers("retriable_request_headers", &config.retriable_request_headers)?,
-            host_selection_attempts: u32::try_from(config.host_selection_retry_max_attempts).unwrap_or(0),
+            request_headers: headers(
+                "retriable_request_headers",
+                &config.retriable_request_headers,
+            )?,
+            host_selection_attempts: u32::try_from(config.host_selection_retry_max_attempts)
+                .unwrap_or(0),
             avoid_previous_hosts,
             avoid_previous_priorities,
         })
@@ -223,7 +249,10 @@ fn back_off(config: &Proto) -> Result<BackOff, ConfigError> {
     let max = match optional_duration("max_interval", given.max_interval.as_ref())? {
         None => base * 10,
         Some(max) if max < base => {
-            return Err(invalid("retry_back_off.max_interval", "is shorter than base_interval"));
+            return Err(invalid(
+                "retry_back_off.max_interval",
+                "is shorter than base_interval",
+            ));
         }
         Some(max) => max,
     };
@@ -268,12 +297,18 @@ impl<'a> RetryState<'a> {
         let mut on = policy.map(|policy| policy.on).unwrap_or_default();
         if let Some(policy) = policy
             && !policy.request_headers.is_empty()
-            && !policy.request_headers.iter().any(|matcher| matcher.matches(head))
+            && !policy
+                .request_headers
+                .iter()
+                .any(|matcher| matcher.matches(head))
         {
             on = RetryOn::default();
         }
         let grpc_on = take(&mut head.headers, "x-envoy-retry-grpc-on");
-        for list in [head.headers.take(Known::XEnvoyRetryOn), grpc_on].into_iter().flatten() {
+        for list in [head.headers.take(Known::XEnvoyRetryOn), grpc_on]
+            .into_iter()
+            .flatten()
+        {
             on.add(RetryOn::parse(&String::from_utf8_lossy(&list), |_| {}));
         }
         let mut remaining = policy.map_or(1, |policy| policy.num_retries);
@@ -288,7 +323,10 @@ impl<'a> RetryState<'a> {
         }
         let mut header_names = Vec::new();
         if let Some(list) = take(&mut head.headers, "x-envoy-retriable-header-names") {
-            header_names.extend(list.split(|b| *b == b',').map(|name| Name::new(name.trim_ascii())));
+            header_names.extend(
+                list.split(|b| *b == b',')
+                    .map(|name| Name::new(name.trim_ascii())),
+            );
         }
         RetryState {
             policy,
@@ -316,20 +354,29 @@ impl<'a> RetryState<'a> {
         }
         let listed = |code: u16| {
             self.status_codes.contains(&code)
-                || self.policy.is_some_and(|policy| policy.status_codes.contains(&code))
+                || self
+                    .policy
+                    .is_some_and(|policy| policy.status_codes.contains(&code))
         };
         (self.on.any(RetryOn::SERVER_ERROR) && (500..600).contains(&status))
             || (self.on.any(RetryOn::GATEWAY_ERROR) && (502..=504).contains(&status))
             || (self.on.any(RetryOn::RETRIABLE_4XX) && status == 409)
             || (self.on.any(RetryOn::RETRIABLE_STATUS_CODES) && listed(status))
-            || (self.on.any(RetryOn::RETRIABLE_HEADERS) && self.has_retriable_header(status, headers))
+            || (self.on.any(RetryOn::RETRIABLE_HEADERS)
+                && self.has_retriable_header(status, headers))
             || self.wants_grpc(headers)
     }
 
     fn has_retriable_header(&self, status: u16, headers: &Headers) -> bool {
         self.policy.is_some_and(|policy| {
-            policy.response_headers.iter().any(|matcher| matcher.matches_response(status, headers))
-        }) || self.header_names.iter().any(|name| headers.get(name).is_some())
+            policy
+                .response_headers
+                .iter()
+                .any(|matcher| matcher.matches_response(status, headers))
+        }) || self
+            .header_names
+            .iter()
+            .any(|name| headers.get(name).is_some())
     }
 
     fn wants_grpc(&self, headers: &Headers) -> bool {
@@ -364,7 +411,10 @@ impl<'a> RetryState<'a> {
     /// Takes one of the retries that are left and gives the time to wait; `None` when none is left.
     pub fn take_retry(&mut self) -> Option<Duration> {
         self.remaining = self.remaining.checked_sub(1)?;
-        let back_off = self.policy.map(|policy| policy.back_off).unwrap_or_default();
+        let back_off = self
+            .policy
+            .map(|policy| policy.back_off)
+            .unwrap_or_default();
         let wait = back_off.wait(self.retries);
         self.retries = self.retries.saturating_add(1);
         Some(wait)
@@ -436,17 +486,39 @@ mod tests {
         let plain = Headers::default();
         type Case = (&'static str, &'static [u32], &'static [(u16, bool)]);
         let table: &[Case] = &[
-            ("5xx", &[], &[(500, true), (503, true), (499, false), (200, false)]),
-            ("gateway-error", &[], &[(500, false), (502, true), (503, true), (504, true), (505, false)]),
+            (
+                "5xx",
+                &[],
+                &[(500, true), (503, true), (499, false), (200, false)],
+            ),
+            (
+                "gateway-error",
+                &[],
+                &[
+                    (500, false),
+                    (502, true),
+                    (503, true),
+                    (504, true),
+                    (505, false),
+                ],
+            ),
             ("retriable-4xx", &[], &[(409, true), (404, false)]),
-            ("retriable-status-codes", &[418], &[(418, true), (500, false)]),
+            (
+                "retriable-status-codes",
+                &[418],
+                &[(418, true), (500, false)],
+            ),
             ("connect-failure,refused-stream", &[], &[(503, false)]),
         ];
         for (on, codes, cases) in table {
             let policy = policy(on, codes);
             let state = RetryState::new(Some(&policy), &mut head(&[]));
             for (status, want) in *cases {
-                assert_eq!(state.wants_response(*status, &plain), *want, "{on} {status}");
+                assert_eq!(
+                    state.wants_response(*status, &plain),
+                    *want,
+                    "{on} {status}"
+                );
             }
         }
     }
@@ -461,7 +533,13 @@ mod tests {
 
     #[test]
     fn resets_are_told_apart() {
-        let all = [Reset::Overflow, Reset::ConnectFailure, Reset::Refused, Reset::Termination, Reset::Local];
+        let all = [
+            Reset::Overflow,
+            Reset::ConnectFailure,
+            Reset::Refused,
+            Reset::Termination,
+            Reset::Local,
+        ];
         let table = [
             ("5xx", [false, true, true, true, true]),
             ("reset", [false, true, true, true, true]),
@@ -472,11 +550,18 @@ mod tests {
         for (on, want) in table {
             let policy = policy(on, &[]);
             let state = RetryState::new(Some(&policy), &mut head(&[]));
-            assert_eq!(all.map(|reset| state.wants_reset(reset, true)), want, "{on}");
+            assert_eq!(
+                all.map(|reset| state.wants_reset(reset, true)),
+                want,
+                "{on}"
+            );
         }
         let policy = policy("reset-before-request", &[]);
         let state = RetryState::new(Some(&policy), &mut head(&[]));
-        assert!(state.wants_reset(Reset::Termination, false) && !state.wants_reset(Reset::Termination, true));
+        assert!(
+            state.wants_reset(Reset::Termination, false)
+                && !state.wants_reset(Reset::Termination, true)
+        );
     }
 
     #[test]
@@ -532,10 +617,18 @@ mod tests {
     #[test]
     fn what_would_be_ignored_is_refused() {
         let config = Proto {
-            retry_back_off: Some(lateen_protocols::envoy::envoy::config::route::v3::retry_policy::RetryBackOff {
-                base_interval: Some(pb::Duration { seconds: 2, nanos: 0 }),
-                max_interval: Some(pb::Duration { seconds: 1, nanos: 0 }),
-            }),
+            retry_back_off: Some(
+                lateen_protocols::envoy::envoy::config::route::v3::retry_policy::RetryBackOff {
+                    base_interval: Some(pb::Duration {
+                        seconds: 2,
+                        nanos: 0,
+                    }),
+                    max_interval: Some(pb::Duration {
+                        seconds: 1,
+                        nanos: 0,
+                    }),
+                },
+            ),
             ..Proto::default()
         };
         let error = RetryPolicy::compile(&config).unwrap_err();

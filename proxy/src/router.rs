@@ -73,11 +73,18 @@ pub async fn forward(
     let retry = RetryState::new(policy.retry.as_ref(), &mut head);
     let upgrade = is_upgrade(&head);
     let keep = !upgrade && (retry.is_enabled() || !policy.mirrors.is_empty());
-    let limit = policy.buffer_limit.unwrap_or(local.cluster.config.buffer_limit);
+    let limit = policy
+        .buffer_limit
+        .unwrap_or(local.cluster.config.buffer_limit);
     let replay = Replay::new(body, keep.then_some(limit));
     let hashed = {
         let info = info.borrow();
-        hash::of(&policy.hash, &head, info.downstream_remote, info.connection.local)
+        hash::of(
+            &policy.hash,
+            &head,
+            info.downstream_remote,
+            info.connection.local,
+        )
     };
     if !upgrade {
         mirror::start(shared, policy, &head, &replay, timeouts.global);
@@ -208,7 +215,11 @@ impl Request<'_> {
         Reject::upstream_timeout()
     }
 
-    async fn run(&self, attempts: &mut Attempts<'_>, head: &mut RequestHead) -> Result<Answer, Reject> {
+    async fn run(
+        &self,
+        attempts: &mut Attempts<'_>,
+        head: &mut RequestHead,
+    ) -> Result<Answer, Reject> {
         loop {
             let outcome = self.attempt(attempts, head).await;
             let again = match outcome {
@@ -240,7 +251,10 @@ impl Request<'_> {
                             wait
                         }
                         None => {
-                            self.info.borrow_mut().upstream_transport_failure.clone_from(&transport);
+                            self.info
+                                .borrow_mut()
+                                .upstream_transport_failure
+                                .clone_from(&transport);
                             return Err(reject(reset, attempts.tried.len() > 1));
                         }
                     }
@@ -277,7 +291,9 @@ impl Request<'_> {
         }
         let Some(wait) = attempts.retry.take_retry() else {
             stats.upstream_rq_retry_limit_exceeded.inc();
-            attempts.flags.set(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
+            attempts
+                .flags
+                .set(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
             return None;
         };
         let circuit = cluster.circuits.of(self.policy.high_priority);
@@ -336,7 +352,12 @@ impl Request<'_> {
                 Ok((answer, body)) => {
                     let status = outcome_status(&answer);
                     let numbers = &host.state.numbers;
-                    if status < 500 { &numbers.rq_success } else { &numbers.rq_error }.fetch_add(1, Relaxed);
+                    if status < 500 {
+                        &numbers.rq_success
+                    } else {
+                        &numbers.rq_error
+                    }
+                    .fetch_add(1, Relaxed);
                     local.cluster.report(&host, Outcome::Status(status));
                     return Ended::Answer(Answer {
                         head: answer,
@@ -348,13 +369,21 @@ impl Request<'_> {
                 Err(failure) => {
                     // A connection that was closed while it lay idle says nothing about this request: it
                     // is sent once more, if that cannot do harm. RFC 9112 §9.3.1.
-                    let harmless = !failure.sent || (failure.reset == Reset::Termination && is_idempotent(head));
-                    if failure.reused && harmless && !resent && !self.upgrade && self.replay.0.is_whole() {
+                    let harmless = !failure.sent
+                        || (failure.reset == Reset::Termination && is_idempotent(head));
+                    if failure.reused
+                        && harmless
+                        && !resent
+                        && !self.upgrade
+                        && self.replay.0.is_whole()
+                    {
                         resent = true;
                         continue;
                     }
                     match failure.reset {
-                        Reset::Remote | Reset::Refused => local.cluster.stats.upstream_rq_rx_reset.inc(),
+                        Reset::Remote | Reset::Refused => {
+                            local.cluster.stats.upstream_rq_rx_reset.inc()
+                        }
                         Reset::Protocol => local.cluster.stats.upstream_cx_protocol_error.inc(),
                         _ => {}
                     }
@@ -373,7 +402,10 @@ impl Request<'_> {
     }
 
     fn pick(&self, attempts: &Attempts<'_>, head: &RequestHead) -> Option<Arc<Host>> {
-        let retry = attempts.retry.policy().filter(|_| !attempts.tried.is_empty());
+        let retry = attempts
+            .retry
+            .policy()
+            .filter(|_| !attempts.tried.is_empty());
         attempts.local.pick(&Pick {
             subset: self.target.subset.as_ref(),
             hash: self.hash,
@@ -381,11 +413,15 @@ impl Request<'_> {
             headers: Some(&head.headers),
             tried: &attempts.tried,
             other_hosts: retry.map_or(0, |retry| {
-                if retry.avoid_previous_hosts { retry.host_selection_attempts.max(1) } else { 0 }
+                if retry.avoid_previous_hosts {
+                    retry.host_selection_attempts.max(1)
+                } else {
+                    0
+                }
             }),
-            other_priorities: retry.and_then(|retry| retry.avoid_previous_priorities).is_some_and(|frequency| {
-                attempts.retry.retries() >= frequency
-            }),
+            other_priorities: retry
+                .and_then(|retry| retry.avoid_previous_priorities)
+                .is_some_and(|frequency| attempts.retry.retries() >= frequency),
         })
     }
 
@@ -398,11 +434,17 @@ impl Request<'_> {
         info.upstream_local = None;
         info.upstream_tls = None;
         if self.policy.include_attempt_count && !self.suppress {
-            head.headers.set(Known::XEnvoyAttemptCount, number.to_string());
+            head.headers
+                .set(Known::XEnvoyAttemptCount, number.to_string());
         }
         if self.policy.include_is_timeout_retry && number > 1 {
-            let value = if attempts.after_timeout { "true" } else { "false" };
-            head.headers.set(Name::new("x-envoy-is-timeout-retry"), value);
+            let value = if attempts.after_timeout {
+                "true"
+            } else {
+                "false"
+            };
+            head.headers
+                .set(Name::new("x-envoy-is-timeout-retry"), value);
         }
         if let (HostRewrite::Auto, Some(name)) = (&self.policy.host_rewrite, &host.hostname)
             && head.authority != name.as_bytes()
@@ -411,7 +453,8 @@ impl Request<'_> {
                 append_forwarded_host(&mut head.headers, &head.authority);
             }
             if !self.suppress {
-                head.headers.set(Name::new("x-envoy-original-host"), head.authority.clone());
+                head.headers
+                    .set(Name::new("x-envoy-original-host"), head.authority.clone());
             }
             head.authority = bytes::Bytes::copy_from_slice(name.as_bytes());
         }
@@ -467,12 +510,18 @@ pub(crate) fn original_destination(connection: &ConnectionInfo) -> Option<Socket
 
 /// RFC 9110 §9.2.2.
 fn is_idempotent(head: &RequestHead) -> bool {
-    matches!(&*head.method, b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE" | b"PUT" | b"DELETE")
+    matches!(
+        &*head.method,
+        b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE" | b"PUT" | b"DELETE"
+    )
 }
 
 /// The status outlier detection goes by: that of gRPC if the response is nothing else.
 fn outcome_status(head: &ResponseHead) -> u16 {
-    let status = head.headers.known(Known::GrpcStatus).and_then(crate::retry::number::<i32>);
+    let status = head
+        .headers
+        .known(Known::GrpcStatus)
+        .and_then(crate::retry::number::<i32>);
     match status {
         None => head.status,
         Some(0) => 200,
@@ -556,9 +605,12 @@ fn downstream_failed(error: &BodyError) -> Reject {
             ResponseFlags::default(),
             "request_payload_too_large",
         ),
-        BodyError::Timeout => {
-            Reject::new(408, "request timeout", ResponseFlags::default(), "request_overall_timeout")
-        }
+        BodyError::Timeout => Reject::new(
+            408,
+            "request timeout",
+            ResponseFlags::default(),
+            "request_overall_timeout",
+        ),
         BodyError::Protocol(_) => Reject::new(
             400,
             "Bad Request",

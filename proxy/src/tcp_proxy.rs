@@ -95,7 +95,10 @@ impl TcpProxy {
             ("on_demand", config.on_demand.is_some()),
             ("tunneling_config", config.tunneling_config.is_some()),
             ("backoff_options", config.backoff_options.is_some()),
-            ("proxy_protocol_tlvs", !config.proxy_protocol_tlvs.is_empty()),
+            (
+                "proxy_protocol_tlvs",
+                !config.proxy_protocol_tlvs.is_empty(),
+            ),
             ("upstream_connect_mode", config.upstream_connect_mode != 0),
         ];
         if let Some((field, _)) = unsupported.iter().find(|(_, present)| *present) {
@@ -121,7 +124,10 @@ impl TcpProxy {
         };
         let total = clusters.iter().map(|cluster| cluster.weight).sum();
         if total == 0 {
-            return Err(invalid("weighted_clusters", "the sum of the weights is zero"));
+            return Err(invalid(
+                "weighted_clusters",
+                "the sum of the weights is zero",
+            ));
         }
         let mut hash_source_ip = false;
         for policy in &config.hash_policy {
@@ -134,13 +140,20 @@ impl TcpProxy {
         Ok(TcpProxy {
             clusters,
             total,
-            idle_timeout: timeout("idle_timeout", config.idle_timeout.as_ref(), Some(IDLE_TIMEOUT))?,
+            idle_timeout: timeout(
+                "idle_timeout",
+                config.idle_timeout.as_ref(),
+                Some(IDLE_TIMEOUT),
+            )?,
             max_duration: timeout(
                 "max_downstream_connection_duration",
                 config.max_downstream_connection_duration.as_ref(),
                 None,
             )?,
-            max_connect_attempts: config.max_connect_attempts.as_ref().map_or(1, |n| n.value.max(1)),
+            max_connect_attempts: config
+                .max_connect_attempts
+                .as_ref()
+                .map_or(1, |n| n.value.max(1)),
             hash_source_ip,
             stats: Stats::new(&scope),
         })
@@ -148,7 +161,10 @@ impl TcpProxy {
 
     /// Clusters it may use.
     pub fn clusters(&self) -> Vec<Arc<str>> {
-        self.clusters.iter().map(|cluster| cluster.name.clone()).collect()
+        self.clusters
+            .iter()
+            .map(|cluster| cluster.name.clone())
+            .collect()
     }
 
     /// Carries the connection to its end. `info` is kept up to date all the while (bytes, upstream host,
@@ -176,7 +192,9 @@ impl TcpProxy {
                 copy::Ended::Finished => {}
                 copy::Ended::Idle => {
                     self.stats.idle_timeout.inc();
-                    info.borrow_mut().flags.set(ResponseFlags::STREAM_IDLE_TIMEOUT);
+                    info.borrow_mut()
+                        .flags
+                        .set(ResponseFlags::STREAM_IDLE_TIMEOUT);
                 }
                 copy::Ended::TooLong => {
                     self.stats.max_downstream_connection_duration.inc();
@@ -194,9 +212,12 @@ impl TcpProxy {
         let chosen = self.draw(rand::random_range(0..self.total))?;
         let worker = WorkerClusters::of(&shared.clusters);
         info.borrow_mut().upstream_cluster = Some(chosen.name.clone());
-        let hash = self
-            .hash_source_ip
-            .then(|| xxh64(info.borrow().connection.remote.ip().to_string().as_bytes(), 0));
+        let hash = self.hash_source_ip.then(|| {
+            xxh64(
+                info.borrow().connection.remote.ip().to_string().as_bytes(),
+                0,
+            )
+        });
         let original = original_destination(&info.borrow().connection);
         let mut tried: Vec<Arc<Host>> = Vec::new();
         while tried.len() < self.max_connect_attempts as usize {
@@ -214,20 +235,30 @@ impl TcpProxy {
             });
             let Some(host) = host else {
                 local.cluster.stats.upstream_cx_none_healthy.inc();
-                info.borrow_mut().flags.set(ResponseFlags::NO_HEALTHY_UPSTREAM);
+                info.borrow_mut()
+                    .flags
+                    .set(ResponseFlags::NO_HEALTHY_UPSTREAM);
                 return None;
             };
-            let permit = local.cluster.circuits.of(false).try_acquire(Resource::Connections);
+            let permit = local
+                .cluster
+                .circuits
+                .of(false)
+                .try_acquire(Resource::Connections);
             let Some(permit) = permit else {
                 local.cluster.stats.upstream_cx_overflow.inc();
-                info.borrow_mut().flags.set(ResponseFlags::UPSTREAM_OVERFLOW);
+                info.borrow_mut()
+                    .flags
+                    .set(ResponseFlags::UPSTREAM_OVERFLOW);
                 return None;
             };
             let counted = Counted::new(&local, host.clone(), permit);
             {
                 let mut info = info.borrow_mut();
                 info.upstream_host = host.address.socket();
-                info.upstream_attempts = u32::try_from(tried.len()).unwrap_or(u32::MAX).saturating_add(1);
+                info.upstream_attempts = u32::try_from(tried.len())
+                    .unwrap_or(u32::MAX)
+                    .saturating_add(1);
             }
             match connect(&local.cluster, &host, None, None).await {
                 Ok(connected) => {
@@ -247,7 +278,11 @@ impl TcpProxy {
                     info.borrow_mut().upstream_transport_failure = Some(error.to_string());
                     tried.push(host);
                     if tried.len() >= self.max_connect_attempts as usize {
-                        local.cluster.stats.upstream_cx_connect_attempts_exceeded.inc();
+                        local
+                            .cluster
+                            .stats
+                            .upstream_cx_connect_attempts_exceeded
+                            .inc();
                         let mut info = info.borrow_mut();
                         info.flags.set(ResponseFlags::UPSTREAM_CONNECTION_FAILURE);
                         info.flags.set(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
@@ -315,7 +350,13 @@ fn note_failure(info: &SharedInfo, side: copy::Side, error: &io::Error) {
 
 fn subset(metadata: Option<&core::Metadata>) -> Option<SubsetMatch> {
     let labels: &pb::Struct = metadata?.filter_metadata.get("envoy.lb")?;
-    Some(Arc::new(labels.fields.iter().map(|(key, value)| (key.clone(), value.clone())).collect()))
+    Some(Arc::new(
+        labels
+            .fields
+            .iter()
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect(),
+    ))
 }
 
 fn merge(common: Option<&SubsetMatch>, own: Option<SubsetMatch>) -> Option<SubsetMatch> {

@@ -22,11 +22,11 @@ use std::{
 
 use tokio::{task::spawn_local, time::MissedTickBehavior};
 
+pub use self::connect::ConnectError;
 pub(crate) use self::{
     connect::{Stream, connect},
     pool::{Pool, Refusal, Wanted},
 };
-pub use self::connect::ConnectError;
 use crate::{
     balance::Balancer,
     cluster::{Address, Cluster, ClusterManager, Discovery, Fallback, Host, HttpVersion, Subsets},
@@ -111,7 +111,11 @@ impl WorkerClusters {
         for name in names {
             // `get` lets go of what was replaced, and must not make anew what nobody asked for.
             let gone = self.manager.get(&name).map(|cluster| cluster.id);
-            let known = self.clusters.borrow().get(&name).map(|known| known.local.clone());
+            let known = self
+                .clusters
+                .borrow()
+                .get(&name)
+                .map(|known| known.local.clone());
             let Some(known) = known else { continue };
             if gone == Some(known.cluster.id) {
                 known.prune();
@@ -123,7 +127,12 @@ impl WorkerClusters {
     }
 
     fn sweep(&self) {
-        let locals: Vec<_> = self.clusters.borrow().values().map(|known| known.local.clone()).collect();
+        let locals: Vec<_> = self
+            .clusters
+            .borrow()
+            .values()
+            .map(|known| known.local.clone())
+            .collect();
         for local in locals {
             local.sweep();
         }
@@ -132,7 +141,11 @@ impl WorkerClusters {
 
 impl fmt::Debug for WorkerClusters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "WorkerClusters({} clusters)", self.clusters.borrow().len())
+        write!(
+            f,
+            "WorkerClusters({} clusters)",
+            self.clusters.borrow().len()
+        )
     }
 }
 
@@ -143,7 +156,10 @@ impl Drop for Leaving {
     fn drop(&mut self) {
         // During the end of the thread the table may be gone already.
         let forgotten = WORKERS.try_with(|workers| {
-            workers.try_borrow_mut().ok().and_then(|mut workers| workers.remove(&self.0))
+            workers
+                .try_borrow_mut()
+                .ok()
+                .and_then(|mut workers| workers.remove(&self.0))
         });
         drop(forgotten);
     }
@@ -240,7 +256,12 @@ impl LocalCluster {
         if balancers.version != set.version || balancers.all.is_none() {
             *balancers = Balancers {
                 version: set.version,
-                all: Some(Balancer::new(&self.cluster.config.policy, &set, |_| true, rand::random())),
+                all: Some(Balancer::new(
+                    &self.cluster.config.policy,
+                    &set,
+                    |_| true,
+                    rand::random(),
+                )),
                 ..Balancers::default()
             };
         }
@@ -258,7 +279,9 @@ impl LocalCluster {
                 break;
             }
             // Hashing gives the same host each time: look further along.
-            let hash = pick.hash.map(|hash| hash.wrapping_add(u64::from(attempt) + 1));
+            let hash = pick
+                .hash
+                .map(|hash| hash.wrapping_add(u64::from(attempt) + 1));
             host = balancer.pick(hash, avoid)?;
         }
         Some(host)
@@ -276,7 +299,10 @@ impl LocalCluster {
         let key = Key {
             address: host.address.clone(),
             transport: host.transport,
-            sni: config.auto_sni.then(|| server_name(config.auto_sni_header.as_ref(), head)).flatten(),
+            sni: config
+                .auto_sni
+                .then(|| server_name(config.auto_sni_header.as_ref(), head))
+                .flatten(),
             wanted,
             high,
         };
@@ -284,7 +310,13 @@ impl LocalCluster {
         if let Some(pool) = pools.get(&key) {
             return pool.clone();
         }
-        let pool = Pool::new(self.cluster.clone(), host.clone(), key.sni.clone(), wanted, high);
+        let pool = Pool::new(
+            self.cluster.clone(),
+            host.clone(),
+            key.sni.clone(),
+            wanted,
+            high,
+        );
         pools.insert(key, pool.clone());
         pool
     }
@@ -323,12 +355,20 @@ impl LocalCluster {
         if matches!(self.cluster.config.discovery, Discovery::OriginalDst { .. }) {
             self.pools.borrow_mut().retain(|_, pool| !pool.is_unused());
             // Held by the table only: no pool and no request uses it.
-            self.balancers.borrow_mut().original.retain(|_, host| Arc::strong_count(host) > 1);
+            self.balancers
+                .borrow_mut()
+                .original
+                .retain(|_, host| Arc::strong_count(host) > 1);
         }
     }
 
     fn drain(&self) {
-        let pools: Vec<_> = self.pools.borrow_mut().drain().map(|(_, pool)| pool).collect();
+        let pools: Vec<_> = self
+            .pools
+            .borrow_mut()
+            .drain()
+            .map(|(_, pool)| pool)
+            .collect();
         for pool in pools {
             pool.drain();
         }
@@ -337,7 +377,12 @@ impl LocalCluster {
 
 impl fmt::Debug for LocalCluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "LocalCluster({:?}, {} pools)", self.cluster, self.pools.borrow().len())
+        write!(
+            f,
+            "LocalCluster({:?}, {} pools)",
+            self.cluster,
+            self.pools.borrow().len()
+        )
     }
 }
 
@@ -361,7 +406,10 @@ impl Balancers {
     ) -> Option<&mut Balancer> {
         let empty = SubsetMatch::default();
         let wanted = wanted.unwrap_or(&empty);
-        let known = self.subsets.iter().position(|(key, _)| Arc::ptr_eq(key, wanted) || key == wanted);
+        let known = self
+            .subsets
+            .iter()
+            .position(|(key, _)| Arc::ptr_eq(key, wanted) || key == wanted);
         let index = match known {
             Some(index) => index,
             None => {
@@ -380,10 +428,16 @@ impl Balancers {
 fn make_subset(cluster: &Cluster, subsets: &Subsets, wanted: &SubsetMatch) -> Option<Balancer> {
     let set = cluster.hosts();
     let policy = &cluster.config.policy;
-    let selected = subsets.selectors.iter().any(|keys| keys.iter().eq(wanted.keys()));
+    let selected = subsets
+        .selectors
+        .iter()
+        .any(|keys| keys.iter().eq(wanted.keys()));
     if selected && !wanted.is_empty() {
-        let fits =
-            |host: &Host| wanted.iter().all(|(key, value)| host.labels.get(key) == Some(value));
+        let fits = |host: &Host| {
+            wanted
+                .iter()
+                .all(|(key, value)| host.labels.get(key) == Some(value))
+        };
         if set.hosts.iter().any(|host| fits(host)) {
             return Some(Balancer::new(policy, &set, fits, rand::random()));
         }
@@ -392,8 +446,11 @@ fn make_subset(cluster: &Cluster, subsets: &Subsets, wanted: &SubsetMatch) -> Op
         Fallback::Refuse => None,
         Fallback::Any => Some(Balancer::new(policy, &set, |_| true, rand::random())),
         Fallback::Default(labels) => {
-            let fits =
-                |host: &Host| labels.iter().all(|(key, value)| host.labels.get(key) == Some(value));
+            let fits = |host: &Host| {
+                labels
+                    .iter()
+                    .all(|(key, value)| host.labels.get(key) == Some(value))
+            };
             Some(Balancer::new(policy, &set, fits, rand::random()))
         }
     }
@@ -418,6 +475,9 @@ fn server_name(header: Option<&Name>, head: &RequestHead) -> Option<Arc<str>> {
         None => &head.authority,
     };
     let name = std::str::from_utf8(crate::route::without_port(text)).ok()?;
-    let is_ip = name.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok();
+    let is_ip = name
+        .trim_matches(['[', ']'])
+        .parse::<std::net::IpAddr>()
+        .is_ok();
     (!name.is_empty() && !is_ip).then(|| name.into())
 }

@@ -24,7 +24,10 @@ impl PartialOrd for Entry {
 impl Ord for Entry {
     /// The heap gives the greatest: the earliest deadline.
     fn cmp(&self, other: &Entry) -> Ordering {
-        other.deadline.total_cmp(&self.deadline).then(other.order.cmp(&self.order))
+        other
+            .deadline
+            .total_cmp(&self.deadline)
+            .then(other.order.cmp(&self.order))
     }
 }
 
@@ -83,7 +86,9 @@ mod tests {
             for _ in 0..10 {
                 counts[edf.pick(|index| weights[index]).unwrap()] += 1;
             }
-            assert!(counts[0] == 5 * round || counts[0] == 5 * round + 1 || counts[0] + 1 == 5 * round);
+            assert!(
+                counts[0] == 5 * round || counts[0] == 5 * round + 1 || counts[0] + 1 == 5 * round
+            );
         }
         assert!((i32::from(counts[1] as u16) - 60).abs() <= 1);
         assert_eq!(counts[3], 0);

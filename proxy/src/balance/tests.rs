@@ -65,7 +65,9 @@ fn policy(algorithm: Algorithm) -> Policy {
 fn spread(balancer: &mut Balancer, n: u32) -> HashMap<u16, u32> {
     let mut counts = HashMap::new();
     for _ in 0..n {
-        let host = balancer.pick(None, |_| false).expect("a host is in service");
+        let host = balancer
+            .pick(None, |_| false)
+            .expect("a host is in service");
         let port = host.address.socket().expect("all hosts are TCP").port();
         *counts.entry(port).or_default() += 1;
     }
@@ -80,13 +82,19 @@ fn bound(n: u32, p: f64) -> f64 {
 fn assert_share(counts: &HashMap<u16, u32>, port: u16, n: u32, p: f64) {
     let got = f64::from(counts.get(&port).copied().unwrap_or(0));
     let want = f64::from(n) * p;
-    assert!((got - want).abs() <= bound(n, p), "port {port}: {got} of {n}, wanted {want}");
+    assert!(
+        (got - want).abs() <= bound(n, p),
+        "port {port}: {got} of {n}, wanted {want}"
+    );
 }
 
 #[test]
 fn round_robin_is_exact() {
     let mut balancer = Balancer::new(&policy(Algorithm::RoundRobin), &plain(3), |_| true, 1);
-    assert_eq!(spread(&mut balancer, 30), HashMap::from([(0, 10), (1, 10), (2, 10)]));
+    assert_eq!(
+        spread(&mut balancer, 30),
+        HashMap::from([(0, 10), (1, 10), (2, 10)])
+    );
 }
 
 #[test]
@@ -146,7 +154,13 @@ fn the_next_priority_helps_when_the_first_has_lost_too_many() {
     let policy = policy(Algorithm::RoundRobin);
     let n = 4000;
     let mut balancer = Balancer::new(&policy, &hosts([Up, Up, Up, Up]), |_| true, 1);
-    assert_eq!(spread(&mut balancer, 10).keys().filter(|port| **port > 1).count(), 0);
+    assert_eq!(
+        spread(&mut balancer, 10)
+            .keys()
+            .filter(|port| **port > 1)
+            .count(),
+        0
+    );
     // Half of the first level times the overprovisioning factor: 70 %.
     let mut balancer = Balancer::new(&policy, &hosts([Up, Down, Up, Up]), |_| true, 1);
     let counts = spread(&mut balancer, n);
@@ -161,12 +175,20 @@ fn too_few_healthy_hosts_is_panic_unless_forbidden() {
     let hosts = || {
         set((0..4).map(|port| Given {
             port,
-            health: if port == 0 { Health::Healthy } else { Health::Unhealthy },
+            health: if port == 0 {
+                Health::Healthy
+            } else {
+                Health::Unhealthy
+            },
             ..Given::default()
         }))
     };
     let mut balancer = Balancer::new(&policy(Algorithm::RoundRobin), &hosts(), |_| true, 1);
-    assert_eq!(spread(&mut balancer, 8).len(), 4, "25 % is below the threshold of 50 %");
+    assert_eq!(
+        spread(&mut balancer, 8).len(),
+        4,
+        "25 % is below the threshold of 50 %"
+    );
     let never = Policy {
         panic_threshold: 0.0,
         ..Policy::default()
@@ -180,17 +202,22 @@ fn too_few_healthy_hosts_is_panic_unless_forbidden() {
     let mut balancer = Balancer::new(&never, &none, |_| true, 1);
     assert!(balancer.pick(None, |_| false).is_none() && balancer.is_empty());
     let mut balancer = Balancer::new(&Policy::default(), &none, |_| true, 1);
-    assert!(balancer.pick(None, |_| false).is_some(), "in panic any host will do");
+    assert!(
+        balancer.pick(None, |_| false).is_some(),
+        "in panic any host will do"
+    );
 }
 
 #[test]
 fn degraded_hosts_help_only_when_needed() {
     let hosts = |first: Health| {
-        set([(0, first), (1, Health::Degraded)].map(|(port, health)| Given {
-            port,
-            health,
-            ..Given::default()
-        }))
+        set(
+            [(0, first), (1, Health::Degraded)].map(|(port, health)| Given {
+                port,
+                health,
+                ..Given::default()
+            }),
+        )
     };
     let policy = policy(Algorithm::RoundRobin);
     let mut balancer = Balancer::new(&policy, &hosts(Health::Healthy), |_| true, 1);
@@ -214,7 +241,10 @@ fn localities_share_by_their_weights() {
         ..Given::default()
     }));
     let mut balancer = Balancer::new(&policy, &hosts, |_| true, 1);
-    assert_eq!(spread(&mut balancer, 160), HashMap::from([(0, 20), (1, 20), (2, 120)]));
+    assert_eq!(
+        spread(&mut balancer, 160),
+        HashMap::from([(0, 20), (1, 20), (2, 120)])
+    );
 }
 
 #[test]
@@ -233,7 +263,10 @@ fn a_hash_keeps_its_host_and_few_move_when_one_leaves() {
         for key in 0..4000_u32 {
             let hash = Some(xxh64(&key.to_le_bytes(), 0));
             let port = |balancer: &mut Balancer| {
-                balancer.pick(hash, |_| false).and_then(|host| host.address.socket()).map(|a| a.port())
+                balancer
+                    .pick(hash, |_| false)
+                    .and_then(|host| host.address.socket())
+                    .map(|a| a.port())
             };
             let first = port(&mut four);
             assert_eq!(first, port(&mut again), "{policy:?}");
@@ -242,7 +275,10 @@ fn a_hash_keeps_its_host_and_few_move_when_one_leaves() {
                 moved += 1;
             }
         }
-        assert!(counts.iter().all(|count| (700..1300).contains(count)), "{policy:?} {counts:?}");
+        assert!(
+            counts.iter().all(|count| (700..1300).contains(count)),
+            "{policy:?} {counts:?}"
+        );
         // The ring of three has more entries for each host than that of four.
         assert!(moved < 600, "{policy:?} moved {moved}");
     }
@@ -269,9 +305,16 @@ fn tried_priorities_are_passed_over() {
     }));
     let mut balancer = Balancer::new(&Policy::default(), &hosts, |_| true, 1);
     let mut port = |avoid: fn(u32) -> bool| {
-        balancer.pick(None, avoid).and_then(|host| host.address.socket()).map(|address| address.port())
+        balancer
+            .pick(None, avoid)
+            .and_then(|host| host.address.socket())
+            .map(|address| address.port())
     };
     assert_eq!(port(|_| false), Some(0));
     assert_eq!(port(|priority| priority == 0), Some(1));
-    assert_eq!(port(|_| true), Some(0), "none is left: as if none had been tried");
+    assert_eq!(
+        port(|_| true),
+        Some(0),
+        "none is left: as if none had been tried"
+    );
 }

@@ -8,8 +8,8 @@ use lateen_protocols::envoy::{
             cluster::v3::{
                 Cluster as Proto,
                 cluster::{
-                    ClusterDiscoveryType, ClusterProtocolSelection, DiscoveryType, DnsLookupFamily, LbConfig,
-                    LbPolicy, common_lb_config::LocalityConfigSpecifier,
+                    ClusterDiscoveryType, ClusterProtocolSelection, DiscoveryType, DnsLookupFamily,
+                    LbConfig, LbPolicy, common_lb_config::LocalityConfigSpecifier,
                     lb_subset_config::LbSubsetFallbackPolicy, ring_hash_lb_config::HashFunction,
                 },
             },
@@ -17,7 +17,9 @@ use lateen_protocols::envoy::{
         },
         extensions::upstreams::http::v3::{
             HttpProtocolOptions,
-            http_protocol_options::{UpstreamProtocolOptions, explicit_http_config::ProtocolConfig},
+            http_protocol_options::{
+                UpstreamProtocolOptions, explicit_http_config::ProtocolConfig,
+            },
         },
     },
     google::protobuf as pb,
@@ -177,8 +179,16 @@ impl Config {
             Some(any) => unpack::<HttpProtocolOptions>(any)?
                 .ok_or_else(|| invalid(OPTIONS, format!("is a {}", any.type_url)))?,
         };
-        if let Some(other) = proto.typed_extension_protocol_options.keys().find(|key| *key != OPTIONS) {
-            tracing::warn!(cluster = proto.name, option = other, "unknown protocol option is ignored");
+        if let Some(other) = proto
+            .typed_extension_protocol_options
+            .keys()
+            .find(|key| *key != OPTIONS)
+        {
+            tracing::warn!(
+                cluster = proto.name,
+                option = other,
+                "unknown protocol option is ignored"
+            );
         }
         refuse_options(&options).map_err(|error| error.within(OPTIONS))?;
         let (version, http2) = version(proto, &options)?;
@@ -210,8 +220,10 @@ impl Config {
                 common.and_then(|common| common.max_connection_duration.as_ref()),
                 None,
             )?,
-            max_requests_per_connection: wrapped(common.and_then(|c| c.max_requests_per_connection.as_ref()))
-                .or(wrapped(proto.max_requests_per_connection.as_ref())),
+            max_requests_per_connection: wrapped(
+                common.and_then(|c| c.max_requests_per_connection.as_ref()),
+            )
+            .or(wrapped(proto.max_requests_per_connection.as_ref())),
             max_response_headers: wrapped(common.and_then(|c| c.max_headers_count.as_ref())),
             buffer_limit: proto
                 .per_connection_buffer_limit_bytes
@@ -245,7 +257,10 @@ fn refuse_unsupported(proto: &Proto) -> Result<(), ConfigError> {
     let unsupported = [
         ("health_checks", !proto.health_checks.is_empty()),
         ("filters", !proto.filters.is_empty()),
-        ("load_balancing_policy", proto.load_balancing_policy.is_some()),
+        (
+            "load_balancing_policy",
+            proto.load_balancing_policy.is_some(),
+        ),
         ("upstream_config", proto.upstream_config.is_some()),
         (
             "connection_pool_per_downstream_connection",
@@ -273,11 +288,17 @@ fn refuse_unsupported(proto: &Proto) -> Result<(), ConfigError> {
 }
 
 fn refuse_options(options: &HttpProtocolOptions) -> Result<(), ConfigError> {
-    let codec_only = options.http_filters.iter().all(|filter| filter.name == "envoy.filters.http.upstream_codec");
+    let codec_only = options
+        .http_filters
+        .iter()
+        .all(|filter| filter.name == "envoy.filters.http.upstream_codec");
     let unsupported = [
         ("http_filters", !codec_only),
         ("outlier_detection", options.outlier_detection.is_some()),
-        ("request_mirror_policies", !options.request_mirror_policies.is_empty()),
+        (
+            "request_mirror_policies",
+            !options.request_mirror_policies.is_empty(),
+        ),
         ("hash_policy", !options.hash_policy.is_empty()),
         ("retry_policy", options.retry_policy.is_some()),
     ];
@@ -294,7 +315,10 @@ fn discovery(proto: &Proto) -> Result<Discovery, ConfigError> {
             DiscoveryType::try_from(*kind).map_err(|_| invalid("type", "is not known"))?
         }
         Some(ClusterDiscoveryType::ClusterType(custom)) => {
-            return Err(invalid("cluster_type", format!("{} is not supported", custom.name)));
+            return Err(invalid(
+                "cluster_type",
+                format!("{} is not supported", custom.name),
+            ));
         }
     };
     let dns = || -> Result<Dns, ConfigError> {
@@ -310,26 +334,34 @@ fn discovery(proto: &Proto) -> Result<Discovery, ConfigError> {
         DiscoveryType::StrictDns => Discovery::StrictDns(dns()?),
         DiscoveryType::LogicalDns => Discovery::LogicalDns(dns()?),
         DiscoveryType::Eds => {
-            let service = proto.eds_cluster_config.as_ref().map(|eds| eds.service_name.as_str());
-            let service = service.filter(|name| !name.is_empty()).unwrap_or(&proto.name);
+            let service = proto
+                .eds_cluster_config
+                .as_ref()
+                .map(|eds| eds.service_name.as_str());
+            let service = service
+                .filter(|name| !name.is_empty())
+                .unwrap_or(&proto.name);
             Discovery::Eds(service.into())
         }
         DiscoveryType::OriginalDst => match proto.lb_config.as_ref() {
             Some(LbConfig::OriginalDstLbConfig(config)) => {
                 if config.metadata_key.is_some() {
-                    return Err(invalid("original_dst_lb_config.metadata_key", "not supported"));
+                    return Err(invalid(
+                        "original_dst_lb_config.metadata_key",
+                        "not supported",
+                    ));
                 }
                 let name = match config.http_header_name.as_str() {
                     "" => "x-envoy-original-dst-host",
                     name => name,
                 };
-                let port = match config.upstream_port_override.as_ref() {
-                    None => None,
-                    Some(port) => Some(
-                        u16::try_from(port.value)
-                            .map_err(|_| invalid("upstream_port_override", "is greater than 65535"))?,
-                    ),
-                };
+                let port =
+                    match config.upstream_port_override.as_ref() {
+                        None => None,
+                        Some(port) => Some(u16::try_from(port.value).map_err(|_| {
+                            invalid("upstream_port_override", "is greater than 65535")
+                        })?),
+                    };
                 Discovery::OriginalDst {
                     header: config.use_http_header.then(|| Name::new(name)),
                     port,
@@ -352,11 +384,18 @@ fn policy(proto: &Proto) -> Result<Policy, ConfigError> {
                 Some(LbConfig::LeastRequestLbConfig(config)) => Some(config),
                 _ => None,
             };
-            let choices = config.and_then(|c| c.choice_count.as_ref()).map_or(2, |c| c.value);
+            let choices = config
+                .and_then(|c| c.choice_count.as_ref())
+                .map_or(2, |c| c.value);
             if choices < 2 {
-                return Err(invalid("least_request_lb_config.choice_count", "is less than 2"));
+                return Err(invalid(
+                    "least_request_lb_config.choice_count",
+                    "is less than 2",
+                ));
             }
-            let bias = config.and_then(|c| c.active_request_bias.as_ref()).map_or(1.0, |b| b.default_value);
+            let bias = config
+                .and_then(|c| c.active_request_bias.as_ref())
+                .map_or(1.0, |b| b.default_value);
             Algorithm::LeastRequest { choices, bias }
         }
         (LbPolicy::RingHash, config) => {
@@ -365,37 +404,56 @@ fn policy(proto: &Proto) -> Result<Policy, ConfigError> {
                 _ => None,
             };
             if config.is_some_and(|config| config.hash_function() != HashFunction::XxHash) {
-                return Err(invalid("ring_hash_lb_config.hash_function", "not supported"));
+                return Err(invalid(
+                    "ring_hash_lb_config.hash_function",
+                    "not supported",
+                ));
             }
             // Envoy's defaults, and its bound.
             const LARGEST: u64 = 8 * 1024 * 1024;
-            let size = |value: Option<&pb::UInt64Value>, default: u64| value.map_or(default, |v| v.value);
+            let size =
+                |value: Option<&pb::UInt64Value>, default: u64| value.map_or(default, |v| v.value);
             let min_size = size(config.and_then(|c| c.minimum_ring_size.as_ref()), 1024);
             let max_size = size(config.and_then(|c| c.maximum_ring_size.as_ref()), LARGEST);
             if min_size > max_size || max_size > LARGEST {
-                return Err(invalid("ring_hash_lb_config", "ring sizes are out of range"));
+                return Err(invalid(
+                    "ring_hash_lb_config",
+                    "ring sizes are out of range",
+                ));
             }
             Algorithm::RingHash { min_size, max_size }
         }
         (LbPolicy::Maglev, config) => {
             let table_size = match config {
-                Some(LbConfig::MaglevLbConfig(config)) => config.table_size.as_ref().map_or(65537, |v| v.value),
+                Some(LbConfig::MaglevLbConfig(config)) => {
+                    config.table_size.as_ref().map_or(65537, |v| v.value)
+                }
                 _ => 65537,
             };
             let prime = table_size > 2
                 && table_size <= 5_000_011
-                && (2..).take_while(|n| n * n <= table_size).all(|n| table_size % n != 0);
+                && (2..)
+                    .take_while(|n| n * n <= table_size)
+                    .all(|n| table_size % n != 0);
             if !prime {
-                return Err(invalid("maglev_lb_config.table_size", "is not a prime number up to 5000011"));
+                return Err(invalid(
+                    "maglev_lb_config.table_size",
+                    "is not a prime number up to 5000011",
+                ));
             }
             Algorithm::Maglev { table_size }
         }
-        (LbPolicy::LoadBalancingPolicyConfig, _) => return Err(invalid("lb_policy", "not supported")),
+        (LbPolicy::LoadBalancingPolicyConfig, _) => {
+            return Err(invalid("lb_policy", "not supported"));
+        }
     };
     let common = proto.common_lb_config.clone().unwrap_or_default();
     let hashing = common.consistent_hashing_lb_config.as_ref();
     if hashing.is_some_and(|hashing| hashing.hash_balance_factor.is_some()) {
-        return Err(invalid("consistent_hashing_lb_config.hash_balance_factor", "not supported"));
+        return Err(invalid(
+            "consistent_hashing_lb_config.hash_balance_factor",
+            "not supported",
+        ));
     }
     let fail_on_panic = match common.locality_config_specifier.as_ref() {
         Some(LocalityConfigSpecifier::ZoneAwareLbConfig(zone)) => zone.fail_traffic_on_panic,
@@ -403,7 +461,10 @@ fn policy(proto: &Proto) -> Result<Policy, ConfigError> {
     };
     Ok(Policy {
         algorithm,
-        panic_threshold: common.healthy_panic_threshold.as_ref().map_or(50.0, |p| p.value),
+        panic_threshold: common
+            .healthy_panic_threshold
+            .as_ref()
+            .map_or(50.0, |p| p.value),
         fail_on_panic,
         locality_weighted: matches!(
             common.locality_config_specifier,
@@ -414,7 +475,11 @@ fn policy(proto: &Proto) -> Result<Policy, ConfigError> {
 }
 
 fn subsets(proto: &Proto) -> Result<Option<Subsets>, ConfigError> {
-    let Some(config) = proto.lb_subset_config.as_ref().filter(|config| !config.subset_selectors.is_empty()) else {
+    let Some(config) = proto
+        .lb_subset_config
+        .as_ref()
+        .filter(|config| !config.subset_selectors.is_empty())
+    else {
         return Ok(None);
     };
     let mut selectors = Vec::with_capacity(config.subset_selectors.len());
@@ -433,15 +498,27 @@ fn subsets(proto: &Proto) -> Result<Option<Subsets>, ConfigError> {
         LbSubsetFallbackPolicy::NoFallback => Fallback::Refuse,
         LbSubsetFallbackPolicy::AnyEndpoint => Fallback::Any,
         LbSubsetFallbackPolicy::DefaultSubset => {
-            let labels = config.default_subset.as_ref().map(|subset| subset.fields.clone()).unwrap_or_default();
+            let labels = config
+                .default_subset
+                .as_ref()
+                .map(|subset| subset.fields.clone())
+                .unwrap_or_default();
             Fallback::Default(labels.into_iter().collect())
         }
     };
-    Ok(Some(Subsets { selectors, fallback }))
+    Ok(Some(Subsets {
+        selectors,
+        fallback,
+    }))
 }
 
-fn version(proto: &Proto, options: &HttpProtocolOptions) -> Result<(HttpVersion, Http2), ConfigError> {
-    let read = |options: Option<&core::Http2ProtocolOptions>| options.map_or_else(|| Ok(Http2::default()), http2);
+fn version(
+    proto: &Proto,
+    options: &HttpProtocolOptions,
+) -> Result<(HttpVersion, Http2), ConfigError> {
+    let read = |options: Option<&core::Http2ProtocolOptions>| {
+        options.map_or_else(|| Ok(Http2::default()), http2)
+    };
     Ok(match options.upstream_protocol_options.as_ref() {
         None => {
             let http2 = read(proto.http2_protocol_options.as_ref())?;
@@ -453,24 +530,34 @@ fn version(proto: &Proto, options: &HttpProtocolOptions) -> Result<(HttpVersion,
                 (HttpVersion::Http1, http2)
             }
         }
-        Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => match explicit.protocol_config.as_ref() {
-            Some(ProtocolConfig::Http2ProtocolOptions(options)) => (HttpVersion::Http2, http2(options)?),
-            Some(ProtocolConfig::HttpProtocolOptions(_)) | None => (HttpVersion::Http1, Http2::default()),
-            Some(ProtocolConfig::Http3ProtocolOptions(_)) => {
-                return Err(invalid("http3_protocol_options", "not supported"));
+        Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => {
+            match explicit.protocol_config.as_ref() {
+                Some(ProtocolConfig::Http2ProtocolOptions(options)) => {
+                    (HttpVersion::Http2, http2(options)?)
+                }
+                Some(ProtocolConfig::HttpProtocolOptions(_)) | None => {
+                    (HttpVersion::Http1, Http2::default())
+                }
+                Some(ProtocolConfig::Http3ProtocolOptions(_)) => {
+                    return Err(invalid("http3_protocol_options", "not supported"));
+                }
             }
-        },
+        }
         Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(config)) => {
             // Without HTTP/2 settings Envoy speaks HTTP/1.1 to the upstream whatever the downstream does.
             if config.http2_protocol_options.is_none() {
                 (HttpVersion::Http1, Http2::default())
             } else {
-                (HttpVersion::Downstream, read(config.http2_protocol_options.as_ref())?)
+                (
+                    HttpVersion::Downstream,
+                    read(config.http2_protocol_options.as_ref())?,
+                )
             }
         }
-        Some(UpstreamProtocolOptions::AutoConfig(config)) => {
-            (HttpVersion::Auto, read(config.http2_protocol_options.as_ref())?)
-        }
+        Some(UpstreamProtocolOptions::AutoConfig(config)) => (
+            HttpVersion::Auto,
+            read(config.http2_protocol_options.as_ref())?,
+        ),
     })
 }
 
@@ -482,7 +569,10 @@ fn http2(options: &core::Http2ProtocolOptions) -> Result<Http2, ConfigError> {
         Some(keepalive) => match optional_duration("interval", keepalive.interval.as_ref())? {
             None => None,
             Some(interval) => {
-                let wait = keepalive.timeout.as_ref().ok_or_else(|| invalid("timeout", "is required"))?;
+                let wait = keepalive
+                    .timeout
+                    .as_ref()
+                    .ok_or_else(|| invalid("timeout", "is required"))?;
                 Some((interval, duration("timeout", wait)?))
             }
         },
@@ -501,23 +591,31 @@ fn bind(config: Option<&core::BindConfig>) -> Result<Option<SocketAddr>, ConfigE
     let Some(source) = config.and_then(|config| config.source_address.as_ref()) else {
         return Ok(None);
     };
-    let ip = source
-        .address
-        .parse()
-        .map_err(|_| invalid("upstream_bind_config.source_address", "is not an IP address"))?;
+    let ip = source.address.parse().map_err(|_| {
+        invalid(
+            "upstream_bind_config.source_address",
+            "is not an IP address",
+        )
+    })?;
     let port = match source.port_specifier {
-        Some(PortSpecifier::PortValue(port)) => {
-            u16::try_from(port).map_err(|_| invalid("upstream_bind_config.port_value", "is greater than 65535"))?
-        }
+        Some(PortSpecifier::PortValue(port)) => u16::try_from(port)
+            .map_err(|_| invalid("upstream_bind_config.port_value", "is greater than 65535"))?,
         _ => 0,
     };
     Ok(Some(SocketAddr::new(ip, port)))
 }
 
 fn keepalive(proto: &Proto) -> Option<KeepAlive> {
-    let options = proto.upstream_connection_options.as_ref()?.tcp_keepalive.as_ref()?;
+    let options = proto
+        .upstream_connection_options
+        .as_ref()?
+        .tcp_keepalive
+        .as_ref()?;
     let seconds = |value: &Option<pb::UInt32Value>| {
-        value.as_ref().filter(|v| v.value > 0).map(|v| Duration::from_secs(u64::from(v.value)))
+        value
+            .as_ref()
+            .filter(|v| v.value > 0)
+            .map(|v| Duration::from_secs(u64::from(v.value)))
     };
     Some(KeepAlive {
         time: seconds(&options.keepalive_time),

@@ -15,7 +15,12 @@ use super::{
 };
 
 /// Resolves until the cluster is gone. `first_only` is for logical DNS: one host at a time.
-pub(super) async fn resolve(cluster: Weak<Cluster>, dns: Dns, first_only: bool, assignment: Assignment) {
+pub(super) async fn resolve(
+    cluster: Weak<Cluster>,
+    dns: Dns,
+    first_only: bool,
+    assignment: Assignment,
+) {
     let mut names: Vec<(Arc<str>, u16)> = assignment
         .specs
         .iter()
@@ -30,7 +35,9 @@ pub(super) async fn resolve(cluster: Weak<Cluster>, dns: Dns, first_only: bool, 
     loop {
         for name in &names {
             let looked_up = tokio::net::lookup_host((&*name.0, name.1)).await;
-            let Some(cluster) = cluster.upgrade() else { return };
+            let Some(cluster) = cluster.upgrade() else {
+                return;
+            };
             cluster.stats.update_attempt.inc();
             match looked_up {
                 Ok(addresses) => {
@@ -54,7 +61,10 @@ pub(super) async fn resolve(cluster: Weak<Cluster>, dns: Dns, first_only: bool, 
         match cluster.upgrade() {
             None => return,
             Some(cluster) => cluster.set_hosts(&assignment, |target| match target {
-                SpecTarget::Name(name, port) => known.get(&(name.clone(), *port)).cloned().unwrap_or_default(),
+                SpecTarget::Name(name, port) => known
+                    .get(&(name.clone(), *port))
+                    .cloned()
+                    .unwrap_or_default(),
                 SpecTarget::Address(_) => Vec::new(),
             }),
         }
@@ -87,7 +97,9 @@ mod tests {
 
     #[test]
     fn families_are_chosen_as_configured() {
-        let all: Vec<SocketAddr> = ["127.0.0.1:1", "[::1]:1", "127.0.0.1:1"].map(|a| a.parse().unwrap()).into();
+        let all: Vec<SocketAddr> = ["127.0.0.1:1", "[::1]:1", "127.0.0.1:1"]
+            .map(|a| a.parse().unwrap())
+            .into();
         let (v4, v6) = (vec![all[0]], vec![all[1]]);
         assert_eq!(choose(all.clone(), DnsLookupFamily::V4Only), v4);
         assert_eq!(choose(all.clone(), DnsLookupFamily::Auto), v6);

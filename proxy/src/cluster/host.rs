@@ -231,11 +231,14 @@ impl Assignment {
             if group.lb_config.is_some() {
                 return Err(invalid("endpoints.lb_config", "not supported"));
             }
-            let locality = group.locality.as_ref().map_or_else(Locality::default, |l| Locality {
-                region: l.region.clone(),
-                zone: l.zone.clone(),
-                sub_zone: l.sub_zone.clone(),
-            });
+            let locality = group
+                .locality
+                .as_ref()
+                .map_or_else(Locality::default, |l| Locality {
+                    region: l.region.clone(),
+                    zone: l.zone.clone(),
+                    sub_zone: l.sub_zone.clone(),
+                });
             let locality = Arc::new(locality);
             let locality_weight = group.load_balancing_weight.as_ref().map_or(0, |w| w.value);
             for endpoint in &group.lb_endpoints {
@@ -243,14 +246,21 @@ impl Assignment {
                     return Err(invalid("lb_endpoints.endpoint_name", "not supported"));
                 };
                 specs.push(Spec {
-                    target: target(at, names_allowed).map_err(|error| error.within("endpoint.address"))?,
-                    hostname: Some(at.hostname.as_str()).filter(|name| !name.is_empty()).map(Arc::from),
-                    weight: endpoint.load_balancing_weight.as_ref().map_or(1, |w| w.value.max(1)),
+                    target: target(at, names_allowed)
+                        .map_err(|error| error.within("endpoint.address"))?,
+                    hostname: Some(at.hostname.as_str())
+                        .filter(|name| !name.is_empty())
+                        .map(Arc::from),
+                    weight: endpoint
+                        .load_balancing_weight
+                        .as_ref()
+                        .map_or(1, |w| w.value.max(1)),
                     priority: priority(group)?,
                     locality: locality.clone(),
                     locality_weight,
                     labels: labels(endpoint.metadata.as_ref()),
-                    transport: transports.matching(endpoint.metadata.as_ref(), group.metadata.as_ref()),
+                    transport: transports
+                        .matching(endpoint.metadata.as_ref(), group.metadata.as_ref()),
                     reported: reported(endpoint.health_status()),
                 });
             }
@@ -299,10 +309,13 @@ impl Assignment {
                     priority: spec.priority,
                     locality: spec.locality.clone(),
                     locality_weight: spec.locality_weight,
-                    hash_key: spec.labels.get("hash_key").and_then(|value| match &value.kind {
-                        Some(pb::value::Kind::StringValue(text)) => Some(text.as_str().into()),
-                        _ => None,
-                    }),
+                    hash_key: spec
+                        .labels
+                        .get("hash_key")
+                        .and_then(|value| match &value.kind {
+                            Some(pb::value::Kind::StringValue(text)) => Some(text.as_str().into()),
+                            _ => None,
+                        }),
                     labels: spec.labels.clone(),
                     transport: spec.transport,
                     reported: spec.reported,
@@ -329,7 +342,13 @@ fn priority(group: &endpoint::LocalityLbEndpoints) -> Result<u32, ConfigError> {
 fn labels(metadata: Option<&core::Metadata>) -> BTreeMap<String, pb::Value> {
     metadata
         .and_then(|metadata| metadata.filter_metadata.get("envoy.lb"))
-        .map(|labels| labels.fields.iter().map(|(key, value)| (key.clone(), value.clone())).collect())
+        .map(|labels| {
+            labels
+                .fields
+                .iter()
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect()
+        })
         .unwrap_or_default()
 }
 
@@ -337,19 +356,23 @@ fn reported(status: HealthStatus) -> Health {
     match status {
         HealthStatus::Unknown | HealthStatus::Healthy => Health::Healthy,
         HealthStatus::Degraded => Health::Degraded,
-        HealthStatus::Unhealthy | HealthStatus::Draining | HealthStatus::Timeout => Health::Unhealthy,
+        HealthStatus::Unhealthy | HealthStatus::Draining | HealthStatus::Timeout => {
+            Health::Unhealthy
+        }
     }
 }
 
 fn target(endpoint: &endpoint::Endpoint, names_allowed: bool) -> Result<SpecTarget, ConfigError> {
     use core::{address::Address as Kind, socket_address::PortSpecifier};
-    let address = endpoint.address.as_ref().and_then(|address| address.address.as_ref());
+    let address = endpoint
+        .address
+        .as_ref()
+        .and_then(|address| address.address.as_ref());
     match address {
         Some(Kind::SocketAddress(socket)) => {
             let port = match socket.port_specifier {
-                Some(PortSpecifier::PortValue(port)) => {
-                    u16::try_from(port).map_err(|_| invalid("port_value", "is greater than 65535"))?
-                }
+                Some(PortSpecifier::PortValue(port)) => u16::try_from(port)
+                    .map_err(|_| invalid("port_value", "is greater than 65535"))?,
                 _ => return Err(invalid("port_value", "is required")),
             };
             match socket.address.parse::<IpAddr>() {
@@ -359,12 +382,19 @@ fn target(endpoint: &endpoint::Endpoint, names_allowed: bool) -> Result<SpecTarg
                 }
                 Err(_) => Err(invalid(
                     "address",
-                    format!("'{}' is not an IP address; names need a DNS cluster", socket.address),
+                    format!(
+                        "'{}' is not an IP address; names need a DNS cluster",
+                        socket.address
+                    ),
                 )),
             }
         }
-        Some(Kind::Pipe(pipe)) => Ok(SpecTarget::Address(Address::Pipe(pipe.path.as_str().into()))),
-        Some(Kind::EnvoyInternalAddress(_)) => Err(invalid("envoy_internal_address", "not supported")),
+        Some(Kind::Pipe(pipe)) => Ok(SpecTarget::Address(Address::Pipe(
+            pipe.path.as_str().into(),
+        ))),
+        Some(Kind::EnvoyInternalAddress(_)) => {
+            Err(invalid("envoy_internal_address", "not supported"))
+        }
         None => Err(invalid("address", "is required")),
     }
 }

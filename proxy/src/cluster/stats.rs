@@ -87,7 +87,9 @@ impl ClusterStats {
             ("", 503) => "upstream_rq_503",
             ("", 504) => "upstream_rq_504",
             _ => {
-                self.scope.counter(&format!("{prefix}upstream_rq_{status}")).inc();
+                self.scope
+                    .counter(&format!("{prefix}upstream_rq_{status}"))
+                    .inc();
                 return;
             }
         };

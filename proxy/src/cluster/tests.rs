@@ -5,7 +5,10 @@ use crate::testing::shared;
 
 fn apply(shared: &Shared, yaml: &str) -> Result<(), String> {
     let proto: Proto = json::from_yaml(yaml).map_err(|error| error.to_string())?;
-    shared.clusters.apply(&proto, shared).map_err(|error| error.to_string())
+    shared
+        .clusters
+        .apply(&proto, shared)
+        .map_err(|error| error.to_string())
 }
 
 fn assignment(yaml: &str) -> ClusterLoadAssignment {
@@ -13,7 +16,9 @@ fn assignment(yaml: &str) -> ClusterLoadAssignment {
 }
 
 fn endpoint(port: u16) -> String {
-    format!("{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}")
+    format!(
+        "{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}"
+    )
 }
 
 #[tokio::test]
@@ -21,7 +26,10 @@ async fn what_cannot_be_done_is_refused_and_the_old_stays() {
     let shared = shared();
     apply(&shared, "name: a\nconnect_timeout: 1s").unwrap();
     let table = [
-        ("name: a\nhealth_checks: [{timeout: 1s}]", "cluster a: health_checks: not supported"),
+        (
+            "name: a\nhealth_checks: [{timeout: 1s}]",
+            "cluster a: health_checks: not supported",
+        ),
         (
             "name: a\nload_assignment: {endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: \
              {address: a.test, port_value: 1}}}}]}]}",
@@ -37,12 +45,18 @@ async fn what_cannot_be_done_is_refused_and_the_old_stays() {
             "cluster a: transport_socket: type.googleapis.com/envoy.extensions.transport_sockets.starttls.v3.\
              StartTlsConfig: this transport socket is not supported",
         ),
-        ("name: a\ntype: LOGICAL_DNS", "cluster a: load_assignment: LOGICAL_DNS must have exactly one endpoint"),
+        (
+            "name: a\ntype: LOGICAL_DNS",
+            "cluster a: load_assignment: LOGICAL_DNS must have exactly one endpoint",
+        ),
     ];
     for (yaml, want) in table {
         assert_eq!(apply(&shared, yaml).unwrap_err(), want);
     }
-    assert_eq!(shared.clusters.get("a").unwrap().config.connect_timeout, Duration::from_secs(1));
+    assert_eq!(
+        shared.clusters.get("a").unwrap().config.connect_timeout,
+        Duration::from_secs(1)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -50,18 +64,35 @@ async fn a_cluster_shows_when_it_has_endpoints_or_has_waited_long_enough() {
     let shared = shared();
     let manager = &shared.clusters;
     for name in ["a", "late"] {
-        apply(&shared, &format!("name: {name}\ntype: EDS\neds_cluster_config: {{service_name: {name}-s}}")).unwrap();
+        apply(
+            &shared,
+            &format!("name: {name}\ntype: EDS\neds_cluster_config: {{service_name: {name}-s}}"),
+        )
+        .unwrap();
     }
     assert!(manager.get("a").is_none() && !manager.is_warm("a"));
-    assert_eq!(manager.eds_wanted(), [("a".into(), "a-s".into()), ("late".into(), "late-s".into())]);
-    manager.set_endpoints(&assignment("{cluster_name: a-s}")).unwrap();
-    manager.changes().wait_for(|_| manager.is_warm("a")).await.unwrap();
+    assert_eq!(
+        manager.eds_wanted(),
+        [("a".into(), "a-s".into()), ("late".into(), "late-s".into())]
+    );
+    manager
+        .set_endpoints(&assignment("{cluster_name: a-s}"))
+        .unwrap();
+    manager
+        .changes()
+        .wait_for(|_| manager.is_warm("a"))
+        .await
+        .unwrap();
     assert!(manager.get("late").is_none());
     tokio::time::advance(WARMING_TIMEOUT).await;
     let mut changes = manager.changes();
     changes.wait_for(|_| manager.is_warm("late")).await.unwrap();
     // A cluster that comes later finds the endpoints that are known already.
-    apply(&shared, "name: b\ntype: EDS\neds_cluster_config: {service_name: a-s}").unwrap();
+    apply(
+        &shared,
+        "name: b\ntype: EDS\neds_cluster_config: {service_name: a-s}",
+    )
+    .unwrap();
     assert!(manager.is_warm("b"));
 }
 
@@ -74,22 +105,35 @@ async fn hosts_keep_what_is_remembered_of_them() {
             "name: a\nconnect_timeout: {timeout}s\noutlier_detection: {{max_ejection_percent: 100}}\ntype: EDS"
         )
     };
-    manager.set_endpoints(&assignment("{cluster_name: a}")).unwrap();
+    manager
+        .set_endpoints(&assignment("{cluster_name: a}"))
+        .unwrap();
     apply(&shared, &cluster(1)).unwrap();
     let set = |ports: &[u16]| {
         let list: Vec<String> = ports.iter().map(|port| endpoint(*port)).collect();
-        let yaml = format!("{{cluster_name: a, endpoints: [{{lb_endpoints: [{}]}}]}}", list.join(", "));
+        let yaml = format!(
+            "{{cluster_name: a, endpoints: [{{lb_endpoints: [{}]}}]}}",
+            list.join(", ")
+        );
         manager.set_endpoints(&assignment(&yaml)).unwrap();
     };
     let warm = async || {
-        manager.changes().wait_for(|_| manager.is_warm("a")).await.unwrap();
+        manager
+            .changes()
+            .wait_for(|_| manager.is_warm("a"))
+            .await
+            .unwrap();
         manager.get("a").unwrap()
     };
     let first = warm().await;
     set(&[1, 2]);
     let host = first.hosts().hosts[0].clone();
     first.eject(Cause::Consecutive5xx, &host.state);
-    let active = || shared.stats.value("cluster.a.outlier_detection.ejections_active");
+    let active = || {
+        shared
+            .stats
+            .value("cluster.a.outlier_detection.ejections_active")
+    };
     assert_eq!((host.health(), active()), (Health::Unhealthy, Some(1)));
     set(&[3, 1]);
     assert_eq!(first.hosts().hosts[1].health(), Health::Unhealthy);
@@ -107,13 +151,25 @@ async fn a_bad_assignment_changes_nothing() {
     let shared = shared();
     let manager = &shared.clusters;
     apply(&shared, "name: a\ntype: EDS").unwrap();
-    let good = format!("{{cluster_name: a, endpoints: [{{lb_endpoints: [{}]}}]}}", endpoint(1));
+    let good = format!(
+        "{{cluster_name: a, endpoints: [{{lb_endpoints: [{}]}}]}}",
+        endpoint(1)
+    );
     manager.set_endpoints(&assignment(&good)).unwrap();
-    manager.changes().wait_for(|_| manager.is_warm("a")).await.unwrap();
+    manager
+        .changes()
+        .wait_for(|_| manager.is_warm("a"))
+        .await
+        .unwrap();
     let error = manager
-        .set_endpoints(&assignment("{cluster_name: a, endpoints: [{priority: 200, lb_endpoints: [{endpoint: {}}]}]}"))
+        .set_endpoints(&assignment(
+            "{cluster_name: a, endpoints: [{priority: 200, lb_endpoints: [{endpoint: {}}]}]}",
+        ))
         .unwrap_err();
-    assert_eq!(error.to_string(), "endpoints of a: endpoint.address: address: is required");
+    assert_eq!(
+        error.to_string(),
+        "endpoints of a: endpoint.address: address: is required"
+    );
     assert_eq!(manager.get("a").unwrap().hosts().hosts.len(), 1);
 }
 
@@ -124,7 +180,10 @@ async fn transport_sockets_are_chosen_by_metadata() {
     let tls = "{name: x, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext}}";
     let of = |port: u16, meta: &str| {
         let mut text = endpoint(port);
-        text.insert_str(1, &format!("metadata: {{filter_metadata: {{envoy.transport_socket_match: {meta}}}}}, "));
+        text.insert_str(
+            1,
+            &format!("metadata: {{filter_metadata: {{envoy.transport_socket_match: {meta}}}}}, "),
+        );
         text
     };
     apply(
@@ -161,7 +220,11 @@ async fn names_are_resolved() {
     apply(&shared, &cluster("logical", "LOGICAL_DNS", "localhost")).unwrap();
     let manager = &shared.clusters;
     for name in ["strict", "logical"] {
-        manager.changes().wait_for(|_| manager.is_warm(name)).await.unwrap();
+        manager
+            .changes()
+            .wait_for(|_| manager.is_warm(name))
+            .await
+            .unwrap();
         let cluster = manager.get(name).unwrap();
         let set = cluster.hosts();
         assert_eq!(set.hosts.len(), 1);

@@ -69,9 +69,15 @@ impl Transports {
         let mut matches = Vec::with_capacity(config.transport_socket_matches.len());
         for one in &config.transport_socket_matches {
             matches.push(Match {
-                wanted: one.r#match.as_ref().map(|m| m.fields.clone()).unwrap_or_default(),
+                wanted: one
+                    .r#match
+                    .as_ref()
+                    .map(|m| m.fields.clone())
+                    .unwrap_or_default(),
                 transport: transport(one.transport_socket.as_ref(), secrets, validate_sni)
-                    .map_err(|error| error.within(format!("transport_socket_matches '{}'", one.name)))?,
+                    .map_err(|error| {
+                        error.within(format!("transport_socket_matches '{}'", one.name))
+                    })?,
             });
         }
         Ok(Transports { default, matches })
@@ -87,7 +93,9 @@ impl Transports {
 
     /// The transport socket with this index.
     pub fn get(&self, index: usize) -> &Transport {
-        self.matches.get(index).map_or(&self.default, |m| &m.transport)
+        self.matches
+            .get(index)
+            .map_or(&self.default, |m| &m.transport)
     }
 
     /// Whether the secrets of all are there.
@@ -96,7 +104,11 @@ impl Transports {
     }
 
     /// The first match that the endpoint's metadata fulfils; an endpoint without any asks its locality.
-    pub(super) fn matching(&self, endpoint: Option<&core::Metadata>, locality: Option<&core::Metadata>) -> usize {
+    pub(super) fn matching(
+        &self,
+        endpoint: Option<&core::Metadata>,
+        locality: Option<&core::Metadata>,
+    ) -> usize {
         if self.matches.is_empty() {
             return Transports::DEFAULT;
         }
@@ -108,7 +120,11 @@ impl Transports {
         let labels = of(endpoint).or_else(|| of(locality)).unwrap_or_default();
         self.matches
             .iter()
-            .position(|m| m.wanted.iter().all(|(key, value)| labels.get(key) == Some(value)))
+            .position(|m| {
+                m.wanted
+                    .iter()
+                    .all(|(key, value)| labels.get(key) == Some(value))
+            })
             .unwrap_or(Transports::DEFAULT)
     }
 }
@@ -129,10 +145,15 @@ fn transport(
     };
     if let Some(mut context) = unpack::<UpstreamTlsContext>(any)? {
         context.auto_sni_san_validation |= validate_sni;
-        return Ok(Transport::Tls(Arc::new(ClientContext::compile(&context, secrets)?)));
+        return Ok(Transport::Tls(Arc::new(ClientContext::compile(
+            &context, secrets,
+        )?)));
     }
     if unpack::<RawBuffer>(any)?.is_some() {
         return Ok(Transport::Plain);
     }
-    Err(invalid(any.type_url.clone(), "this transport socket is not supported"))
+    Err(invalid(
+        any.type_url.clone(),
+        "this transport socket is not supported",
+    ))
 }

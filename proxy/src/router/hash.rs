@@ -21,14 +21,21 @@ pub(super) struct Hashed {
     pub(super) set_cookie: Option<Bytes>,
 }
 
-pub(super) fn of(policies: &[HashPolicy], head: &RequestHead, remote: SocketAddr, local: SocketAddr) -> Hashed {
+pub(super) fn of(
+    policies: &[HashPolicy],
+    head: &RequestHead,
+    remote: SocketAddr,
+    local: SocketAddr,
+) -> Hashed {
     let mut hashed = Hashed::default();
     for policy in policies {
         let value = match &policy.key {
-            HashKey::Header(name, rewrite) => joined(&head.headers, name).map(|value| match rewrite {
-                Some(rewrite) => xxh64(&rewrite.apply(&value), 0),
-                None => xxh64(&value, 0),
-            }),
+            HashKey::Header(name, rewrite) => {
+                joined(&head.headers, name).map(|value| match rewrite {
+                    Some(rewrite) => xxh64(&rewrite.apply(&value), 0),
+                    None => xxh64(&value, 0),
+                })
+            }
             HashKey::SourceIp => Some(xxh64(remote.ip().to_string().as_bytes(), 0)),
             HashKey::Query(name) => head
                 .query()

@@ -51,13 +51,24 @@ pub(super) fn start(
         append_own_address(&mut head.headers);
         let (shared, replay) = (shared.clone(), replay.clone());
         spawn_local(async move {
-            let Some(body) = replay.whole().await else { return };
+            let Some(body) = replay.whole().await else {
+                return;
+            };
             drop(replay);
-            let answer = call(&shared, &cluster, head, frames(body), timeout.unwrap_or(LONGEST)).await;
+            let answer = call(
+                &shared,
+                &cluster,
+                head,
+                frames(body),
+                timeout.unwrap_or(LONGEST),
+            )
+            .await;
             match answer {
                 // Read to the end, so that the connection can be used again.
                 Ok((_, mut body)) => while let Some(Ok(Frame::Data(_))) = body.frame().await {},
-                Err(reject) => tracing::debug!(cluster = &*cluster, status = reject.status, "mirror failed"),
+                Err(reject) => {
+                    tracing::debug!(cluster = &*cluster, status = reject.status, "mirror failed")
+                }
             }
         });
     }
@@ -89,7 +100,10 @@ fn named(name: &WeightedName, head: &RequestHead) -> Option<Arc<str>> {
         WeightedName::Name(name) => Some(name.clone()),
         WeightedName::Header(name) => {
             let value = head.headers.get(name)?;
-            std::str::from_utf8(value).ok().filter(|value| !value.is_empty()).map(Arc::from)
+            std::str::from_utf8(value)
+                .ok()
+                .filter(|value| !value.is_empty())
+                .map(Arc::from)
         }
     }
 }
@@ -141,7 +155,9 @@ async fn call(
             };
             match lease.send(&head, replay.body()).await {
                 Ok(answer) => return Ok(answer),
-                Err(failure) if failure.reused && !failure.sent && !resent && replay.is_whole() => resent = true,
+                Err(failure) if failure.reused && !failure.sent && !resent && replay.is_whole() => {
+                    resent = true
+                }
                 Err(failure) => return Err(reject(failure.reset, false)),
             }
         }

@@ -42,7 +42,11 @@ enum End {
 impl Replay {
     /// `limit` bounds what is kept; nothing is with `None`.
     pub(super) fn new(source: Body, limit: Option<u64>) -> Replay {
-        let end = if source.is_end_stream() { End::Came(Instant::now()) } else { End::Coming };
+        let end = if source.is_end_stream() {
+            End::Came(Instant::now())
+        } else {
+            End::Coming
+        };
         Replay(Rc::new(RefCell::new(Inner {
             source,
             kept: Vec::new(),
@@ -202,7 +206,10 @@ struct Attempt {
 }
 
 impl Source for Attempt {
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame, BodyError>>> {
         let this = self.get_mut();
         let mut inner = this.inner.borrow_mut();
         if inner.attempt != this.number || inner.end == End::Dropped {
@@ -245,7 +252,8 @@ impl Source for Attempt {
 
     fn is_end_stream(&self) -> bool {
         let inner = self.inner.borrow();
-        self.next >= inner.kept.len() && (matches!(inner.end, End::Came(_)) || inner.source.is_end_stream())
+        self.next >= inner.kept.len()
+            && (matches!(inner.end, End::Came(_)) || inner.source.is_end_stream())
     }
 
     fn exact_length(&self) -> Option<u64> {
@@ -277,7 +285,10 @@ pub(super) fn frames(frames: Vec<Frame>) -> Body {
 struct AtHand(std::vec::IntoIter<Frame>);
 
 impl Source for AtHand {
-    fn poll_frame(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame, BodyError>>> {
         Poll::Ready(self.get_mut().0.next().map(Ok))
     }
 
@@ -299,7 +310,12 @@ mod tests {
     use super::*;
 
     fn body(pieces: &[&'static str]) -> Body {
-        frames(pieces.iter().map(|piece| Frame::Data((*piece).into())).collect())
+        frames(
+            pieces
+                .iter()
+                .map(|piece| Frame::Data((*piece).into()))
+                .collect(),
+        )
     }
 
     async fn read(body: &mut Body) -> Result<String, BodyError> {

@@ -30,7 +30,11 @@ pub(super) struct Answer {
 }
 
 /// Completes the head and wraps the body.
-pub(super) fn finish(request: Request<'_>, flags: ResponseFlags, answer: Answer) -> (ResponseHead, Body) {
+pub(super) fn finish(
+    request: Request<'_>,
+    flags: ResponseFlags,
+    answer: Answer,
+) -> (ResponseHead, Body) {
     let Answer {
         mut head,
         body,
@@ -48,7 +52,8 @@ pub(super) fn finish(request: Request<'_>, flags: ResponseFlags, answer: Answer)
         && !request.suppress
     {
         let ms = now.duration_since(ended).as_millis();
-        head.headers.set(Known::XEnvoyUpstreamServiceTime, ms.to_string());
+        head.headers
+            .set(Known::XEnvoyUpstreamServiceTime, ms.to_string());
     }
     let mut info = request.info.borrow_mut();
     info.flags.set(flags);
@@ -56,19 +61,26 @@ pub(super) fn finish(request: Request<'_>, flags: ResponseFlags, answer: Answer)
     info.response_code_details = "via_upstream";
     info.grpc_status = head.headers.known(Known::GrpcStatus).and_then(number);
     if request.policy.include_attempt_count_in_response && !request.suppress {
-        head.headers.set(Known::XEnvoyAttemptCount, info.upstream_attempts.to_string());
+        head.headers.set(
+            Known::XEnvoyAttemptCount,
+            info.upstream_attempts.to_string(),
+        );
     }
     drop(info);
     let tunnelled = request.upgrade && (head.status == 101 || request.connect && head.status < 300);
     local.cluster.stats.answered(head.status);
-    let deadline = request.timeouts.global.filter(|_| !request.upgrade).map(|limit| {
-        let replay = replay.0.clone();
-        let wait: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
-            let ended = replay.ended().await;
-            sleep_until(ended + limit).await;
+    let deadline = request
+        .timeouts
+        .global
+        .filter(|_| !request.upgrade)
+        .map(|limit| {
+            let replay = replay.0.clone();
+            let wait: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
+                let ended = replay.ended().await;
+                sleep_until(ended + limit).await;
+            });
+            wait
         });
-        wait
-    });
     let mut watched = Watched {
         body,
         deadline,
@@ -167,7 +179,10 @@ impl Watched {
 }
 
 impl Source for Watched {
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame, BodyError>>> {
         let this = self.get_mut();
         if let Some(error) = this.broken.take() {
             return Poll::Ready(Some(Err(error)));
@@ -197,7 +212,11 @@ impl Source for Watched {
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
-            Poll::Pending => match this.deadline.as_mut().map(|deadline| deadline.as_mut().poll(cx)) {
+            Poll::Pending => match this
+                .deadline
+                .as_mut()
+                .map(|deadline| deadline.as_mut().poll(cx))
+            {
                 Some(Poll::Ready(())) => {
                     this.body = Body::empty();
                     this.failed(&BodyError::Timeout);
@@ -243,7 +262,10 @@ struct Until {
 }
 
 impl Source for Until {
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame, BodyError>>> {
         let this = self.get_mut();
         match this.body.poll_frame(cx) {
             Poll::Pending if this.deadline.as_mut().poll(cx).is_ready() => {
@@ -274,7 +296,10 @@ struct Noting {
 }
 
 impl Source for Noting {
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame, BodyError>>> {
         let this = self.get_mut();
         let polled = this.body.poll_frame(cx);
         if matches!(polled, Poll::Ready(None | Some(Err(_)))) {

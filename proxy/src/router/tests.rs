@@ -10,7 +10,9 @@ use std::{
 
 use bytes::Bytes;
 use lateen_protocols::{
-    envoy::envoy::config::{cluster::v3::Cluster, endpoint::v3::ClusterLoadAssignment, route::v3 as proto},
+    envoy::envoy::config::{
+        cluster::v3::Cluster, endpoint::v3::ClusterLoadAssignment, route::v3 as proto,
+    },
     json,
 };
 use tokio::{task::LocalSet, time::timeout};
@@ -31,10 +33,15 @@ struct World {
 
 /// Runs a test on a worker of its own.
 fn run(test: impl AsyncFnOnce(World)) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     LocalSet::new().block_on(&runtime, async {
         let world = World { shared: shared() };
-        timeout(LIMIT, test(world)).await.expect("the test does not hang");
+        timeout(LIMIT, test(world))
+            .await
+            .expect("the test does not hang");
     });
 }
 
@@ -49,7 +56,10 @@ fn endpoints(name: &str, addresses: &[SocketAddr]) -> String {
             )
         })
         .collect();
-    format!("{{cluster_name: {name}, endpoints: [{{lb_endpoints: [{}]}}]}}", endpoints.join(", "))
+    format!(
+        "{{cluster_name: {name}, endpoints: [{{lb_endpoints: [{}]}}]}}",
+        endpoints.join(", ")
+    )
 }
 
 const H2: &str = "typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: \
@@ -73,7 +83,9 @@ struct Got {
 
 impl Got {
     fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(&Name::new(name)).and_then(|value| std::str::from_utf8(value).ok())
+        self.headers
+            .get(&Name::new(name))
+            .and_then(|value| std::str::from_utf8(value).ok())
     }
 }
 
@@ -93,7 +105,8 @@ fn head(method: &'static str, path: &'static str, headers: &[(&str, &str)]) -> R
 }
 
 fn policy(yaml: &str) -> ForwardPolicy {
-    let route: proto::Route = json::from_yaml(&format!("match: {{prefix: /}}\nroute: {{{yaml}}}")).unwrap();
+    let route: proto::Route =
+        json::from_yaml(&format!("match: {{prefix: /}}\nroute: {{{yaml}}}")).unwrap();
     let Some(proto::route::Action::Route(action)) = &route.action else {
         panic!("a route");
     };
@@ -118,7 +131,10 @@ fn new_info() -> SharedInfo {
 
 impl World {
     fn cluster(&self, name: &str, addresses: &[SocketAddr], rest: &str) {
-        let yaml = format!("name: {name}\nload_assignment: {}\n{rest}", endpoints(name, addresses));
+        let yaml = format!(
+            "name: {name}\nload_assignment: {}\n{rest}",
+            endpoints(name, addresses)
+        );
         self.apply(&yaml);
     }
 
@@ -177,7 +193,8 @@ impl World {
     }
 
     async fn get(&self, policy: &ForwardPolicy, path: &'static str) -> Got {
-        self.send(policy, head("GET", path, &[]), Body::empty()).await
+        self.send(policy, head("GET", path, &[]), Body::empty())
+            .await
     }
 }
 
@@ -198,7 +215,11 @@ fn a_connection_is_used_again() {
         }
         assert_eq!(server.connections(), 1);
         let seen = &server.seen()[0];
-        assert!(seen.head.starts_with("GET /x?y HTTP/1.1\r\n"), "{}", seen.head);
+        assert!(
+            seen.head.starts_with("GET /x?y HTTP/1.1\r\n"),
+            "{}",
+            seen.head
+        );
         assert_eq!(seen.header("host"), Some("a.test:80"));
         assert_eq!(seen.header("x-envoy-expected-rq-timeout-ms"), Some("15000"));
         assert_eq!(world.stat("cluster.a.upstream_rq_200"), 3);
@@ -219,7 +240,13 @@ fn a_connection_closed_while_idle_is_not_used() {
         // The close may arrive before or while the next request is sent: both must work.
         server.close();
         assert_eq!(world.get(&policy, "/2").await.status, 200);
-        assert_eq!(world.send(&policy, head("POST", "/3", &[]), Body::full("x")).await.status, 200);
+        assert_eq!(
+            world
+                .send(&policy, head("POST", "/3", &[]), Body::full("x"))
+                .await
+                .status,
+            200
+        );
         assert_eq!(server.connections(), 2);
     });
 }
@@ -227,13 +254,22 @@ fn a_connection_closed_while_idle_is_not_used() {
 #[test]
 fn a_reused_connection_that_ends_without_an_answer_is_tried_once_more_if_harmless() {
     run(async |world| {
-        let server = Server::start(|n, _| if n % 2 == 1 { Reply::Close("") } else { Reply::Ok("x") }).await;
+        let server = Server::start(|n, _| {
+            if n % 2 == 1 {
+                Reply::Close("")
+            } else {
+                Reply::Ok("x")
+            }
+        })
+        .await;
         world.cluster("a", &[server.address()], "");
         let policy = policy("cluster: a");
         assert_eq!(world.get(&policy, "/").await.status, 200);
         assert_eq!(world.get(&policy, "/").await.status, 200);
         assert_eq!(server.seen().len(), 3);
-        let got = world.send(&policy, head("POST", "/", &[]), Body::full("x")).await;
+        let got = world
+            .send(&policy, head("POST", "/", &[]), Body::full("x"))
+            .await;
         assert_eq!((got.status, &*got.flags), (503, "UC"));
         assert_eq!(
             text(&got),
@@ -252,26 +288,44 @@ fn a_connection_serves_so_many_requests_and_no_more() {
             assert_eq!(world.get(&policy, "/").await.status, 200);
         }
         assert_eq!(server.connections(), 2);
-        world.wait_stat("cluster.a.upstream_cx_max_requests", 2).await;
+        world
+            .wait_stat("cluster.a.upstream_cx_max_requests", 2)
+            .await;
     });
 }
 
 #[test]
 fn retries_until_it_works_with_the_body_each_time() {
     run(async |world| {
-        let server = Server::start(|n, _| if n < 2 { Reply::Status(503) } else { Reply::Ok("done") }).await;
+        let server = Server::start(|n, _| {
+            if n < 2 {
+                Reply::Status(503)
+            } else {
+                Reply::Ok("done")
+            }
+        })
+        .await;
         world.cluster("a", &[server.address()], "");
         let mut policy = policy(
             "cluster: a, retry_policy: {retry_on: 5xx, num_retries: 3, retry_back_off: {base_interval: 0.001s}}",
         );
         policy.include_attempt_count = true;
         policy.include_attempt_count_in_response = true;
-        let got = world.send(&policy, head("POST", "/", &[("content-length", "4")]), Body::full("body")).await;
+        let got = world
+            .send(
+                &policy,
+                head("POST", "/", &[("content-length", "4")]),
+                Body::full("body"),
+            )
+            .await;
         assert_eq!((got.status, got.attempts, &*got.flags), (200, 3, "-"));
         assert_eq!(got.header("x-envoy-attempt-count"), Some("3"));
         let seen = server.seen();
         assert!(seen.iter().all(|seen| seen.body == "body"));
-        let counts: Vec<_> = seen.iter().map(|seen| seen.header("x-envoy-attempt-count")).collect();
+        let counts: Vec<_> = seen
+            .iter()
+            .map(|seen| seen.header("x-envoy-attempt-count"))
+            .collect();
         assert_eq!(counts, [Some("1"), Some("2"), Some("3")]);
         assert_eq!(world.stat("cluster.a.upstream_rq_retry"), 2);
         assert_eq!(world.stat("cluster.a.upstream_rq_retry_success"), 1);
@@ -285,7 +339,9 @@ fn the_last_answer_is_given_when_no_retry_is_left() {
     run(async |world| {
         let server = Server::start(|_, _| Reply::Status(503)).await;
         world.cluster("a", &[server.address()], "");
-        let policy = policy("cluster: a, retry_policy: {retry_on: 5xx, retry_back_off: {base_interval: 0.001s}}");
+        let policy = policy(
+            "cluster: a, retry_policy: {retry_on: 5xx, retry_back_off: {base_interval: 0.001s}}",
+        );
         let got = world.get(&policy, "/").await;
         assert_eq!((got.status, got.attempts, &*got.flags), (503, 2, "URX"));
         assert_eq!(world.stat("cluster.a.upstream_rq_retry_limit_exceeded"), 1);
@@ -296,7 +352,11 @@ fn the_last_answer_is_given_when_no_retry_is_left() {
 fn a_body_too_large_to_keep_is_not_sent_again() {
     run(async |world| {
         let server = Server::start(|_, _| Reply::Status(503)).await;
-        world.cluster("a", &[server.address()], "per_connection_buffer_limit_bytes: 1000");
+        world.cluster(
+            "a",
+            &[server.address()],
+            "per_connection_buffer_limit_bytes: 1000",
+        );
         let policy = policy("cluster: a, retry_policy: {retry_on: 5xx}");
         let body = Body::full(vec![b'x'; 2000]);
         let got = world.send(&policy, head("POST", "/", &[]), body).await;
@@ -322,9 +382,14 @@ fn a_retry_goes_to_another_host() {
         }
         // In turn: every request begins with the dead one, but for the first perhaps.
         assert!((5..=6).contains(&world.stat("cluster.a.upstream_rq_retry")));
-        let got = world.get(&policy(&format!("cluster: dead, {retry}")), "/").await;
+        let got = world
+            .get(&policy(&format!("cluster: dead, {retry}")), "/")
+            .await;
         assert_eq!((got.status, &*got.flags), (503, "URX,UF"));
-        assert_eq!(got.transport.as_deref(), Some("delayed connect error: Connection refused"));
+        assert_eq!(
+            got.transport.as_deref(),
+            Some("delayed connect error: Connection refused")
+        );
         assert_eq!(
             text(&got),
             "upstream connect error or disconnect/reset before headers. retried and the latest reset reason: \
@@ -342,13 +407,22 @@ fn the_route_timeout_is_504_ut() {
         let server = Server::start(|_, _| Reply::Hang).await;
         world.cluster("a", &[server.address()], "");
         let got = world.get(&policy("cluster: a, timeout: 0.05s"), "/").await;
-        assert_eq!((got.status, text(&got), &*got.flags), (504, "upstream request timeout", "UT"));
+        assert_eq!(
+            (got.status, text(&got), &*got.flags),
+            (504, "upstream request timeout", "UT")
+        );
         assert_eq!(world.stat("cluster.a.upstream_rq_timeout"), 1);
         assert_eq!(world.stat("cluster.a.upstream_rq_504"), 1);
         server.wait_open(0).await;
         let asked = head("GET", "/", &[("x-envoy-upstream-rq-timeout-ms", "20")]);
         let began = Instant::now();
-        assert_eq!(world.send(&policy("cluster: a"), asked, Body::empty()).await.status, 504);
+        assert_eq!(
+            world
+                .send(&policy("cluster: a"), asked, Body::empty())
+                .await
+                .status,
+            504
+        );
         assert!(began.elapsed() < Duration::from_secs(5));
     });
 }
@@ -356,10 +430,15 @@ fn the_route_timeout_is_504_ut() {
 #[test]
 fn a_timeout_in_the_midst_of_the_body_cuts_it() {
     run(async |world| {
-        let server = Server::start(|_, _| Reply::Raw("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc")).await;
+        let server =
+            Server::start(|_, _| Reply::Raw("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc"))
+                .await;
         world.cluster("a", &[server.address()], "");
         let got = world.get(&policy("cluster: a, timeout: 0.05s"), "/").await;
-        assert_eq!((got.status, &got.body, &*got.flags), (200, &Err(BodyError::Timeout), "UT"));
+        assert_eq!(
+            (got.status, &got.body, &*got.flags),
+            (200, &Err(BodyError::Timeout), "UT")
+        );
         server.wait_open(0).await;
     });
 }
@@ -401,7 +480,9 @@ fn beyond_the_breakers_is_503_uo() {
         let policy = policy("cluster: a");
         let third = async {
             world.wait_stat("cluster.a.upstream_rq_active", 1).await;
-            world.wait_stat("cluster.a.upstream_rq_pending_active", 1).await;
+            world
+                .wait_stat("cluster.a.upstream_rq_pending_active", 1)
+                .await;
             world.get(&policy, "/3").await
         };
         let second = async {
@@ -420,7 +501,10 @@ fn beyond_the_breakers_is_503_uo() {
         assert_eq!(world.stat("cluster.a.upstream_rq_pending_overflow"), 1);
         assert_eq!(world.stat("cluster.a.upstream_cx_total"), 2);
         assert!(world.stat("cluster.a.upstream_cx_overflow") >= 1);
-        assert_eq!(world.stat("cluster.a.circuit_breakers.default.rq_pending_open"), 0);
+        assert_eq!(
+            world.stat("cluster.a.circuit_breakers.default.rq_pending_open"),
+            0
+        );
     });
 }
 
@@ -428,7 +512,11 @@ fn beyond_the_breakers_is_503_uo() {
 fn max_requests_counts_by_priority() {
     run(async |world| {
         let server = Server::start(|_, seen| {
-            if seen.head.contains("/slow") { Reply::Hang } else { Reply::Ok("x") }
+            if seen.head.contains("/slow") {
+                Reply::Hang
+            } else {
+                Reply::Ok("x")
+            }
         })
         .await;
         world.cluster(
@@ -446,7 +534,7 @@ fn max_requests_counts_by_priority() {
         let (_, (second, third)) = tokio::join!(world.get(&slow, "/slow"), others);
         assert_eq!((second.status, &*second.flags), (503, "UO"));
         assert_eq!(third.status, 200);
-        });
+    });
 }
 
 #[test]
@@ -462,13 +550,23 @@ fn a_failing_host_is_ejected_and_returns() {
         let policy = policy("cluster: a");
         assert_eq!(world.get(&policy, "/").await.status, 500);
         assert_eq!(world.get(&policy, "/").await.status, 500);
-        world.wait_stat("cluster.a.outlier_detection.ejections_active", 1).await;
+        world
+            .wait_stat("cluster.a.outlier_detection.ejections_active", 1)
+            .await;
         assert_eq!(world.stat("cluster.a.membership_healthy"), 0);
         let got = world.get(&policy, "/").await;
-        assert_eq!((got.status, text(&got), &*got.flags), (503, "no healthy upstream", "UH"));
-        world.wait_stat("cluster.a.outlier_detection.ejections_active", 0).await;
+        assert_eq!(
+            (got.status, text(&got), &*got.flags),
+            (503, "no healthy upstream", "UH")
+        );
+        world
+            .wait_stat("cluster.a.outlier_detection.ejections_active", 0)
+            .await;
         assert_eq!(world.get(&policy, "/").await.status, 500);
-        assert_eq!(world.stat("cluster.a.outlier_detection.ejections_enforced_consecutive_5xx"), 1);
+        assert_eq!(
+            world.stat("cluster.a.outlier_detection.ejections_enforced_consecutive_5xx"),
+            1
+        );
         assert_eq!(bad.seen().len(), 3);
     });
 }
@@ -480,7 +578,10 @@ fn no_cluster_and_no_hosts_are_told_apart() {
         assert_eq!((got.status, text(&got), &*got.flags), (503, "", "NC"));
         world.cluster("empty", &[], "");
         let got = world.get(&policy("cluster: empty"), "/").await;
-        assert_eq!((got.status, text(&got), &*got.flags), (503, "no healthy upstream", "UH"));
+        assert_eq!(
+            (got.status, text(&got), &*got.flags),
+            (503, "no healthy upstream", "UH")
+        );
         assert_eq!(world.stat("cluster.empty.upstream_cx_none_healthy"), 1);
     });
 }
@@ -488,7 +589,9 @@ fn no_cluster_and_no_hosts_are_told_apart() {
 #[test]
 fn an_upstream_that_dies_in_the_midst_of_the_body_is_uc() {
     run(async |world| {
-        let server = Server::start(|_, _| Reply::Close("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc")).await;
+        let server =
+            Server::start(|_, _| Reply::Close("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc"))
+                .await;
         world.cluster("a", &[server.address()], "");
         let got = world.get(&policy("cluster: a"), "/").await;
         assert_eq!((got.status, &*got.flags), (200, "UC"));
@@ -500,11 +603,19 @@ fn an_upstream_that_dies_in_the_midst_of_the_body_is_uc() {
 #[test]
 fn nonsense_from_the_upstream_is_502_upe() {
     run(async |world| {
-        let server = Server::start(|_, _| Reply::Close("this is not http\r\n\r\n")).await;
+        const BAD: [&str; 4] = [
+            "this is not http\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nx-a",
+            "HTTP/1.1 200 OK\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab",
+        ];
+        let server = Server::start(|n, _| Reply::Close(BAD[n])).await;
         world.cluster("a", &[server.address()], "");
-        let got = world.get(&policy("cluster: a"), "/").await;
-        assert_eq!((got.status, &*got.flags), (502, "UPE"));
-        world.wait_stat("cluster.a.upstream_cx_protocol_error", 1).await;
+        for bad in BAD {
+            let got = world.get(&policy("cluster: a"), "/").await;
+            assert_eq!((got.status, &*got.flags), (502, "UPE"), "{bad}");
+        }
+        assert_eq!(world.stat("cluster.a.upstream_cx_protocol_error"), 4);
     });
 }
 
@@ -537,15 +648,21 @@ fn mirrors_get_copies_and_nobody_notices() {
         world.cluster("a", &[main.address()], "");
         world.cluster("copy", &[copy.address()], "");
         world.cluster("dead", &[dead_address().await], "");
-        let policy = policy("cluster: a, request_mirror_policies: [{cluster: copy}, {cluster: dead}]");
+        let policy =
+            policy("cluster: a, request_mirror_policies: [{cluster: copy}, {cluster: dead}]");
         let request = head("POST", "/m", &[("content-length", "5"), ("x-k", "v")]);
         let got = world.send(&policy, request, Body::full("hello")).await;
         assert_eq!((got.status, text(&got)), (200, "main"));
         world.wait_stat("cluster.copy.upstream_rq_500", 1).await;
-        world.wait_stat("cluster.dead.upstream_cx_connect_fail", 1).await;
+        world
+            .wait_stat("cluster.dead.upstream_cx_connect_fail", 1)
+            .await;
         let seen = copy.seen();
         assert_eq!(seen.len(), 1);
-        assert_eq!((seen[0].header("host"), &*seen[0].body), (Some("a.test-shadow:80"), "hello"));
+        assert_eq!(
+            (seen[0].header("host"), &*seen[0].body),
+            (Some("a.test-shadow:80"), "hello")
+        );
         assert_eq!(seen[0].header("x-k"), Some("v"));
         assert_eq!(main.seen()[0].header("host"), Some("a.test:80"));
     });
@@ -559,7 +676,9 @@ impl crate::body::Source for Fed {
         mut self: std::pin::Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Option<Result<Frame, BodyError>>> {
-        self.0.poll_recv(cx).map(|piece| piece.map(|piece| Ok(Frame::Data(piece))))
+        self.0
+            .poll_recv(cx)
+            .map(|piece| piece.map(|piece| Ok(Frame::Data(piece))))
     }
 }
 
@@ -582,10 +701,21 @@ fn an_upgraded_stream_is_a_tunnel() {
         let (feed, fed) = tokio::sync::mpsc::unbounded_channel();
         let request = head("GET", "/chat", &[("upgrade", "websocket")]);
         let info = new_info();
-        let answer = forward(&world.shared, &policy, &target, request, Body::stream(Fed(fed)), &info).await;
+        let answer = forward(
+            &world.shared,
+            &policy,
+            &target,
+            request,
+            Body::stream(Fed(fed)),
+            &info,
+        )
+        .await;
         let (answer, mut body) = answer.unwrap();
         assert_eq!(answer.status, 101);
-        assert_eq!(answer.headers.known(Known::Upgrade), Some(&Bytes::from("websocket")));
+        assert_eq!(
+            answer.headers.known(Known::Upgrade),
+            Some(&Bytes::from("websocket"))
+        );
         assert_eq!(server.seen()[0].header("connection"), Some("Upgrade"));
         let mut got = String::new();
         feed.send("one".into()).unwrap();
@@ -606,7 +736,9 @@ fn an_upgraded_stream_is_a_tunnel() {
 }
 
 /// An HTTP/2 server that echoes with trailers; TLS if there is a context.
-async fn h2_server(tls: Option<crate::tls::ServerContext>) -> (SocketAddr, Rc<std::cell::Cell<u32>>) {
+async fn h2_server(
+    tls: Option<crate::tls::ServerContext>,
+) -> (SocketAddr, Rc<std::cell::Cell<u32>>) {
     use hyper_util::rt::{TokioExecutor, TokioIo};
     use tokio::net::TcpListener;
     async fn serve<S>(stream: S)
@@ -614,20 +746,28 @@ async fn h2_server(tls: Option<crate::tls::ServerContext>) -> (SocketAddr, Rc<st
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     {
         use http_body_util::BodyExt as _;
-        let service = hyper::service::service_fn(async |request: http::Request<hyper::body::Incoming>| {
-            let path = request.uri().path().to_owned();
-            let body = request.into_body().collect().await?.to_bytes();
-            let mut trailers = http::HeaderMap::new();
-            trailers.insert("grpc-status", http::HeaderValue::from_static("5"));
-            let body = http_body_util::Full::new(body).with_trailers(std::future::ready(Some(Ok(trailers))));
-            let mut response = http::Response::new(body);
-            if path == "/unavailable" {
-                response.headers_mut().insert("grpc-status", http::HeaderValue::from_static("14"));
-            }
-            Ok::<_, hyper::Error>(response)
-        });
+        let service =
+            hyper::service::service_fn(async |request: http::Request<hyper::body::Incoming>| {
+                let path = request.uri().path().to_owned();
+                let body = request.into_body().collect().await?.to_bytes();
+                let mut trailers = http::HeaderMap::new();
+                trailers.insert("grpc-status", http::HeaderValue::from_static("5"));
+                let body = http_body_util::Full::new(body)
+                    .with_trailers(std::future::ready(Some(Ok(trailers))));
+                let mut response = http::Response::new(body);
+                if path == "/unavailable" {
+                    response
+                        .headers_mut()
+                        .insert("grpc-status", http::HeaderValue::from_static("14"));
+                }
+                Ok::<_, hyper::Error>(response)
+            });
         let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-        drop(connection.serve_connection(TokioIo::new(stream), service).await);
+        drop(
+            connection
+                .serve_connection(TokioIo::new(stream), service)
+                .await,
+        );
     }
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -687,7 +827,9 @@ fn a_grpc_status_is_retried() {
 
 #[test]
 fn tls_to_the_upstream_negotiates_and_verifies() {
-    use lateen_protocols::envoy::envoy::config::core::v3::{TransportSocket, transport_socket::ConfigType};
+    use lateen_protocols::envoy::envoy::config::core::v3::{
+        TransportSocket, transport_socket::ConfigType,
+    };
     run(async |world| {
         let authority = Authority::new();
         let issued = authority.issue("spiffe://cluster.local/ns/b/sa/server", &["server.test"]);
@@ -696,24 +838,50 @@ fn tls_to_the_upstream_negotiates_and_verifies() {
         let (address, _) = h2_server(Some(server)).await;
         let apply = |name: &str, roots: &str, uri: &str| {
             let context = upstream(common(None, Some(roots), &[uri], &[]), "server.test");
-            let yaml = format!("name: {name}\nload_assignment: {}\n{AUTO}", endpoints(name, &[address]));
+            let yaml = format!(
+                "name: {name}\nload_assignment: {}\n{AUTO}",
+                endpoints(name, &[address])
+            );
             let mut proto: Cluster = json::from_yaml(&yaml).unwrap();
             proto.transport_socket = Some(TransportSocket {
                 name: "tls".to_owned(),
-                config_type: Some(ConfigType::TypedConfig(envoy_types::util::pack_any(context))),
+                config_type: Some(ConfigType::TypedConfig(envoy_types::util::pack_any(
+                    context,
+                ))),
             });
             world.shared.clusters.apply(&proto, &world.shared).unwrap();
         };
-        apply("good", &authority.pem(), "spiffe://cluster.local/ns/b/sa/server");
-        apply("stranger", &Authority::new().pem(), "spiffe://cluster.local/ns/b/sa/server");
-        apply("other", &authority.pem(), "spiffe://cluster.local/ns/b/sa/other");
-        let got = world.send(&policy("cluster: good"), head("POST", "/", &[]), Body::full("hello")).await;
+        apply(
+            "good",
+            &authority.pem(),
+            "spiffe://cluster.local/ns/b/sa/server",
+        );
+        apply(
+            "stranger",
+            &Authority::new().pem(),
+            "spiffe://cluster.local/ns/b/sa/server",
+        );
+        apply(
+            "other",
+            &authority.pem(),
+            "spiffe://cluster.local/ns/b/sa/other",
+        );
+        let got = world
+            .send(
+                &policy("cluster: good"),
+                head("POST", "/", &[]),
+                Body::full("hello"),
+            )
+            .await;
         assert_eq!((got.status, text(&got)), (200, "hello"));
         assert_eq!(world.stat("cluster.good.upstream_cx_http2_total"), 1);
         for name in ["stranger", "other"] {
             let got = world.get(&policy(&format!("cluster: {name}")), "/").await;
             assert_eq!((got.status, &*got.flags), (503, "UF"), "{name}");
-            assert!(got.transport.is_some_and(|reason| reason.starts_with("TLS error: ")));
+            assert!(
+                got.transport
+                    .is_some_and(|reason| reason.starts_with("TLS error: "))
+            );
         }
     });
 }
@@ -723,7 +891,9 @@ fn a_change_of_endpoints_keeps_the_connections_to_those_that_stay() {
     run(async |world| {
         let stays = Server::start(|_, _| Reply::Ok("stays")).await;
         let goes = Server::start(|_, _| Reply::Ok("goes")).await;
-        world.apply("name: a\ntype: EDS\neds_cluster_config: {service_name: s, eds_config: {ads: {}}}");
+        world.apply(
+            "name: a\ntype: EDS\neds_cluster_config: {service_name: s, eds_config: {ads: {}}}",
+        );
         let set = |addresses: &[SocketAddr]| {
             let proto: ClusterLoadAssignment = json::from_yaml(&endpoints("s", addresses)).unwrap();
             world.shared.clusters.set_endpoints(&proto).unwrap();
@@ -731,7 +901,13 @@ fn a_change_of_endpoints_keeps_the_connections_to_those_that_stay() {
         let policy = policy("cluster: a");
         assert_eq!(&*world.get(&policy, "/").await.flags, "NC", "not warm yet");
         set(&[stays.address(), goes.address()]);
-        world.shared.clusters.changes().wait_for(|_| world.shared.clusters.is_warm("a")).await.unwrap();
+        world
+            .shared
+            .clusters
+            .changes()
+            .wait_for(|_| world.shared.clusters.is_warm("a"))
+            .await
+            .unwrap();
         for _ in 0..4 {
             assert_eq!(world.get(&policy, "/").await.status, 200);
         }
@@ -743,7 +919,9 @@ fn a_change_of_endpoints_keeps_the_connections_to_those_that_stay() {
         }
         assert_eq!(stays.connections(), 1);
         // The same cluster said once more, and one that differs: no request fails either time.
-        world.apply("name: a\ntype: EDS\neds_cluster_config: {service_name: s, eds_config: {ads: {}}}");
+        world.apply(
+            "name: a\ntype: EDS\neds_cluster_config: {service_name: s, eds_config: {ads: {}}}",
+        );
         assert_eq!(world.get(&policy, "/").await.status, 200);
         assert_eq!(stays.connections(), 1);
         world.apply(
@@ -754,6 +932,10 @@ fn a_change_of_endpoints_keeps_the_connections_to_those_that_stay() {
         world.shared.clusters.remove("a");
         stays.wait_open(0).await;
         assert_eq!(&*world.get(&policy, "/").await.flags, "NC");
-        assert_eq!(world.stat("cluster.a.upstream_rq_total"), 0, "its statistics went with it");
+        assert_eq!(
+            world.stat("cluster.a.upstream_rq_total"),
+            0,
+            "its statistics went with it"
+        );
     });
 }

@@ -23,13 +23,17 @@ impl Timeouts {
     pub(super) fn of(policy: &ForwardPolicy, head: &mut RequestHead, tell: bool) -> Timeouts {
         let mut timeouts = Timeouts {
             global: policy.timeout,
-            per_try: policy.retry.as_ref().and_then(|retry| retry.per_try_timeout),
+            per_try: policy
+                .retry
+                .as_ref()
+                .and_then(|retry| retry.per_try_timeout),
         };
         let by_grpc = policy.grpc_timeout_max.filter(|_| head.is_grpc());
         if let Some(max) = by_grpc {
             timeouts.global = grpc_timeout(head, max, policy.grpc_timeout_offset);
         }
-        let asked = |value: Option<bytes::Bytes>| value.and_then(number::<u64>).map(Duration::from_millis);
+        let asked =
+            |value: Option<bytes::Bytes>| value.and_then(number::<u64>).map(Duration::from_millis);
         if let Some(asked) = asked(head.headers.take(Known::XEnvoyUpstreamRqTimeoutMs)) {
             timeouts.global = Some(asked).filter(|asked| !asked.is_zero());
         }
@@ -46,7 +50,8 @@ impl Timeouts {
         if let Some(expected) = timeouts.per_try.or(timeouts.global) {
             let ms = expected.as_millis();
             if tell {
-                head.headers.set(Known::XEnvoyExpectedRqTimeoutMs, ms.to_string());
+                head.headers
+                    .set(Known::XEnvoyExpectedRqTimeoutMs, ms.to_string());
             }
             if by_grpc.is_some() {
                 head.headers.set(Known::GrpcTimeout, format!("{ms}m"));
@@ -58,7 +63,10 @@ impl Timeouts {
 
 /// The client's deadline, less the offset, at most `max` (zero: unbounded).
 fn grpc_timeout(head: &RequestHead, max: Duration, offset: Option<Duration>) -> Option<Duration> {
-    let mut timeout = head.headers.known(Known::GrpcTimeout).and_then(|text| parse_grpc_timeout(text));
+    let mut timeout = head
+        .headers
+        .known(Known::GrpcTimeout)
+        .and_then(|text| parse_grpc_timeout(text));
     if let (Some(asked), Some(offset)) = (timeout, offset)
         && offset < asked
     {

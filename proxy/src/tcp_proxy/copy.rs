@@ -82,8 +82,22 @@ where
     poll_fn(|cx| {
         let mut moved = false;
         // Bytes are counted when read from the downstream, and when written to it.
-        let upward = up.poll(cx, &mut downstream, &mut upstream, &received, &|_| {}, &mut moved);
-        let downward = down.poll(cx, &mut upstream, &mut downstream, &|_| {}, &sent, &mut moved);
+        let upward = up.poll(
+            cx,
+            &mut downstream,
+            &mut upstream,
+            &received,
+            &|_| {},
+            &mut moved,
+        );
+        let downward = down.poll(
+            cx,
+            &mut upstream,
+            &mut downstream,
+            &|_| {},
+            &sent,
+            &mut moved,
+        );
         match upward {
             Poll::Ready(Err((Fault::Reading, error))) => {
                 return Poll::Ready(Ended::Failed(Side::Downstream, error));
@@ -193,9 +207,14 @@ impl Half {
                             self.unflushed = true;
                             wrote(n as u64);
                         }
-                        Poll::Ready(Err(error)) => return Poll::Ready(Err((Fault::Writing, error))),
+                        Poll::Ready(Err(error)) => {
+                            return Poll::Ready(Err((Fault::Writing, error)));
+                        }
                         Poll::Ready(Ok(_)) => {
-                            return Poll::Ready(Err((Fault::Writing, io::ErrorKind::WriteZero.into())));
+                            return Poll::Ready(Err((
+                                Fault::Writing,
+                                io::ErrorKind::WriteZero.into(),
+                            )));
                         }
                         Poll::Pending => {
                             self.left = Bytes::copy_from_slice(piece);
@@ -213,7 +232,9 @@ impl Half {
                     if self.unflushed {
                         match Pin::new(&mut *to).poll_flush(cx) {
                             Poll::Ready(Ok(())) => self.unflushed = false,
-                            Poll::Ready(Err(error)) => return Poll::Ready(Err((Fault::Writing, error))),
+                            Poll::Ready(Err(error)) => {
+                                return Poll::Ready(Err((Fault::Writing, error)));
+                            }
                             Poll::Pending => {}
                         }
                     }

@@ -15,10 +15,15 @@ use crate::{
 };
 
 fn run(test: impl AsyncFnOnce(Arc<Shared>)) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     LocalSet::new().block_on(&runtime, async {
         let shared = shared();
-        tokio::time::timeout(LIMIT, test(shared)).await.expect("the test does not hang");
+        tokio::time::timeout(LIMIT, test(shared))
+            .await
+            .expect("the test does not hang");
     });
 }
 
@@ -33,7 +38,10 @@ fn cluster(shared: &Shared, name: &str, addresses: &[SocketAddr], rest: &str) {
             )
         })
         .collect();
-    let yaml = format!("name: {name}\nload_assignment: {{endpoints: [{{lb_endpoints: [{}]}}]}}\n{rest}", list.join(", "));
+    let yaml = format!(
+        "name: {name}\nload_assignment: {{endpoints: [{{lb_endpoints: [{}]}}]}}\n{rest}",
+        list.join(", ")
+    );
     let proto: Cluster = json::from_yaml(&yaml).unwrap();
     shared.clusters.apply(&proto, shared).unwrap();
 }
@@ -98,7 +106,10 @@ fn bytes_pass_both_ways_and_are_counted() {
         assert_eq!(got, "hi question");
         let info = info.borrow();
         assert_eq!((info.bytes_received, info.bytes_sent), (8, 11));
-        assert_eq!((info.upstream_host, info.flags.short().as_str()), (Some(server), "-"));
+        assert_eq!(
+            (info.upstream_host, info.flags.short().as_str()),
+            (Some(server), "-")
+        );
         assert!(info.response_end.is_some() && info.upstream_local.is_some());
         let stat = |name: &str| shared.stats.value(name);
         assert_eq!(stat("tcp.t.downstream_cx_total"), Some(1));
@@ -113,18 +124,38 @@ fn bytes_pass_both_ways_and_are_counted() {
 fn a_connection_is_retried_and_given_up_with_flags() {
     run(async |shared| {
         cluster(&shared, "dead", &[dead_address().await], "");
-        cluster(&shared, "mixed", &[dead_address().await, echo("").await], "");
+        cluster(
+            &shared,
+            "mixed",
+            &[dead_address().await, echo("").await],
+            "",
+        );
         cluster(&shared, "empty", &[], "");
-        for (yaml, flags) in [("cluster: dead", "UF,URX"), ("cluster: empty", "UH"), ("cluster: none", "NC")] {
+        for (yaml, flags) in [
+            ("cluster: dead", "UF,URX"),
+            ("cluster: empty", "UH"),
+            ("cluster: none", "NC"),
+        ] {
             let (got, info) = talk(&shared, &filter(&shared, yaml), "x").await;
-            assert_eq!((got.as_str(), info.borrow().flags.short().as_str()), ("", flags));
+            assert_eq!(
+                (got.as_str(), info.borrow().flags.short().as_str()),
+                ("", flags)
+            );
         }
         let patient = filter(&shared, "cluster: mixed, max_connect_attempts: 2");
         for _ in 0..2 {
             let (got, info) = talk(&shared, &patient, "x").await;
-            assert_eq!((got.as_str(), info.borrow().flags.short().as_str()), ("x", "-"));
+            assert_eq!(
+                (got.as_str(), info.borrow().flags.short().as_str()),
+                ("x", "-")
+            );
         }
-        assert_eq!(shared.stats.value("cluster.dead.upstream_cx_connect_attempts_exceeded"), Some(1));
+        assert_eq!(
+            shared
+                .stats
+                .value("cluster.dead.upstream_cx_connect_attempts_exceeded"),
+            Some(1)
+        );
         assert_eq!(shared.stats.value("tcp.t.downstream_cx_no_route"), Some(1));
     });
 }
@@ -145,11 +176,17 @@ fn the_breaker_limits_connections() {
             client.write_all(b"x").await.unwrap();
             client.read_u8().await.unwrap();
             let (got, info) = talk(&shared, &filter, "y").await;
-            assert_eq!((got.as_str(), info.borrow().flags.short().as_str()), ("", "UO"));
+            assert_eq!(
+                (got.as_str(), info.borrow().flags.short().as_str()),
+                ("", "UO")
+            );
             drop(client);
         };
         tokio::join!(filter.serve(&shared, downstream, &info), second);
-        assert_eq!(shared.stats.value("cluster.a.upstream_cx_overflow"), Some(1));
+        assert_eq!(
+            shared.stats.value("cluster.a.upstream_cx_overflow"),
+            Some(1)
+        );
     });
 }
 

@@ -4,16 +4,19 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     task::{Context, Poll},
 };
 
+use rustls::CertificateError;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpSocket, TcpStream, UnixStream},
     time::Instant,
 };
-use rustls::CertificateError;
 use tokio_rustls::client::TlsStream;
 
 use crate::{
@@ -42,6 +45,8 @@ pub(crate) struct Connected {
     pub(crate) stream: Stream,
     pub(crate) local: Option<SocketAddr>,
     pub(crate) tls: Option<Arc<TlsInfo>>,
+    /// Bytes read from it so far.
+    pub(crate) read: Arc<AtomicU64>,
 }
 
 /// Connects to `host` within the cluster's `connect_timeout`. `sni` and `alpn` replace what the host's
@@ -86,7 +91,9 @@ async fn establish(
         Address::Ip(address) => tcp(&cluster.config, *address).await.map(Socket::Tcp),
         Address::Pipe(path) => UnixStream::connect(&**path).await.map(Socket::Unix),
     };
-    let socket = socket.map_err(|error| ConnectError::Refused(format!("delayed connect error: {}", plain(&error))))?;
+    let socket = socket.map_err(|error| {
+        ConnectError::Refused(format!("delayed connect error: {}", plain(&error)))
+    })?;
     let local = match &socket {
         Socket::Tcp(stream) => stream.local_addr().ok(),
         Socket::Unix(_) => None,
@@ -94,27 +101,33 @@ async fn establish(
     let (inner, tls) = match cluster.transports.get(host.transport) {
         Transport::Plain => (Layer::Plain(socket), None),
         Transport::Tls(context) => {
-            let (stream, info) = context
-                .connect(socket, sni, alpn)
-                .await
-                .map_err(|error| {
-                    count_tls_failure(&cluster.stats, &error);
-                    ConnectError::Tls(plain(&error))
-                })?;
+            let (stream, info) = context.connect(socket, sni, alpn).await.map_err(|error| {
+                count_tls_failure(&cluster.stats, &error);
+                ConnectError::Tls(plain(&error))
+            })?;
             cluster.stats.ssl_handshake.inc();
             (Layer::Tls(Box::new(stream)), Some(Arc::new(info)))
         }
     };
+    let read = Arc::new(AtomicU64::new(0));
     let stream = Stream {
         inner,
+        read: read.clone(),
         rx: cluster.stats.upstream_cx_rx_bytes_total.clone(),
         tx: cluster.stats.upstream_cx_tx_bytes_total.clone(),
     };
-    Ok(Connected { stream, local, tls })
+    Ok(Connected {
+        stream,
+        local,
+        tls,
+        read,
+    })
 }
 
 fn count_tls_failure(stats: &ClusterStats, error: &io::Error) {
-    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    let cause = error
+        .get_ref()
+        .and_then(|cause| cause.downcast_ref::<rustls::Error>());
     match cause {
         Some(rustls::Error::InvalidCertificate(
             CertificateError::NotValidForName
@@ -128,7 +141,11 @@ fn count_tls_failure(stats: &ClusterStats, error: &io::Error) {
 }
 
 async fn tcp(config: &Config, address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
     if let Some(keepalive) = config.keepalive {
         let mut settings = socket2::TcpKeepalive::new();
         if let Some(time) = keepalive.time {
@@ -142,7 +159,10 @@ async fn tcp(config: &Config, address: SocketAddr) -> io::Result<TcpStream> {
         }
         socket2::SockRef::from(&socket).set_tcp_keepalive(&settings)?;
     }
-    if let Some(source) = config.bind.filter(|source| source.is_ipv4() == address.is_ipv4()) {
+    if let Some(source) = config
+        .bind
+        .filter(|source| source.is_ipv4() == address.is_ipv4())
+    {
         socket.bind(source)?;
     }
     let stream = socket.connect(address).await?;
@@ -176,6 +196,7 @@ enum Layer {
 #[derive(Debug)]
 pub(crate) struct Stream {
     inner: Layer,
+    read: Arc<AtomicU64>,
     rx: Counter,
     tx: Counter,
 }
@@ -187,13 +208,21 @@ macro_rules! each {
 }
 
 impl AsyncRead for Socket {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         each!(self.get_mut(), Socket::{Tcp, Unix}, s => Pin::new(s).poll_read(cx, buf))
     }
 }
 
 impl AsyncWrite for Socket {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         each!(self.get_mut(), Socket::{Tcp, Unix}, s => Pin::new(s).poll_write(cx, buf))
     }
 
@@ -219,13 +248,19 @@ impl AsyncWrite for Socket {
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        let polled = each!(&mut this.inner, Layer::{Plain, Tls}, s => Pin::new(s).poll_read(cx, buf));
+        let polled =
+            each!(&mut this.inner, Layer::{Plain, Tls}, s => Pin::new(s).poll_read(cx, buf));
         let read = buf.filled().len() - before;
         if read > 0 {
             this.rx.add(read as u64);
+            this.read.fetch_add(read as u64, Relaxed);
         }
         polled
     }
@@ -241,9 +276,14 @@ impl Stream {
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let polled = each!(&mut this.inner, Layer::{Plain, Tls}, s => Pin::new(s).poll_write(cx, buf));
+        let polled =
+            each!(&mut this.inner, Layer::{Plain, Tls}, s => Pin::new(s).poll_write(cx, buf));
         this.wrote(polled)
     }
 

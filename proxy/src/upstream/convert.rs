@@ -44,7 +44,10 @@ impl http_body::Body for OutBody {
     }
 
     fn size_hint(&self) -> http_body::SizeHint {
-        self.0.exact_length().map(http_body::SizeHint::with_exact).unwrap_or_default()
+        self.0
+            .exact_length()
+            .map(http_body::SizeHint::with_exact)
+            .unwrap_or_default()
     }
 }
 
@@ -55,7 +58,10 @@ pub(super) struct InBody<H> {
 }
 
 impl<H: Unpin> Source for InBody<H> {
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame, BodyError>>> {
         let polled = http_body::Body::poll_frame(Pin::new(&mut self.get_mut().incoming), cx);
         polled.map(|polled| {
             polled.map(|result| match result {
@@ -107,20 +113,30 @@ impl Upgrade {
 }
 
 /// Makes hyper's request. The head has passed our own codec, so a failure means bytes that HTTP forbids.
-pub(super) fn request(head: &RequestHead, body: Body, http2: bool) -> Result<Request<OutBody>, http::Error> {
+pub(super) fn request(
+    head: &RequestHead,
+    body: Body,
+    http2: bool,
+) -> Result<Request<OutBody>, http::Error> {
     let upgrade = Upgrade::of(head);
     let mut request = Request::new(OutBody(body));
     *request.method_mut() = Method::from_bytes(&head.method)?;
     let map = request.headers_mut();
     map.reserve(head.headers.len() + 2);
     if !http2 {
-        map.insert(header::HOST, HeaderValue::from_maybe_shared(head.authority.clone())?);
+        map.insert(
+            header::HOST,
+            HeaderValue::from_maybe_shared(head.authority.clone())?,
+        );
     }
     for (name, value) in head.headers.iter() {
         if http2 && matches!(name, Name::Known(Known::Upgrade)) {
             continue;
         }
-        map.append(header_name(name)?, HeaderValue::from_maybe_shared(value.clone())?);
+        map.append(
+            header_name(name)?,
+            HeaderValue::from_maybe_shared(value.clone())?,
+        );
     }
     match (upgrade, http2) {
         (Upgrade::Protocol, false) => {
@@ -128,9 +144,15 @@ pub(super) fn request(head: &RequestHead, body: Body, http2: bool) -> Result<Req
         }
         (Upgrade::Protocol, true) => {
             // RFC 8441: an upgrade is an extended CONNECT.
-            let protocol = head.headers.known(Known::Upgrade).cloned().unwrap_or_default();
+            let protocol = head
+                .headers
+                .known(Known::Upgrade)
+                .cloned()
+                .unwrap_or_default();
             let protocol = String::from_utf8_lossy(&protocol).into_owned();
-            request.extensions_mut().insert(hyper::ext::Protocol::from(protocol.as_str()));
+            request
+                .extensions_mut()
+                .insert(hyper::ext::Protocol::from(protocol.as_str()));
             *request.method_mut() = Method::CONNECT;
         }
         (Upgrade::None | Upgrade::Connect, _) => {}
@@ -148,10 +170,18 @@ fn target(head: &RequestHead, upgrade: Upgrade, http2: bool) -> Result<Uri, http
         parts.authority = Some(uri::Authority::from_maybe_shared(head.authority.clone())?);
         return Ok(Uri::from_parts(parts)?);
     }
-    let path = if head.path.is_empty() { Bytes::from_static(b"/") } else { head.path.clone() };
+    let path = if head.path.is_empty() {
+        Bytes::from_static(b"/")
+    } else {
+        head.path.clone()
+    };
     parts.path_and_query = Some(uri::PathAndQuery::from_maybe_shared(path)?);
     if http2 {
-        let scheme = if head.scheme.is_empty() { &b"http"[..] } else { &head.scheme };
+        let scheme = if head.scheme.is_empty() {
+            &b"http"[..]
+        } else {
+            &head.scheme
+        };
         parts.scheme = Some(uri::Scheme::try_from(scheme)?);
         parts.authority = Some(uri::Authority::from_maybe_shared(head.authority.clone())?);
     }
@@ -169,7 +199,10 @@ fn header_name(name: &Name) -> Result<HeaderName, http::Error> {
 fn header_map(headers: &Headers) -> http::HeaderMap {
     let mut map = http::HeaderMap::with_capacity(headers.len());
     for (name, value) in headers.iter() {
-        if let (Ok(name), Ok(value)) = (header_name(name), HeaderValue::from_maybe_shared(value.clone())) {
+        if let (Ok(name), Ok(value)) = (
+            header_name(name),
+            HeaderValue::from_maybe_shared(value.clone()),
+        ) {
             map.append(name, value);
         }
     }
@@ -233,9 +266,12 @@ pub(super) fn reset(error: &hyper::Error) -> Reset {
         return Reset::Protocol;
     }
     // A malformed chunk of a body arrives as an I/O error.
-    if find::<io::Error>(error)
-        .is_some_and(|io| matches!(io.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput))
-    {
+    if find::<io::Error>(error).is_some_and(|io| {
+        matches!(
+            io.kind(),
+            io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput
+        )
+    }) {
         return Reset::Protocol;
     }
     if error.is_user() {
@@ -245,7 +281,9 @@ pub(super) fn reset(error: &hyper::Error) -> Reset {
 }
 
 fn reset_code(error: &hyper::Error) -> Option<u32> {
-    find::<h2::Error>(error).and_then(h2::Error::reason).map(u32::from)
+    find::<h2::Error>(error)
+        .and_then(h2::Error::reason)
+        .map(u32::from)
 }
 
 fn find<T: std::error::Error + 'static>(error: &hyper::Error) -> Option<&T> {

@@ -7,7 +7,10 @@ use std::{
     fmt,
     net::SocketAddr,
     rc::Rc,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -77,6 +80,8 @@ pub(crate) struct Facts {
     pub(crate) local: Option<SocketAddr>,
     pub(crate) tls: Option<Arc<TlsInfo>>,
     established: Instant,
+    /// Bytes read so far.
+    read: Arc<AtomicU64>,
     /// Version of the TLS secrets it was made with.
     secrets: u64,
 }
@@ -261,7 +266,11 @@ impl Pool {
             host,
             sni,
             // Without TLS there is nothing to negotiate with.
-            wanted: if wanted == Wanted::Negotiate && plain { Wanted::Http1 } else { wanted },
+            wanted: if wanted == Wanted::Negotiate && plain {
+                Wanted::Http1
+            } else {
+                wanted
+            },
             state: RefCell::default(),
             draining: Cell::new(false),
         })
@@ -326,7 +335,11 @@ impl Pool {
     /// Closes connections that were unused for too long, are too old, or carry old credentials.
     pub(crate) fn sweep(&self) {
         let config = &self.cluster.config;
-        let too_idle = |since: Instant| config.idle_timeout.is_some_and(|limit| since.elapsed() >= limit);
+        let too_idle = |since: Instant| {
+            config
+                .idle_timeout
+                .is_some_and(|limit| since.elapsed() >= limit)
+        };
         let mut closed = Vec::new();
         let mut state = self.state.borrow_mut();
         let mut index = 0;
@@ -488,8 +501,12 @@ impl Pool {
             if state.waiting.is_empty() {
                 return;
             }
-            let Some(conn) = self.free_shared(&state) else { break };
-            let Some(waiter) = state.waiting.pop_front() else { break };
+            let Some(conn) = self.free_shared(&state) else {
+                break;
+            };
+            let Some(waiter) = state.waiting.pop_front() else {
+                break;
+            };
             drop(state);
             // If the waiter left meanwhile the slot comes back as an error and is freed by its drop.
             drop(waiter.send(Ok(self.share(conn))));
@@ -503,7 +520,9 @@ impl Pool {
             let mut state = self.state.borrow_mut();
             state.waiting.retain(|waiter| !waiter.is_closed());
             let enough = match (self.wanted, state.negotiated) {
-                (Wanted::Http1, _) | (Wanted::Negotiate, Some(Wanted::Http1)) => state.waiting.len(),
+                (Wanted::Http1, _) | (Wanted::Negotiate, Some(Wanted::Http1)) => {
+                    state.waiting.len()
+                }
                 _ => state.waiting.len().min(1),
             };
             if state.connecting >= enough {
@@ -531,7 +550,13 @@ impl Pool {
     async fn establish(self: Rc<Pool>, guard: ConnGuard) {
         let secrets = self.secrets_version();
         let alpn = self.alpn();
-        let connected = connect(&self.cluster, &self.host, self.sni.as_deref(), alpn.as_deref()).await;
+        let connected = connect(
+            &self.cluster,
+            &self.host,
+            self.sni.as_deref(),
+            alpn.as_deref(),
+        )
+        .await;
         let connected = match connected {
             Ok(connected) => connected,
             Err(error) => {
@@ -551,6 +576,7 @@ impl Pool {
             local: connected.local,
             tls: connected.tls.clone(),
             established: Instant::now(),
+            read: connected.read.clone(),
             secrets,
         });
         let stood = match version {
@@ -584,7 +610,11 @@ impl Pool {
             return self.wanted;
         }
         let alpn = connected.tls.as_ref().and_then(|tls| tls.alpn.as_deref());
-        if matches!(alpn, Some(b"h2" | b"istio-h2")) { Wanted::Http2 } else { Wanted::Http1 }
+        if matches!(alpn, Some(b"h2" | b"istio-h2")) {
+            Wanted::Http2
+        } else {
+            Wanted::Http1
+        }
     }
 
     async fn start_h1(
@@ -596,7 +626,10 @@ impl Pool {
         let max = self.cluster.config.max_response_headers;
         let mut builder = http1::Builder::new();
         builder
-            .max_headers(max.and_then(|max| usize::try_from(max).ok()).unwrap_or(MAX_HEADERS))
+            .max_headers(
+                max.and_then(|max| usize::try_from(max).ok())
+                    .unwrap_or(MAX_HEADERS),
+            )
             .max_header_size(MAX_HEADER_BYTES);
         let (sender, connection) = builder.handshake(TokioIo::new(connected.stream)).await?;
         self.cluster.stats.upstream_cx_http1_total.inc();
@@ -629,7 +662,10 @@ impl Pool {
             .initial_connection_window_size(options.connection_window.unwrap_or(CONNECTION_WINDOW))
             .max_header_list_size(u32::try_from(MAX_HEADER_BYTES).unwrap_or(u32::MAX));
         if let Some((interval, timeout)) = options.keepalive {
-            builder.keep_alive_interval(interval).keep_alive_timeout(timeout).keep_alive_while_idle(true);
+            builder
+                .keep_alive_interval(interval)
+                .keep_alive_timeout(timeout)
+                .keep_alive_while_idle(true);
         }
         let (sender, connection) = builder.handshake(TokioIo::new(connected.stream)).await?;
         self.cluster.stats.upstream_cx_http2_total.inc();
@@ -707,7 +743,11 @@ impl Lease {
 
     /// Sends a request and waits for the head of the answer. For an upgrade, `body` is sent only once the
     /// upstream has agreed. Dropping the future resets the stream.
-    pub(crate) async fn send(self, head: &RequestHead, body: Body) -> Result<(ResponseHead, Body), SendFailure> {
+    pub(crate) async fn send(
+        self,
+        head: &RequestHead,
+        body: Body,
+    ) -> Result<(ResponseHead, Body), SendFailure> {
         let Lease { conn, guard } = self;
         match conn {
             Conn::H1(lent) => send_h1(lent, guard, head, body).await,
@@ -730,7 +770,11 @@ async fn send_h1(
     body: Body,
 ) -> Result<(ResponseHead, Body), SendFailure> {
     let upgrade = Upgrade::of(head);
-    let (sent_body, later) = if upgrade == Upgrade::None { (body, None) } else { (Body::empty(), Some(body)) };
+    let (sent_body, later) = if upgrade == Upgrade::None {
+        (body, None)
+    } else {
+        (Body::empty(), Some(body))
+    };
     let Ok(request) = convert::request(head, sent_body, false) else {
         return Err(UNSENDABLE);
     };
@@ -739,12 +783,18 @@ async fn send_h1(
     };
     let reused = conn.requests > 0;
     conn.requests += 1;
+    let read_before = conn.facts.read.load(Relaxed);
     let response = match conn.sender.try_send_request(request).await {
         Ok(response) => response,
         Err(mut error) => {
             let sent = error.take_message().is_none();
+            let mut reset = convert::reset(error.error());
+            if reset == Reset::Termination && conn.facts.read.load(Relaxed) != read_before {
+                // It ended in the midst of the head.
+                reset = Reset::Protocol;
+            }
             return Err(SendFailure {
-                reset: convert::reset(error.error()),
+                reset,
                 sent,
                 reused,
             });
@@ -763,8 +813,12 @@ async fn send_h1(
             reused,
         });
     }
-    if response.headers().contains_key(http::header::CONTENT_LENGTH)
-        && response.headers().contains_key(http::header::TRANSFER_ENCODING)
+    if response
+        .headers()
+        .contains_key(http::header::CONTENT_LENGTH)
+        && response
+            .headers()
+            .contains_key(http::header::TRANSFER_ENCODING)
     {
         // Two answers to where the body ends: RFC 9112 §6.3 calls it an attempt at smuggling.
         return Err(SendFailure {
@@ -774,7 +828,11 @@ async fn send_h1(
         });
     }
     if switched {
-        return Ok(tunnelled(response, later.unwrap_or_default(), (guard, lent)));
+        return Ok(tunnelled(
+            response,
+            later.unwrap_or_default(),
+            (guard, lent),
+        ));
     }
     // The connection is free again when the response has been read (and the request written) to the
     // end; until then the loan is in this task's hands. It fails, and closes, when the body is dropped.
@@ -796,17 +854,31 @@ async fn send_h2(
     body: Body,
 ) -> Result<(ResponseHead, Body), SendFailure> {
     let upgrade = Upgrade::of(head);
-    let (sent_body, later) = if upgrade == Upgrade::None { (body, None) } else { (Body::empty(), Some(body)) };
+    let (sent_body, later) = if upgrade == Upgrade::None {
+        (body, None)
+    } else {
+        (Body::empty(), Some(body))
+    };
     let Ok(request) = convert::request(head, sent_body, true) else {
         return Err(UNSENDABLE);
     };
     let conn = &slot.conn;
     let reused = conn.requests.get() > 0;
     conn.requests.set(conn.requests.get() + 1);
-    if slot.pool.cluster.config.max_requests_per_connection.is_some_and(|max| conn.requests.get() >= max) {
+    if slot
+        .pool
+        .cluster
+        .config
+        .max_requests_per_connection
+        .is_some_and(|max| conn.requests.get() >= max)
+    {
         slot.pool.cluster.stats.upstream_cx_max_requests.inc();
         conn.retired.set(true);
-        slot.pool.state.borrow_mut().shared.retain(|other| !Rc::ptr_eq(other, conn));
+        slot.pool
+            .state
+            .borrow_mut()
+            .shared
+            .retain(|other| !Rc::ptr_eq(other, conn));
     }
     let sending = conn.sender.clone().try_send_request(request);
     let mut response = match sending.await {
@@ -825,22 +897,34 @@ async fn send_h2(
             *response.status_mut() = http::StatusCode::SWITCHING_PROTOCOLS;
             let (mut answer, body) = tunnelled(response, later.unwrap_or_default(), (guard, slot));
             if let Some(protocol) = head.headers.known(Known::Upgrade) {
-                answer.headers.set(Name::Known(Known::Upgrade), protocol.clone());
+                answer
+                    .headers
+                    .set(Name::Known(Known::Upgrade), protocol.clone());
             }
             return Ok((answer, body));
         }
-        return Ok(tunnelled(response, later.unwrap_or_default(), (guard, slot)));
+        return Ok(tunnelled(
+            response,
+            later.unwrap_or_default(),
+            (guard, slot),
+        ));
     }
     Ok(answered(response, (guard, slot)))
 }
 
-fn answered<H: Unpin + 'static>(response: http::Response<hyper::body::Incoming>, held: H) -> (ResponseHead, Body) {
+fn answered<H: Unpin + 'static>(
+    response: http::Response<hyper::body::Incoming>,
+    held: H,
+) -> (ResponseHead, Body) {
     let (parts, incoming) = response.into_parts();
     let head = convert::response(&parts);
     if http_body::Body::is_end_stream(&incoming) {
         return (head, Body::empty());
     }
-    let body = Body::stream(InBody { incoming, _held: held });
+    let body = Body::stream(InBody {
+        incoming,
+        _held: held,
+    });
     (head, body)
 }
 
@@ -851,7 +935,10 @@ fn tunnelled<H: 'static>(
 ) -> (ResponseHead, Body) {
     let upgrade = hyper::upgrade::on(&mut response);
     let (parts, _) = response.into_parts();
-    (convert::response(&parts), tunnel::open(upgrade, downstream, held))
+    (
+        convert::response(&parts),
+        tunnel::open(upgrade, downstream, held),
+    )
 }
 
 /// How often idle connections are looked through.

@@ -114,7 +114,12 @@ impl Server {
 
     /// Waits until so many connections are open.
     pub(crate) async fn wait_open(&self, count: usize) {
-        self.0.open.subscribe().wait_for(|open| *open == count).await.unwrap();
+        self.0
+            .open
+            .subscribe()
+            .wait_for(|open| *open == count)
+            .await
+            .unwrap();
     }
 
     async fn serve(&self, mut stream: TcpStream, connection: usize) {
@@ -124,8 +129,13 @@ impl Server {
             let reply = (self.0.reply)(number, &seen);
             self.0.seen.borrow_mut().push(seen);
             let text = match &reply {
-                Reply::Ok(text) => format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{text}", text.len()),
-                Reply::Status(status) => format!("HTTP/1.1 {status} X\r\ncontent-length: 0\r\n\r\n"),
+                Reply::Ok(text) => format!(
+                    "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{text}",
+                    text.len()
+                ),
+                Reply::Status(status) => {
+                    format!("HTTP/1.1 {status} X\r\ncontent-length: 0\r\n\r\n")
+                }
                 Reply::Raw(text) | Reply::Close(text) | Reply::Echo(text) => (*text).to_owned(),
                 Reply::Hang => String::new(),
             };
@@ -153,7 +163,11 @@ impl Drop for Closed {
     }
 }
 
-async fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>, connection: usize) -> Option<Seen> {
+async fn read_request(
+    stream: &mut TcpStream,
+    buffer: &mut Vec<u8>,
+    connection: usize,
+) -> Option<Seen> {
     let head = loop {
         if let Some(end) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
             let head = String::from_utf8_lossy(&buffer[..end]).into_owned();
@@ -169,7 +183,10 @@ async fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>, connection: 
         head,
         body: String::new(),
     };
-    let length: usize = seen.header("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
+    let length: usize = seen
+        .header("content-length")
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0);
     while buffer.len() < length {
         if stream.read_buf(buffer).await.ok()? == 0 {
             return None;
@@ -182,5 +199,9 @@ async fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>, connection: 
 
 /// An address nobody listens on.
 pub(crate) async fn dead_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+    TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap()
 }

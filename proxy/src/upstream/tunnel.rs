@@ -72,7 +72,13 @@ pub(super) fn open<H: 'static>(upgrade: OnUpgrade, mut downstream: Body, held: H
 struct Received(mpsc::Receiver<Result<bytes::Bytes, BodyError>>);
 
 impl Source for Received {
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
-        self.get_mut().0.poll_recv(cx).map(|received| received.map(|piece| piece.map(Frame::Data)))
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame, BodyError>>> {
+        self.get_mut()
+            .0
+            .poll_recv(cx)
+            .map(|received| received.map(|piece| piece.map(Frame::Data)))
     }
 }
