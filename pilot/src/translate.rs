@@ -14,6 +14,7 @@ mod interception;
 mod policy;
 mod tls;
 mod mixer;
+mod fail_mode;
 mod access_log;
 mod http;
 mod tcp;

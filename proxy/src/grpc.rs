@@ -132,6 +132,7 @@ impl Upstream {
             id: 0,
             remote: nobody,
             local: nobody,
+            local_restored: false,
             tls: None,
             requested_server_name: None,
             started: tokio::time::Instant::now(),

@@ -191,6 +191,7 @@ impl Listener {
             id: next_id(),
             remote,
             local,
+            local_restored: local != socket_local,
             tls: None,
             requested_server_name: sniffed.server_name.clone(),
             started: accepted,

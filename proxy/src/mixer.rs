@@ -490,6 +490,7 @@ mod tests {
             id: 1,
             remote: ([127, 0, 0, 1], 1).into(),
             local: ([127, 0, 0, 1], 2).into(),
+            local_restored: false,
             tls: peer.map(|id| TlsInfo {
                 peer_uri_san: Some(id.into()),
                 peer_certificate_der: Some(Bytes::from_static(b"der")),

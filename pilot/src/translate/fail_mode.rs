@@ -113,7 +113,7 @@ mod tests {
     fn the_strictest_rule_that_may_apply_decides() {
         let rule = |name: &str, mode: &str, condition: &str| {
             format!(
-                "apiVersion: config.istio.io/v1alpha2\nkind: rule\nmetadata: {{ name: {name}, namespace: istio-system, annotations: {{ policy.istio.io/fail-mode: {mode} }} }}\nspec: {{ match: '{condition}' }}\n---\n"
+                "---\napiVersion: config.istio.io/v1alpha2\nkind: rule\nmetadata: {{ name: {name}, namespace: istio-system, annotations: {{ policy.istio.io/fail-mode: {mode} }} }}\nspec: {{ match: '{condition}' }}\n"
             )
         };
         let yaml = [
