@@ -45,7 +45,13 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn envoy_descriptors() -> Result<FileDescriptorSet, Box<dyn Error>> {
     let manifest = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("Cargo.toml");
     let output = Command::new(env::var("CARGO")?)
-        .args(["metadata", "--format-version", "1", "--offline", "--filter-platform"])
+        .args([
+            "metadata",
+            "--format-version",
+            "1",
+            "--offline",
+            "--filter-platform",
+        ])
         .arg(env::var("TARGET")?)
         .arg("--manifest-path")
         .arg(manifest)

@@ -73,8 +73,8 @@ fn drop_when_idle() {
 /// # Errors
 /// The text is not YAML, or not this message.
 pub fn from_yaml<M: Message + Name + Default>(text: &str) -> Result<M, JsonError> {
-    let value: Value =
-        serde_saphyr::from_str_with_options(text, yaml_options()).map_err(|e| JsonError::Syntax(e.to_string()))?;
+    let value: Value = serde_saphyr::from_str_with_options(text, yaml_options())
+        .map_err(|e| JsonError::Syntax(e.to_string()))?;
     from_json(&value)
 }
 

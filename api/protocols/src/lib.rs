@@ -12,7 +12,12 @@ pub use envoy_types::pb as envoy;
 pub mod google {
     /// `google.rpc`: the status in Check answers.
     pub mod rpc {
-        #![allow(clippy::all, unreachable_pub, missing_debug_implementations, reason = "generated")]
+        #![allow(
+            clippy::all,
+            unreachable_pub,
+            missing_debug_implementations,
+            reason = "generated"
+        )]
         tonic::include_proto!("google.rpc");
     }
 }
@@ -23,7 +28,12 @@ pub mod istio {
     pub mod mixer {
         /// `istio.mixer.v1`: Check and Report.
         pub mod v1 {
-            #![allow(clippy::all, unreachable_pub, reason = "generated")]
+            #![allow(
+                clippy::all,
+                clippy::allow_attributes_without_reason,
+                unreachable_pub,
+                reason = "generated"
+            )]
             tonic::include_proto!("istio.mixer.v1");
 
             /// `istio.mixer.v1.config`.
@@ -40,7 +50,12 @@ pub mod istio {
             pub mod model {
                 /// What Mixer and adapter processes say to each other.
                 pub mod v1beta1 {
-                    #![allow(clippy::all, unreachable_pub, reason = "generated")]
+                    #![allow(
+                        clippy::all,
+                        clippy::allow_attributes_without_reason,
+                        unreachable_pub,
+                        reason = "generated"
+                    )]
                     tonic::include_proto!("istio.mixer.adapter.model.v1beta1");
                 }
             }
@@ -50,7 +65,12 @@ pub mod istio {
     pub mod v1 {
         /// `istio.v1.auth`: certificates.
         pub mod auth {
-            #![allow(clippy::all, unreachable_pub, reason = "generated")]
+            #![allow(
+                clippy::all,
+                clippy::allow_attributes_without_reason,
+                unreachable_pub,
+                reason = "generated"
+            )]
             tonic::include_proto!("istio.v1.auth");
         }
     }
@@ -58,7 +78,12 @@ pub mod istio {
     pub mod mcp {
         /// `istio.mcp.v1alpha1`: generic configuration resources.
         pub mod v1alpha1 {
-            #![allow(clippy::all, unreachable_pub, reason = "generated")]
+            #![allow(
+                clippy::all,
+                clippy::allow_attributes_without_reason,
+                unreachable_pub,
+                reason = "generated"
+            )]
             tonic::include_proto!("istio.mcp.v1alpha1");
         }
     }
@@ -66,7 +91,12 @@ pub mod istio {
     pub mod policy {
         /// `istio.policy.v1beta1`: values as adapters see them.
         pub mod v1beta1 {
-            #![allow(clippy::all, unreachable_pub, reason = "generated")]
+            #![allow(
+                clippy::all,
+                clippy::allow_attributes_without_reason,
+                unreachable_pub,
+                reason = "generated"
+            )]
             tonic::include_proto!("istio.policy.v1beta1");
         }
     }

@@ -1,7 +1,5 @@
 //! The HTML of productpage; texts and marks as in the original, so that its tasks can be followed.
 
-use std::fmt::Write as _;
-
 use serde_json::{Value, json};
 
 const STYLE: &str = "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}\
@@ -31,22 +29,23 @@ pub(crate) fn product(
     reviews: Result<&Value, &Value>,
 ) -> String {
     let facts = product_facts();
+    // Ours, not a peer's: markup is wanted.
+    let description = facts["descriptionHtml"].as_str().unwrap_or_default();
     let mut body = String::from("<nav><strong>BookInfo Sample</strong>");
     match user {
         Some(user) => {
-            let _ = write!(body, "<span>{} (<a href=\"/logout\">sign out</a>)</span>", escape(user));
+            body.push_str(&format!("<span>{} (<a href=\"/logout\">sign out</a>)</span>", escape(user)));
         }
         None => body.push_str(
             "<form method=\"post\" action=\"/login\"><input name=\"username\" placeholder=\"User name\"> \
              <input name=\"passwd\" type=\"password\" placeholder=\"Password\"> <button>Sign in</button></form>",
         ),
     }
-    let _ = write!(
-        body,
+    body.push_str(&format!(
         "</nav><h3>{}</h3><p>Summary: {}</p><div class=\"columns\"><div>",
         text(&facts["title"]),
-        facts["descriptionHtml"].as_str().unwrap_or_default(), // ours, not a peer's
-    );
+        description
+    ));
     write_details(&mut body, details);
     body.push_str("</div><div>");
     write_reviews(&mut body, reviews);
@@ -66,16 +65,18 @@ fn write_details(body: &mut String, details: Result<&Value, &Value>) {
                 ("ISBN-10", "ISBN-10"),
                 ("ISBN-13", "ISBN-13"),
             ] {
-                let _ = write!(body, "<dt>{title}:</dt><dd>{}</dd>", text(&details[field]));
+                body.push_str(&format!(
+                    "<dt>{title}:</dt><dd>{}</dd>",
+                    text(&details[field])
+                ));
             }
             body.push_str("</dl>");
         }
         Err(error) => {
-            let _ = write!(
-                body,
+            body.push_str(&format!(
                 "<h4>Error fetching product details!</h4><p>{}</p>",
                 text(&error["error"])
-            );
+            ));
         }
     }
 }
@@ -84,34 +85,29 @@ fn write_reviews(body: &mut String, reviews: Result<&Value, &Value>) {
     let reviews = match reviews {
         Ok(reviews) => reviews,
         Err(error) => {
-            let _ = write!(
-                body,
+            body.push_str(&format!(
                 "<h4>Error fetching product reviews!</h4><p>{}</p>",
                 text(&error["error"])
-            );
+            ));
             return;
         }
     };
     body.push_str("<h4>Book Reviews</h4>");
     for review in reviews["reviews"].as_array().into_iter().flatten() {
-        let _ = write!(
-            body,
+        body.push_str(&format!(
             "<blockquote><p>{}</p><small>{}</small>",
             text(&review["text"]),
             text(&review["reviewer"])
-        );
+        ));
         let rating = &review["rating"];
         if let Some(stars) = rating["stars"].as_u64() {
             let full = usize::try_from(stars.min(5)).unwrap_or(5);
-            let _ = write!(
-                body,
-                "<p><font color=\"{}\"><span class=\"glyphicon glyphicon-star\" title=\"{full} stars\">{}</span><span class=\"glyphicon glyphicon-star-empty\">{}</span></font></p>",
+            body.push_str(&format!("<p><font color=\"{}\"><span class=\"glyphicon glyphicon-star\" title=\"{full} stars\">{}</span><span class=\"glyphicon glyphicon-star-empty\">{}</span></font></p>",
                 text(&rating["color"]),
                 "★".repeat(full),
-                "☆".repeat(5 - full)
-            );
+                "☆".repeat(5 - full)));
         } else if rating["error"].is_string() {
-            let _ = write!(body, "<p><i>{}</i></p>", text(&rating["error"]));
+            body.push_str(&format!("<p><i>{}</i></p>", text(&rating["error"])));
         }
         body.push_str("</blockquote>");
     }

@@ -1,6 +1,6 @@
 //! The table that is printed and kept in docs/benchmarks.md.
 
-use std::{fmt::Write as _, time::Duration};
+use std::time::Duration;
 
 use crate::{measure::Round, scenario::Scenario};
 
@@ -32,42 +32,43 @@ pub(crate) fn markdown(results: &[(Scenario, Vec<Round>)], window: &Duration) ->
          the proxies' own. Only the ratios mean anything: they are medians of the ratios of rounds in which ours and Envoy ran one\n\
          after the other. Lower is better, Envoy is 1.\n\n",
     );
-    let _ = writeln!(
-        out,
-        "| scenario | CPU per request, ours / Envoy | memory, ours / Envoy | ours | Envoy | failed |\n|---|---|---|---|---|---|"
-    );
+    out.push_str("| scenario | CPU per request, ours / Envoy | memory, ours / Envoy | ours | Envoy | failed |\n|---|---|---|---|---|---|");
+    out.push('\n');
     let mut bars = String::new();
     for (scenario, rounds) in results {
         let of = |f: fn(&Round) -> f64| median(rounds.iter().map(f).collect());
         let cpu = of(|r| r.ours.cpu_us / r.envoy.cpu_us);
         let memory = of(|r| r.ours.memory_mib / r.envoy.memory_mib);
         let bad: u64 = rounds.iter().map(|r| r.ours.bad + r.envoy.bad).sum();
-        let _ = writeln!(
-            out,
-            "| {} | **{cpu:.2}** | **{memory:.2}** | {:.1} µs, {:.0} MiB, {:.0}/s | {:.1} µs, {:.0} MiB, {:.0}/s | {bad} |",
+        out.push_str(&format!("| {} | **{cpu:.2}** | **{memory:.2}** | {:.1} µs, {:.0} MiB, {:.0}/s | {:.1} µs, {:.0} MiB, {:.0}/s | {bad} |",
             scenario.name(),
             of(|r| r.ours.cpu_us),
             of(|r| r.ours.memory_mib),
             of(|r| r.ours.rate),
             of(|r| r.envoy.cpu_us),
             of(|r| r.envoy.memory_mib),
-            of(|r| r.envoy.rate),
-        );
-        let _ = writeln!(bars, "{:<28} CPU    {} {cpu:.2}", scenario.name(), bar(cpu));
-        let _ = writeln!(bars, "{:<28} memory {} {memory:.2}", "", bar(memory));
+            of(|r| r.envoy.rate)));
+        out.push('\n');
+        bars.push_str(&format!(
+            "{:<28} CPU    {} {cpu:.2}",
+            scenario.name(),
+            bar(cpu)
+        ));
+        bars.push('\n');
+        bars.push_str(&format!("{:<28} memory {} {memory:.2}", "", bar(memory)));
+        bars.push('\n');
     }
-    let _ = write!(
-        out,
+    out.push_str(&format!(
         "\n```text\n{bars}{:<28} Envoy  {} 1\n```\n",
         "",
         bar(1.0)
-    );
+    ));
     let rounds = results.first().map_or(0, |(_, rounds)| rounds.len());
-    let _ = writeln!(
-        out,
+    out.push_str(&format!(
         "\n{rounds} rounds of {} s each, after 1 s of warm-up.",
         window.as_secs()
-    );
+    ));
+    out.push('\n');
     out
 }
 
