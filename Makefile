@@ -25,12 +25,12 @@ demo-once: build ## Like demo, but leave after the first page
 .PHONY: test
 test: $(ENVOY) ## Set up what tests need and run them all: unit, property, service, end to end
 	$(CARGO) build --workspace --bins
-	$(CARGO) test --workspace --exclude e2e
+	ENVOY_BIN=$(abspath $(ENVOY)) $(CARGO) test --workspace --exclude e2e
 	ENVOY_BIN=$(abspath $(ENVOY)) $(CARGO) test -p e2e -- --test-threads=1
 
 .PHONY: unit
 unit: ## Only the tests that start no programs
-	$(CARGO) test --workspace --exclude e2e
+	ENVOY_BIN=$(abspath $(ENVOY)) $(CARGO) test --workspace --exclude e2e
 
 .PHONY: e2e
 e2e: $(ENVOY) ## Only the end-to-end tests

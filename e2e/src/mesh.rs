@@ -406,6 +406,23 @@ impl Mesh {
         self.gateway.iter_mut().try_for_each(Process::check)
     }
 
+    /// Starts every program that has ended again, and says which and how it ended.
+    ///
+    /// # Errors
+    /// One cannot be started, or ends again and again.
+    pub fn restart_ended(&mut self) -> anyhow::Result<Vec<String>> {
+        let mut all = vec![&mut self.auth, &mut self.pilot, &mut self.mixer];
+        all.extend(&mut self.gateway);
+        for instance in &mut self.instances {
+            all.extend(instance.sidecar.iter_mut().chain(&mut instance.app));
+        }
+        let mut said = Vec::new();
+        for process in all {
+            said.extend(process.restart_if_ended()?);
+        }
+        Ok(said)
+    }
+
     /// Ends every program, all at once.
     pub fn stop(&mut self) {
         let mut all: Vec<&mut Process> = Vec::new();

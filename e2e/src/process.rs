@@ -17,6 +17,8 @@ use nix::{
 
 /// How long a program gets after SIGTERM before SIGKILL.
 const GRACE: Duration = Duration::from_secs(5);
+/// A program that ends sooner than this after its start is not started again.
+const SHORT_LIFE: Duration = Duration::from_secs(5);
 
 /// Where the programs are: `LATEEN_BIN_DIR`, else beside the running program (or its parent folder,
 /// where cargo puts them when the running program is a test).
@@ -62,6 +64,7 @@ pub struct Process {
     spec: Spec,
     log: PathBuf,
     child: Child,
+    started: Instant,
 }
 
 impl Process {
@@ -72,7 +75,12 @@ impl Process {
     pub fn start(spec: Spec, logs: &Path) -> anyhow::Result<Process> {
         let log = logs.join(format!("{}.log", spec.name));
         let child = spawn(&spec, &log)?;
-        Ok(Process { spec, log, child })
+        Ok(Process {
+            spec,
+            log,
+            child,
+            started: Instant::now(),
+        })
     }
 
     /// Name it was started under.
@@ -116,11 +124,26 @@ impl Process {
         let output = self.output();
         let lines: Vec<_> = output.lines().collect();
         let tail = lines[lines.len().saturating_sub(15)..].join("\n");
-        let how = match status.signal() {
-            Some(signal) => format!("was ended by signal {signal}"),
-            None => format!("exited with {}", status.code().unwrap_or(-1)),
+        anyhow::bail!(
+            "{} {}; its last lines:\n{tail}",
+            self.spec.name,
+            how_ended(status)
+        )
+    }
+
+    /// Starts it again if it has ended, and says how it ended.
+    ///
+    /// # Errors
+    /// It cannot be started, or it ended right after its start: then it would again.
+    pub fn restart_if_ended(&mut self) -> anyhow::Result<Option<String>> {
+        let Some(status) = self.child.try_wait()? else {
+            return Ok(None);
         };
-        anyhow::bail!("{} {how}; its last lines:\n{tail}", self.spec.name)
+        if self.started.elapsed() < SHORT_LIFE {
+            self.check()?;
+        }
+        self.restart()?;
+        Ok(Some(format!("{} {}", self.spec.name, how_ended(status))))
     }
 
     /// Ends it at once, as a crash would.
@@ -138,6 +161,7 @@ impl Process {
     /// It cannot be started.
     pub fn restart(&mut self) -> anyhow::Result<()> {
         self.child = spawn(&self.spec, &self.log)?;
+        self.started = Instant::now();
         Ok(())
     }
 
@@ -178,6 +202,13 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.terminate();
         self.stopped();
+    }
+}
+
+fn how_ended(status: ExitStatus) -> String {
+    match status.signal() {
+        Some(signal) => format!("was ended by signal {signal}"),
+        None => format!("exited with {}", status.code().unwrap_or(-1)),
     }
 }
 

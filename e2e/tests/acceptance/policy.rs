@@ -248,6 +248,57 @@ async fn a49_without_mixer_the_fail_policy_decides() -> anyhow::Result<()> {
     mesh.mixer.restart()
 }
 
+/// A rule for one service with its own word on what happens without Mixer.
+fn rule_for(service: &str, fail_mode: &str) -> String {
+    format!(
+        r#"
+apiVersion: config.istio.io/v1alpha2
+kind: rule
+metadata:
+  name: {service}-needs-policy
+  annotations: {{ policy.istio.io/fail-mode: {fail_mode} }}
+spec:
+  match: destination.service.name == "{service}" && request.headers["x-user"] == "john"
+  actions:
+  - handler: denyjohn.handler.istio-system
+    instances: [denyjohnrequest.instance.istio-system]
+---"#
+    )
+}
+
+#[tokio::test]
+async fn a49_each_rule_has_its_own_fail_policy() -> anyhow::Result<()> {
+    let (mut mesh, client) = bookinfo(Options::default()).await?;
+    let rules = [rule_for("details", "closed"), rule_for("ratings", "open")].concat();
+    for (mesh_open, services) in [
+        (true, [("details", 503), ("ratings", 200), ("reviews", 200)]),
+        (
+            false,
+            [("details", 503), ("ratings", 200), ("reviews", 503)],
+        ),
+    ] {
+        if !mesh_open {
+            mesh.apply("mesh.yaml", &fail_open(mesh_open)).await?;
+        }
+        mesh.apply("rules.yaml", &format!("{rules}{DENY_JOHN}"))
+            .await?;
+        mesh.mixer.crash()?;
+        for (service, expected) in services {
+            let from = mesh.instance("productpage-v1-0")?;
+            let (host, path) = (format!("{service}:9080"), format!("/{service}/0"));
+            eventually(Duration::from_secs(5), async || {
+                let status = ask(&client, from, &host, &path, &[]).await?.status;
+                anyhow::ensure!(status == expected, "{service} answers {status}");
+                Ok(())
+            })
+            .await?;
+        }
+        mesh.mixer.restart()?;
+        mesh.delete("rules.yaml").await?;
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a50_verdicts_are_cached_and_dropped_when_rules_change() -> anyhow::Result<()> {
     let (mut mesh, client) = bookinfo(Options::default()).await?;

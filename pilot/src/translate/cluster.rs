@@ -181,15 +181,14 @@ fn outbound(
     };
     match kind {
         DiscoveryType::Eds => {
-            cluster.upstream_bind_config =
-                source_address(scope.node).map(|address| BindConfig {
-                    source_address: Some(SocketAddress {
-                        address: address.to_string(),
-                        port_specifier: Some(PortSpecifier::PortValue(0)),
-                        ..Default::default()
-                    }),
+            cluster.upstream_bind_config = source_address(scope.node).map(|address| BindConfig {
+                source_address: Some(SocketAddress {
+                    address: address.to_string(),
+                    port_specifier: Some(PortSpecifier::PortValue(0)),
                     ..Default::default()
-                });
+                }),
+                ..Default::default()
+            });
             cluster.eds_cluster_config = Some(EdsClusterConfig {
                 eds_config: ads(),
                 service_name: name.clone(),

@@ -88,10 +88,13 @@ fn text(text: &str) -> lateen_engine::Text {
 
 /// The vocabulary that rules are written in.
 fn table(snapshot: &Snapshot) -> AttributeTable {
-    let manifests = snapshot.objects().iter().filter_map(|object| match &object.spec {
-        Spec::Mixer(manifest) if manifest.kind == "attributemanifest" => Some(&manifest.spec),
-        _ => None,
-    });
+    let manifests = snapshot
+        .objects()
+        .iter()
+        .filter_map(|object| match &object.spec {
+            Spec::Mixer(manifest) if manifest.kind == "attributemanifest" => Some(&manifest.spec),
+            _ => None,
+        });
     AttributeTable::from_manifests(manifests).0
 }
 
@@ -113,11 +116,15 @@ mod tests {
     fn the_strictest_rule_that_may_apply_decides() {
         let rule = |name: &str, mode: &str, condition: &str| {
             format!(
-                "---\napiVersion: config.istio.io/v1alpha2\nkind: rule\nmetadata: {{ name: {name}, namespace: istio-system, annotations: {{ policy.istio.io/fail-mode: {mode} }} }}\nspec: {{ match: '{condition}' }}\n"
+                "\napiVersion: config.istio.io/v1alpha2\nkind: rule\nmetadata: {{ name: {name}, namespace: istio-system, annotations: {{ policy.istio.io/fail-mode: {mode} }} }}\nspec: {{ match: '{condition}' }}\n---"
             )
         };
         let yaml = [
-            rule("a", "closed", r#"destination.service.name == "pay" && request.method == "PUT""#),
+            rule(
+                "a",
+                "closed",
+                r#"destination.service.name == "pay" && request.method == "PUT""#,
+            ),
             rule("b", "open", r#"destination.service.name == "pay""#),
             rule("c", "open", r#"destination.labels["app"] == "web""#),
         ]

@@ -15,8 +15,8 @@ use envoy_types::pb::envoy::extensions::filters::http::{
 };
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, HttpFilter, Rds, http_connection_manager::CodecType,
-    http_connection_manager::InternalAddressConfig,
-    http_connection_manager::ForwardClientCertDetails, http_connection_manager::RouteSpecifier,
+    http_connection_manager::ForwardClientCertDetails,
+    http_connection_manager::InternalAddressConfig, http_connection_manager::RouteSpecifier,
     http_connection_manager::SetCurrentClientCertDetails, http_connection_manager::Tracing,
     http_connection_manager::UpgradeConfig, http_filter,
 };

@@ -111,7 +111,12 @@ struct Proxy {
 fn refers<M: Resource + Default>(any: &Any) -> Vec<String> {
     let message = M::decode(any.value.as_slice()).unwrap();
     let refers = message.refers();
-    refers.next.iter().chain(&refers.clusters).map(ToString::to_string).collect()
+    refers
+        .next
+        .iter()
+        .chain(&refers.clusters)
+        .map(ToString::to_string)
+        .collect()
 }
 
 fn name(kind: &Kind, any: &Any) -> String {
@@ -181,7 +186,12 @@ impl Proxy {
                 .flat_map(|any| refers::<Cluster>(&any))
                 .collect(),
             Kind::Route => of(&Kind::Listener)
-                .flat_map(|any| Listener::decode(any.value.as_slice()).unwrap().refers().next)
+                .flat_map(|any| {
+                    Listener::decode(any.value.as_slice())
+                        .unwrap()
+                        .refers()
+                        .next
+                })
                 .map(|name| name.to_string())
                 .collect(),
             _ => BTreeSet::new(),
