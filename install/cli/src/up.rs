@@ -1,7 +1,8 @@
 //! `lateen up bookinfo`: the whole mesh on one machine, until Ctrl-C.
 
 use std::{
-    path::PathBuf,
+    fs::File,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -20,7 +21,8 @@ pub(crate) struct Options {
     /// The application to run.
     #[arg(value_enum)]
     application: Application,
-    /// Folder of YAML to watch; what is missing in it is put there, and it stays. Default: a temporary one.
+    /// Folder of YAML to watch, of one mesh at a time; what is missing in it is put there, and it stays.
+    /// Default: a temporary one.
     #[arg(long)]
     config_dir: Option<PathBuf>,
     /// Run this stock Envoy as every workload's sidecar.
@@ -54,6 +56,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
             dir.canonicalize().context("cannot resolve --config-dir")
         })
         .transpose()?;
+    let _held = config_dir.as_deref().map(hold).transpose()?;
     let start = async {
         doing("auth, pilot, mixer");
         let mut mesh = Mesh::start(MeshOptions {
@@ -91,13 +94,26 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         tokio::select! {
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
-            _ = look.tick() => mesh.check()?,
+            _ = look.tick() => {
+                for ended in mesh.restart_ended()? {
+                    println!("{ended}; started it again");
+                }
+            }
         }
     }
     println!("\nstopping …");
     mesh.stop();
     println!("all programs have ended; nothing is left behind");
     Ok(())
+}
+
+/// Two meshes in one folder would overwrite each other's Pods.
+fn hold(config_dir: &Path) -> anyhow::Result<File> {
+    let folder = File::open(config_dir)?;
+    folder.try_lock().map_err(|_| {
+        anyhow::anyhow!("another mesh runs from {}; use another --config-dir", config_dir.display())
+    })?;
+    Ok(folder)
 }
 
 async fn first_page(mesh: &mut Mesh) -> anyhow::Result<String> {
@@ -130,11 +146,13 @@ fn introduce(mesh: &Mesh) -> anyhow::Result<()> {
 {}  {gateway}/productpage
 
 {}
-  reload the page: reviews come from v1, v2 and v3 in turn (no stars, black, red)
+  reload the page: reviews come from v1, v2 or v3 at random (no stars, black, red)
   everyone to v1, jason to v2:     cp install/samples/bookinfo/reviews-jason-v2.yaml {folder}/
   log in as jason in the browser, or:
-                                   curl -s -H 'cookie: session=jason' {gateway}/productpage | grep -c '★'
+                                   curl -s -H 'cookie: session=jason' {gateway}/productpage | grep -o '<font[^>]*>[^<]*'
+  everyone to all versions again:  rm {folder}/reviews-jason-v2.yaml
   v3 may not ask ratings:          cp install/samples/bookinfo/deny-reviews-v3.yaml {folder}/
+                                   (instead of red stars: ratings are unavailable)
   break a file and look:           echo 'kind: [' > {folder}/broken.yaml; curl -s {}/debug/generation
   which proxy has what:            lateen proxy-status --pilot {}
   metrics of every hop:            curl -s {} | grep istio_requests_total
