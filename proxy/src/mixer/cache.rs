@@ -14,9 +14,7 @@ use std::{
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use lateen_engine::dictionary::global_word;
-use lateen_protocols::istio::mixer::v1::{
-    ReferencedAttributes, referenced_attributes::Condition,
-};
+use lateen_protocols::istio::mixer::v1::{ReferencedAttributes, referenced_attributes::Condition};
 use tokio::time::Instant;
 
 use super::{
@@ -221,21 +219,39 @@ impl Shape {
     }
 }
 
-/// Whether the value can be compared; a whole map is not.
+/// Whether the value can be compared; a whole map is not. The type goes first: attributes that a peer
+/// sent may be of any type, and a number must not pass for a text of the same bytes.
 fn write_value(value: &Value, out: &mut Vec<u8>) -> bool {
     match value {
-        Value::Text(bytes) | Value::Bytes(bytes) => write_bytes(bytes, out),
-        Value::Int(n) => out.extend_from_slice(&n.to_ne_bytes()),
-        Value::Double(n) => out.extend_from_slice(&n.to_bits().to_ne_bytes()),
-        Value::Bool(b) => out.push(u8::from(*b)),
+        Value::Text(bytes) => {
+            out.push(0);
+            write_bytes(bytes, out);
+        }
+        Value::Bytes(bytes) => {
+            out.push(1);
+            write_bytes(bytes, out);
+        }
+        Value::Int(n) => {
+            out.push(2);
+            out.extend_from_slice(&n.to_ne_bytes());
+        }
+        Value::Double(n) => {
+            out.push(3);
+            out.extend_from_slice(&n.to_bits().to_ne_bytes());
+        }
+        Value::Bool(b) => out.extend_from_slice(&[4, u8::from(*b)]),
         Value::Time(time) => {
             let nanos = time
                 .duration_since(UNIX_EPOCH)
                 .unwrap_or_default()
                 .as_nanos();
+            out.push(5);
             out.extend_from_slice(&nanos.to_ne_bytes());
         }
-        Value::Span(span) => out.extend_from_slice(&span.as_nanos().to_ne_bytes()),
+        Value::Span(span) => {
+            out.push(6);
+            out.extend_from_slice(&span.as_nanos().to_ne_bytes());
+        }
         Value::Map(_) => return false,
     }
     true
@@ -253,7 +269,11 @@ mod tests {
     use lateen_engine::dictionary::global_index;
     use lateen_protocols::istio::mixer::v1::referenced_attributes::AttributeMatch;
 
-    fn reference(name: &str, key: Option<&str>, condition: Condition) -> (AttributeMatch, Vec<String>) {
+    fn reference(
+        name: &str,
+        key: Option<&str>,
+        condition: Condition,
+    ) -> (AttributeMatch, Vec<String>) {
         let words = key.map(str::to_owned).into_iter().collect();
         let reference = AttributeMatch {
             name: global_index(name).unwrap(),
@@ -276,7 +296,13 @@ mod tests {
 
     fn answer(uses: i32) -> Answer {
         let verdict = Arc::new(Verdict::default());
-        Answer::new(verdict, 1, Some(Duration::from_secs(5)), uses, Instant::now())
+        Answer::new(
+            verdict,
+            1,
+            Some(Duration::from_secs(5)),
+            uses,
+            Instant::now(),
+        )
     }
 
     #[tokio::test(start_paused = true)]
@@ -314,10 +340,35 @@ mod tests {
     async fn duration_and_use_count_are_obeyed() {
         let twice = answer(2);
         let now = Instant::now();
-        assert_eq!([twice.take(now), twice.take(now), twice.take(now)], [true, true, false]);
+        assert_eq!(
+            [twice.take(now), twice.take(now), twice.take(now)],
+            [true, true, false]
+        );
         let forever = answer(-1);
         assert!(forever.take(now));
         tokio::time::advance(Duration::from_secs(5)).await;
         assert!(!forever.take(Instant::now()));
+    }
+
+    #[test]
+    fn values_of_different_types_never_look_alike() {
+        let values = [
+            Value::Text(Bytes::new()),
+            Value::Bytes(Bytes::new()),
+            Value::Int(0),
+            Value::Double(0.0),
+            Value::Bool(false),
+            Value::Time(UNIX_EPOCH),
+            Value::Span(Duration::ZERO),
+        ];
+        let keys: std::collections::HashSet<_> = values
+            .iter()
+            .map(|value| {
+                let mut key = Vec::new();
+                assert!(write_value(value, &mut key));
+                key
+            })
+            .collect();
+        assert_eq!(keys.len(), values.len());
     }
 }
