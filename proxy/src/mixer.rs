@@ -12,7 +12,7 @@ mod quota;
 mod tcp;
 mod verdict;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
@@ -41,6 +41,11 @@ use crate::{
 };
 
 pub use self::tcp::{TcpMixer, TcpReport};
+
+/// Sends the reports that wait on this worker, for at most `limit`. For a worker that is about to end.
+pub(crate) async fn flush(limit: Duration) {
+    client::flush(limit).await;
+}
 
 /// Attributes that a proxy believes another proxy about.
 const FORWARDED: [&str; 6] = [
@@ -305,10 +310,8 @@ impl HttpMixer {
         }
         let mut all = self.forward.clone();
         all.attributes.extend(service.forward.attributes.clone());
-        head.headers.append(
-            Known::XIstioAttributes,
-            BASE64.encode(all.encode_to_vec()),
-        );
+        head.headers
+            .append(Known::XIstioAttributes, BASE64.encode(all.encode_to_vec()));
     }
 
     /// Does to the response what the verdict said.
@@ -380,7 +383,10 @@ fn of_connection(connection: &ConnectionInfo, all: &mut Attributes) {
 }
 
 fn of_request(head: &RequestHead, all: &mut Attributes) {
-    all.set(KEYS.context_protocol, if head.is_grpc() { "grpc" } else { "http" });
+    all.set(
+        KEYS.context_protocol,
+        if head.is_grpc() { "grpc" } else { "http" },
+    );
     all.set(KEYS.request_method, head.method.clone());
     all.set(KEYS.request_scheme, head.scheme.clone());
     all.set(KEYS.request_host, head.authority.clone());
@@ -398,18 +404,23 @@ fn of_request(head: &RequestHead, all: &mut Attributes) {
         (":method", &head.method),
         (":path", &head.path),
     ];
-    all.set(KEYS.request_headers, Value::Map(map(&pseudo, &head.headers)));
+    all.set(
+        KEYS.request_headers,
+        Value::Map(map(&pseudo, &head.headers)),
+    );
     if let Some(query) = head.query() {
-        let entries: Vec<_> = url::form_urlencoded::parse(query)
-            .map(|(name, value)| {
-                (
-                    Bytes::from(name.into_owned()),
-                    Bytes::from(value.into_owned()),
-                )
-            })
-            .collect();
-        all.set(KEYS.request_query_params, Value::Map(entries.into()));
+        all.set(KEYS.request_query_params, Value::Map(query_map(query)));
     }
+}
+
+/// Decoded parameters of a query; of several with the same name the first, as Istio's client has it. Mixer
+/// and the cache of its answers must see the same one.
+fn query_map(query: &[u8]) -> Arc<[(Bytes, Bytes)]> {
+    let mut seen = HashSet::new();
+    url::form_urlencoded::parse(query)
+        .map(|(name, value)| (name.into_owned().into(), value.into_owned().into()))
+        .filter(|(name, _): &(Bytes, Bytes)| seen.insert(name.clone()))
+        .collect()
 }
 
 /// Headers as a map: values of one name joined by commas, as RFC 9110 §5.2 reads them.
@@ -456,7 +467,10 @@ fn of_outcome(facts: &Facts<'_>, all: &mut Attributes) {
     let response_head = facts.response.map_or(0, |head| header_bytes(&head.headers));
     all.set(KEYS.response_total_size, info.bytes_sent + response_head);
     if let Some(response) = facts.response {
-        all.set(KEYS.response_headers, Value::Map(map(&[], &response.headers)));
+        all.set(
+            KEYS.response_headers,
+            Value::Map(map(&[], &response.headers)),
+        );
     }
     all.set_some(
         KEYS.response_grpc_status,
@@ -501,6 +515,13 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_first_of_several_query_parameters_counts() {
+        let all = query_map(b"user=a&x=1&user=b&%75ser=c&y");
+        let want = [("user", "a"), ("x", "1"), ("y", "")];
+        assert_eq!(*all, want.map(|(k, v)| (Bytes::from(k), Bytes::from(v))));
+    }
+
     fn header(entries: &[(&str, &str)]) -> String {
         let attributes = entries
             .iter()
@@ -523,17 +544,26 @@ mod tests {
         assert!(believed(me, &[("source.uid", "kubernetes://a.foo")]));
         assert!(!believed(me, &[("source.uid", "kubernetes://a.bar")]));
         assert!(!believed(None, &[("source.uid", "kubernetes://a.foo")]));
-        let other = [("source.uid", "kubernetes://a.foo"), ("source.namespace", "bar")];
+        let other = [
+            ("source.uid", "kubernetes://a.foo"),
+            ("source.namespace", "bar"),
+        ];
         assert!(!believed(me, &other));
     }
 
     #[tokio::test]
     async fn nothing_else_is_taken_from_another_proxy() {
         let me = Some("spiffe://cluster.local/ns/foo/sa/a");
-        let entries = [("source.principal", "admin"), ("destination.service.name", "b")];
+        let entries = [
+            ("source.principal", "admin"),
+            ("destination.service.name", "b"),
+        ];
         let all = forwarded_attributes(header(&entries).as_bytes(), &connection(me));
         assert_eq!(all.get(KEYS.source_principal), None);
-        assert!(all.get(Key::of("destination.service.name").unwrap()).is_some());
+        assert!(
+            all.get(Key::of("destination.service.name").unwrap())
+                .is_some()
+        );
         let noise = forwarded_attributes(b"%%%", &connection(me));
         assert_eq!(noise, Attributes::default());
     }

@@ -22,6 +22,7 @@ use tokio::{
 use crate::{
     config_error::ConfigError,
     listener::Listener,
+    mixer,
     proto::invalid,
     shared::Shared,
     stats::{self, Gauge},
@@ -284,8 +285,8 @@ fn bind(address: SocketAddr, backlog: u32) -> io::Result<StdListener> {
 }
 
 async fn run(mut commands: mpsc::UnboundedReceiver<Command>) {
-    /// A stop waits no longer than this for a trace collector.
-    const SPANS: Duration = Duration::from_secs(1);
+    /// A stop waits no longer than this for a trace collector and for Mixer.
+    const LAST_WORDS: Duration = Duration::from_secs(1);
     while let Some(command) = commands.recv().await {
         match command {
             Command::Accept {
@@ -296,7 +297,7 @@ async fn run(mut commands: mpsc::UnboundedReceiver<Command>) {
                 tokio::task::spawn_local(accept(socket, listener, accepting));
             }
             Command::Stop => {
-                trace::flush(SPANS).await;
+                tokio::join!(trace::flush(LAST_WORDS), mixer::flush(LAST_WORDS));
                 return;
             }
         }

@@ -355,7 +355,10 @@ mod tests {
         )
         .unwrap();
         assert_eq!(bag.ignored(), 0);
-        let text = |name: &str| bag.get_by_name(name).and_then(|v| v.as_str().map(str::to_owned));
+        let text = |name: &str| {
+            bag.get_by_name(name)
+                .and_then(|v| v.as_str().map(str::to_owned))
+        };
         assert_eq!(text("request.path").as_deref(), Some("/a"));
         assert!(format!("{:?}", bag.get_by_name("request.headers")).contains("john"));
     }

@@ -2,9 +2,8 @@
 //! The rules of the cache are docs/adr/0003-check-cache-generation.md.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::HashMap,
-    rc::Rc,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -19,7 +18,8 @@ use lateen_protocols::istio::mixer::v1::{
     config::client::TransportConfig, report_request::RepeatedAttributesSemantics,
 };
 use prost::Message as _;
-use tokio::time::Instant;
+use tokio::{task::AbortHandle, time::Instant};
+use tokio_util::task::TaskTracker;
 
 use super::{
     attributes::Attributes,
@@ -44,7 +44,7 @@ const CONFIRMED_FOR: Duration = Duration::from_secs(1);
 const REST_AFTER_FAILURE: Duration = Duration::from_millis(100);
 /// Largest answer of Mixer.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
-/// Reports that wait on one worker; more are dropped and counted.
+/// Reports that one worker keeps, those being sent included; more are dropped and counted.
 const MAX_WAITING_REPORTS: usize = 10_000;
 const GENERATION_HEADER: &[u8] = b"lateen-config-generation";
 const OBEYS_HEADER: &[u8] = b"lateen-cache-generation";
@@ -353,37 +353,29 @@ impl Client {
     /// Puts a report into this worker's batch; a full or old batch is sent.
     pub(super) fn report(self: &Arc<Client>, shared: &Arc<Shared>, attributes: Attributes) {
         self.stats.report_calls.inc();
-        let batch = self.batch();
-        let waiting = {
-            let mut batch = batch.borrow_mut();
-            if batch.list.len() >= MAX_WAITING_REPORTS {
-                self.stats.reports_dropped.inc();
-                return;
-            }
-            batch.list.push(attributes);
-            batch.list.len()
-        };
-        if waiting >= self.batch_entries {
-            let list = std::mem::take(&mut batch.borrow_mut().list);
-            tokio::task::spawn_local(self.clone().send(shared.clone(), list));
-        } else if waiting == 1 {
-            let (client, shared) = (self.clone(), shared.clone());
-            tokio::task::spawn_local(async move {
-                tokio::time::sleep(client.batch_time).await;
-                let list = std::mem::take(&mut batch.borrow_mut().list);
-                if !list.is_empty() {
-                    client.send(shared, list).await;
-                }
-            });
+        let kept = KEPT.get();
+        if kept >= MAX_WAITING_REPORTS {
+            self.stats.reports_dropped.inc();
+            return;
         }
-    }
-
-    fn batch(self: &Arc<Client>) -> Rc<RefCell<Batch>> {
-        thread_local! {
-            static BATCHES: RefCell<HashMap<usize, Rc<RefCell<Batch>>>> = RefCell::default();
-        }
+        KEPT.set(kept + 1);
         let key = Arc::as_ptr(self) as usize;
-        BATCHES.with_borrow_mut(|batches| batches.entry(key).or_default().clone())
+        let full = BATCHES.with_borrow_mut(|batches| {
+            let batch = batches.entry(key).or_insert_with(|| Batch {
+                client: self.clone(),
+                shared: shared.clone(),
+                list: Vec::new(),
+                timer: tokio::task::spawn_local(send_later(key, self.batch_time)).abort_handle(),
+            });
+            batch.list.push(attributes);
+            (batch.list.len() >= self.batch_entries)
+                .then(|| batches.remove(&key))
+                .flatten()
+        });
+        if let Some(batch) = full {
+            batch.timer.abort();
+            batch.send();
+        }
     }
 
     async fn send(self: Arc<Client>, shared: Arc<Shared>, list: Vec<Attributes>) {
@@ -421,10 +413,55 @@ impl Client {
     }
 }
 
-/// Reports that wait on one worker.
-#[derive(Debug, Default)]
+/// Reports of one client that wait on one worker. It keeps the client, so that no other takes its place
+/// in the table.
+#[derive(Debug)]
 struct Batch {
+    client: Arc<Client>,
+    shared: Arc<Shared>,
     list: Vec<Attributes>,
+    timer: AbortHandle,
+}
+
+thread_local! {
+    /// This worker's batches by the address of their client; a batch leaves when it is sent.
+    static BATCHES: RefCell<HashMap<usize, Batch>> = RefCell::default();
+    /// Reports in batches and on their way.
+    static KEPT: Cell<usize> = const { Cell::new(0) };
+    static SENDING: TaskTracker = TaskTracker::new();
+}
+
+impl Batch {
+    fn send(self) {
+        let count = self.list.len();
+        SENDING.with(|sending| {
+            sending.spawn_local(async move {
+                self.client.send(self.shared, self.list).await;
+                KEPT.set(KEPT.get().saturating_sub(count));
+            })
+        });
+    }
+}
+
+async fn send_later(key: usize, wait: Duration) {
+    tokio::time::sleep(wait).await;
+    if let Some(batch) = BATCHES.with_borrow_mut(|batches| batches.remove(&key)) {
+        batch.send();
+    }
+}
+
+/// Sends what waits on this worker, for at most `limit`. For a worker that is about to end.
+pub(super) async fn flush(limit: Duration) {
+    for batch in BATCHES.take().into_values() {
+        batch.timer.abort();
+        batch.send();
+    }
+    let sending = SENDING.with(TaskTracker::clone);
+    sending.close();
+    if tokio::time::timeout(limit, sending.wait()).await.is_err() {
+        tracing::warn!("Mixer is too slow; the last reports are lost");
+    }
+    sending.reopen();
 }
 
 /// How a failed Check is tried again.
@@ -455,4 +492,53 @@ async fn call<M: prost::Message + Default>(
         .get(&Name::from_lower(Bytes::from_static(GENERATION_HEADER)))
         .and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
     Ok((answer.message, generation))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::task::LocalSet;
+
+    use super::*;
+    use crate::testing::shared;
+
+    /// Reports `number` times to a Mixer that is not there, then flushes.
+    async fn report(shared: &Arc<Shared>, batch: u32, number: usize) {
+        let transport = TransportConfig {
+            check_cluster: "mixer".to_owned(),
+            report_batch_max_entries: batch,
+            ..TransportConfig::default()
+        };
+        let client = Client::get(&transport, shared).unwrap();
+        for _ in 0..number {
+            client.report(shared, Attributes::default());
+        }
+        flush(Duration::from_secs(20)).await;
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_ends_sends_what_waits_and_keeps_nothing() {
+        let shared = shared();
+        LocalSet::new().run_until(report(&shared, 100, 250)).await;
+        let value = |name: &str| shared.stats.value(&format!("mixer.http.{name}"));
+        assert_eq!(value("remote_report_calls"), Some(3));
+        assert_eq!(value("remote_report_errors"), Some(3));
+        assert_eq!(value("reports_dropped"), Some(250));
+        assert_eq!(KEPT.get(), 0);
+        assert!(BATCHES.with_borrow(HashMap::is_empty));
+    }
+
+    #[tokio::test]
+    async fn what_a_worker_keeps_is_bounded() {
+        let shared = shared();
+        let number = MAX_WAITING_REPORTS + 5;
+        LocalSet::new()
+            .run_until(report(&shared, u32::MAX, number))
+            .await;
+        let value = |name: &str| shared.stats.value(&format!("mixer.http.{name}"));
+        assert_eq!(value("report_calls"), Some(number as u64));
+        assert_eq!(value("remote_report_calls"), Some(1));
+        // Five found no place, the others no Mixer.
+        assert_eq!(value("reports_dropped"), Some(number as u64));
+        assert_eq!(KEPT.get(), 0);
+    }
 }

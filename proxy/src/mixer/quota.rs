@@ -120,12 +120,18 @@ mod tests {
             match_type: Some(MatchType::Regex(text.into())),
         };
         let clause = |all: &[(&str, StringMatch)]| AttributeMatch {
-            clause: all.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect(),
+            clause: all
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), v.clone()))
+                .collect(),
         };
         let spec = QuotaSpec {
             rules: vec![QuotaRule {
                 r#match: vec![
-                    clause(&[("request.method", exact("GET")), ("request.path", regex("/a.*"))]),
+                    clause(&[
+                        ("request.method", exact("GET")),
+                        ("request.path", regex("/a.*")),
+                    ]),
                     clause(&[("request.method", exact("PUT"))]),
                 ],
                 quotas: vec![Quota {

@@ -76,9 +76,7 @@ impl TcpMixer {
                 .check(shared, &attributes, &quotas, &self.fail.retries)
                 .await;
             let allowed = match checked {
-                Ok(checked) => {
-                    checked.verdict.refusal().is_none() && checked.exhausted.is_none()
-                }
+                Ok(checked) => checked.verdict.refusal().is_none() && checked.exhausted.is_none(),
                 Err(_) => self.fail.open,
             };
             if !allowed {

@@ -1,8 +1,7 @@
 //! What Mixer decided about a request, in the terms of a proxy.
 
 use lateen_protocols::istio::mixer::v1::{
-    HeaderOperation, RouteDirective,
-    header_operation::Operation,
+    HeaderOperation, RouteDirective, header_operation::Operation,
 };
 
 use crate::{
@@ -128,7 +127,10 @@ mod tests {
     fn a_denial_says_code_and_message() {
         let reject = refusal(7, "h.handler.default:Not allowed");
         assert_eq!(reject.status, 403);
-        assert_eq!(reject.body, "PERMISSION_DENIED:h.handler.default:Not allowed");
+        assert_eq!(
+            reject.body,
+            "PERMISSION_DENIED:h.handler.default:Not allowed"
+        );
         assert_eq!(Verdict::default().refusal(), None);
     }
 
@@ -149,7 +151,10 @@ mod tests {
         let reject = verdict.refusal().unwrap();
         assert_eq!(reject.status, 302);
         assert_eq!(
-            reject.headers.get(&Name::new("location")).map(|v| v.as_ref()),
+            reject
+                .headers
+                .get(&Name::new("location"))
+                .map(|v| v.as_ref()),
             Some(b"/login".as_slice())
         );
     }
