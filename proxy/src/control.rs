@@ -293,13 +293,15 @@ impl Control {
         };
         if next != phase {
             tracing::info!(phase = ?next, "start-up moves on");
+            // Who sees the new phase sees what is wanted in it, too.
+            self.publish(next);
             self.phase.send_replace(next);
             if next == Phase::Listeners {
                 self.expire(next);
             }
             return self.settle(state, false);
         }
-        self.publish();
+        self.publish(phase);
         let scope = self.shared.stats.scope("listener_manager.");
         let count =
             |f: fn(&Listeners) -> bool| state.listeners.values().filter(|l| f(l)).count() as u64;
@@ -354,10 +356,10 @@ impl Control {
         }
     }
 
-    fn publish(&self) {
+    fn publish(&self, phase: Phase) {
         let mut wanted = Wanted {
             clusters: self.dynamic.clusters,
-            listeners: self.dynamic.listeners && *self.phase.borrow() >= Phase::Listeners,
+            listeners: self.dynamic.listeners && phase >= Phase::Listeners,
             endpoints: self
                 .shared
                 .clusters
@@ -668,6 +670,11 @@ impl Sink for Control {
                 true => applied,
                 false => Err(ConfigError::new(name.clone(), "is there twice")),
             };
+            if update.kind == Kind::Route
+                && let Some(slot) = self.shared.routes.find(&name)
+            {
+                slot.count(applied.is_ok());
+            }
             let key = (update.kind, name.clone());
             match applied {
                 Ok(()) => {

@@ -239,7 +239,7 @@ impl ConnectionManager {
                     .map_err(|error| error.within("tracing"))?,
             },
             stats: Stats::new(&scope),
-            routes: routes(config, shared)?,
+            routes: routes(config, &scope, shared)?,
             codec: config.codec_type(),
             limits: limits(config)?,
             server_name: match config.server_name.as_str() {
@@ -348,12 +348,15 @@ fn refuse_unsupported(config: &proto::HttpConnectionManager) -> Result<(), Confi
 
 fn routes(
     config: &proto::HttpConnectionManager,
+    scope: &Scope,
     shared: &Arc<Shared>,
 ) -> Result<Routes, ConfigError> {
     match config.route_specifier.as_ref() {
         Some(RouteSpecifier::RouteConfig(table)) => inline(table, shared),
         Some(RouteSpecifier::Rds(rds)) if !rds.route_config_name.is_empty() => {
-            Ok(Routes::Slot(shared.routes.slot(&rds.route_config_name)))
+            let slot = shared.routes.slot(&rds.route_config_name);
+            slot.count_in(scope.scope(&format!("rds.{}.", rds.route_config_name)));
+            Ok(Routes::Slot(slot))
         }
         Some(RouteSpecifier::Rds(_)) => Err(invalid("rds", "no route_config_name")),
         Some(RouteSpecifier::ScopedRoutes(_)) => Err(invalid("scoped_routes", "not supported")),

@@ -25,6 +25,7 @@ use crate::{
     head::{Headers, Known, Name, RequestHead},
     proto::{Chance, invalid},
     shared::Shared,
+    stats::Scope,
 };
 
 pub mod headers;
@@ -52,6 +53,8 @@ pub struct RouteSlots {
 pub struct RouteSlot {
     name: Arc<str>,
     table: ArcSwapOption<RouteTable>,
+    /// Where the updates of this table are counted: `http.PREFIX.rds.NAME.` of its users.
+    scopes: Mutex<Vec<Scope>>,
 }
 
 impl RouteSlots {
@@ -65,9 +68,15 @@ impl RouteSlots {
         let slot = Arc::new(RouteSlot {
             name: name.into(),
             table: ArcSwapOption::empty(),
+            scopes: Mutex::default(),
         });
         slots.insert(slot.name.clone(), Arc::downgrade(&slot));
         slot
+    }
+
+    /// The slot of a name, if somebody holds it.
+    pub(crate) fn find(&self, name: &str) -> Option<Arc<RouteSlot>> {
+        self.lock().get(name)?.upgrade()
     }
 
     /// Names that listeners refer to, sorted.
@@ -93,6 +102,34 @@ impl RouteSlot {
     /// The name.
     pub fn name(&self) -> &Arc<str> {
         &self.name
+    }
+
+    /// Counts updates of this table in a scope, too.
+    pub(crate) fn count_in(&self, scope: Scope) {
+        let mut scopes = self.scopes();
+        if scopes.iter().all(|known| known.prefix() != scope.prefix()) {
+            scopes.push(scope);
+        }
+    }
+
+    /// Counts an update for all users of the table.
+    pub(crate) fn count(&self, accepted: bool) {
+        for scope in self.scopes().iter() {
+            scope.counter("update_attempt").inc();
+            scope
+                .counter(if accepted {
+                    "update_success"
+                } else {
+                    "update_rejected"
+                })
+                .inc();
+        }
+    }
+
+    fn scopes(&self) -> std::sync::MutexGuard<'_, Vec<Scope>> {
+        self.scopes
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Puts a new table in place.

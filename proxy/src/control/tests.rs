@@ -143,6 +143,27 @@ async fn a_start_goes_from_clusters_over_routes_to_live() {
     );
     assert_eq!(active(&control), ["l"]);
     assert_eq!(*control.phase().borrow(), Phase::Live);
+
+    let bad = resource::<RouteConfiguration>(
+        "{ name: r, virtual_hosts: [ { name: a, domains: ['*'] }, { name: b, domains: ['*'] } ] }",
+    );
+    assert!(
+        control
+            .apply(update(Kind::Route, vec![bad]))
+            .error
+            .is_some()
+    );
+    for (name, want) in [
+        ("update_attempt", 2),
+        ("update_success", 1),
+        ("update_rejected", 1),
+    ] {
+        let value = control
+            .shared()
+            .stats
+            .value(&format!("http.l.rds.r.{name}"));
+        assert_eq!(value, Some(want), "{name}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
