@@ -83,6 +83,15 @@ pub(super) fn request_head(parts: &Parts, upgrade: bool) -> Result<RequestHead, 
     } else {
         connection_tokens(&parts.headers).collect()
     };
+    if !is_plainly_chunked(&parts.headers) {
+        // Forwarded without its coding, the body would mean something else to the next hop.
+        return Err(Reject::new(
+            501,
+            "Not Implemented",
+            ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR,
+            "http1.invalid_transfer_encoding",
+        ));
+    }
     let mut cookies = BytesMut::new();
     for (name, value) in &parts.headers {
         let value = Bytes::copy_from_slice(value.as_bytes());
@@ -140,6 +149,14 @@ pub(super) fn request_head(parts: &Parts, upgrade: bool) -> Result<RequestHead, 
     })
 }
 
+/// Whether a body has no transfer coding but `chunked`.
+fn is_plainly_chunked(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(http::header::TRANSFER_ENCODING).iter();
+    let first = codings.next();
+    first.is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+        && codings.next().is_none()
+}
+
 fn has_token(value: &[u8], token: &[u8]) -> bool {
     value
         .split(|b| *b == b',')
@@ -163,12 +180,15 @@ fn trailers(map: &HeaderMap) -> Headers {
 
 /// hyper's form of headers. What cannot be sent (it came malformed from an upstream) is left out.
 pub(super) fn header_map(headers: &Headers) -> HeaderMap {
-    let mut map = HeaderMap::with_capacity(headers.len());
+    // `with_capacity` and `append` panic when there are more than the map can hold.
+    let mut map = HeaderMap::try_with_capacity(headers.len()).unwrap_or_default();
     for (name, value) in headers.iter() {
         let name = HeaderName::from_bytes(name.as_bytes());
         let value = HeaderValue::from_maybe_shared(value.clone());
-        if let (Ok(name), Ok(value)) = (name, value) {
-            map.append(name, value);
+        if let (Ok(name), Ok(value)) = (name, value)
+            && map.try_append(name, value).is_err()
+        {
+            break;
         }
     }
     map
@@ -333,6 +353,39 @@ impl Source for UpgradedBody {
                     });
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_headers_than_the_map_holds_are_no_panic() {
+        let mut headers = Headers::default();
+        for number in 0..40_000 {
+            headers.append(Name::new(format!("x-{number}")), "");
+        }
+        assert!(header_map(&headers).len() > 20_000);
+    }
+
+    #[test]
+    fn only_the_chunked_coding_is_known() {
+        for (lines, plain) in [
+            (&[][..], true),
+            (&["chunked"], true),
+            (&["Chunked"], true),
+            (&["gzip, chunked"], false),
+            (&["identity"], false),
+            (&["gzip", "chunked"], false),
+            (&["chunked", "chunked"], false),
+        ] {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append("transfer-encoding", HeaderValue::from_static(line));
+            }
+            assert_eq!(is_plainly_chunked(&headers), plain, "{lines:?}");
         }
     }
 }

@@ -2,6 +2,7 @@
 //! say (`x-envoy-*`), request ids, paths. Envoy: `ConnectionManagerUtility`.
 
 use std::{
+    borrow::Cow,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     sync::LazyLock,
 };
@@ -19,7 +20,7 @@ use crate::{
     http::{ConnectionManager, StripPort, cert},
     info::{ConnectionInfo, ResponseFlags},
     reject::Reject,
-    route::without_port,
+    route::{matcher::joined, without_port},
 };
 
 /// What was found out about a request before routing.
@@ -158,6 +159,11 @@ impl ConnectionManager {
             "http"
         };
         let headers = &mut head.headers;
+        // Several lines are one list: who looked at the first only would believe what the client wrote
+        // instead of what a trusted proxy added.
+        if let Some(Cow::Owned(all)) = joined(headers, &Known::XForwardedFor.into()) {
+            headers.set(Known::XForwardedFor, all);
+        }
         let forwarded = headers.known(Known::XForwardedFor).cloned();
         let (found, single) = if self.use_remote_address {
             let found = match self.trusted_hops {

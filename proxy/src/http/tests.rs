@@ -108,6 +108,11 @@ async fn what_is_not_http_is_refused() {
         ("large headers", big.as_bytes(), "HTTP/1.1 431"),
         ("many headers", many.as_bytes(), "HTTP/1.1 431"),
         (
+            "a coding we do not know",
+            b"POST /hello HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+            "HTTP/1.1 501",
+        ),
+        (
             "two lengths",
             b"POST /hello HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabcd",
             "HTTP/1.1 400",
@@ -116,6 +121,29 @@ async fn what_is_not_http_is_refused() {
     for (note, request, want) in cases {
         let got = exchange(address, request).await;
         assert!(got.starts_with(want), "{note}: {got}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_cannot_hide_its_address_in_a_line_of_its_own() {
+    const TELL: &str = "[{name: v, domains: ['*'], routes: [{match: {prefix: /}, direct_response: {status: 200}}], \
+        response_headers_to_add: [{header: {key: client, value: '%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%'}}]}]";
+    let proxy = Proxy::start();
+    // The balancer before us added 2.2.2.2; whatever stands before that is the client's own word.
+    let edge = proxy.listen(
+        "edge",
+        &http(TELL, "use_remote_address: true, xff_num_trusted_hops: 1"),
+    );
+    let inner = proxy.listen("inner", &http(TELL, ""));
+    for address in [edge, inner] {
+        for lines in [
+            "x-forwarded-for: 1.1.1.1, 2.2.2.2\r\n",
+            "x-forwarded-for: 1.1.1.1\r\nx-forwarded-for: 2.2.2.2\r\n",
+        ] {
+            let request = format!("GET / HTTP/1.1\r\nhost: a\r\n{lines}connection: close\r\n\r\n");
+            let got = exchange(address, request.as_bytes()).await;
+            assert!(got.contains("client: 2.2.2.2\r\n"), "{lines}: {got}");
+        }
     }
 }
 
