@@ -10,7 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -24,7 +24,7 @@ use lateen_protocols::envoy::envoy::extensions::filters::network::http_connectio
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     sync::Notify,
-    time::{Instant, sleep_until, timeout_at},
+    time::{Instant, Sleep, sleep, sleep_until, timeout_at},
 };
 
 use super::{ConnectionManager, stream};
@@ -108,6 +108,8 @@ impl ConnectionManager {
             received: self.stats.cx_rx_bytes_total.clone(),
             sent: self.stats.cx_tx_bytes_total.clone(),
             signals: signals.clone(),
+            patience: self.limits.stream_idle,
+            stalled: None,
         };
         let Some((h2, prefix)) = self.sniff(&mut stream, &info).await else {
             return;
@@ -396,13 +398,45 @@ impl Drop for Active<'_> {
     }
 }
 
-/// Counts bytes, and notes when a head begins to come in.
+/// Counts bytes, notes when a head begins to come in, and gives up a peer that reads nothing.
 #[derive(Debug)]
 struct Metered<S> {
     inner: S,
     received: Counter,
     sent: Counter,
     signals: Arc<Signals>,
+    /// How long a write may wait for the peer. While it waits nobody asks the streams for more, so their
+    /// own limits do not run. Envoy: `stream_flush_timeout`, which is `stream_idle_timeout` unless given.
+    patience: Option<Duration>,
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Metered<S> {
+    fn wrote(
+        &mut self,
+        cx: &mut Context<'_>,
+        polled: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        match polled {
+            Poll::Ready(result) => {
+                self.stalled = None;
+                if let Ok(n) = &result {
+                    self.sent.add(*n as u64);
+                }
+                Poll::Ready(result)
+            }
+            Poll::Pending => {
+                let Some(patience) = self.patience else {
+                    return Poll::Pending;
+                };
+                let stalled = self
+                    .stalled
+                    .get_or_insert_with(|| Box::pin(sleep(patience)));
+                ready!(stalled.as_mut().poll(cx));
+                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+            }
+        }
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
@@ -431,10 +465,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.inner).poll_write(cx, buf);
-        if let Poll::Ready(Ok(n)) = &polled {
-            self.sent.add(*n as u64);
-        }
-        polled
+        self.wrote(cx, polled)
     }
 
     fn poll_write_vectored(
@@ -443,10 +474,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
-        if let Poll::Ready(Ok(n)) = &polled {
-            self.sent.add(*n as u64);
-        }
-        polled
+        self.wrote(cx, polled)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -459,5 +487,36 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_reads_nothing_is_given_up() {
+        let scope = crate::stats::Registry::new().scope("x.");
+        let (inner, mut peer) = tokio::io::duplex(4);
+        let mut metered = Metered {
+            inner,
+            received: scope.counter("received"),
+            sent: scope.counter("sent"),
+            signals: Arc::default(),
+            patience: Some(Duration::from_secs(60)),
+            stalled: None,
+        };
+        let mut four = [0; 4];
+        let (written, read) = tokio::join!(metered.write_all(b"abcdefgh"), async {
+            tokio::time::sleep(Duration::from_secs(59)).await;
+            peer.read_exact(&mut four).await
+        });
+        written.unwrap();
+        read.unwrap();
+        let error = metered.write_all(b"i").await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(scope.counter("sent").value(), 8);
     }
 }
