@@ -118,21 +118,14 @@ async fn respond(
     }
     record.enter(&selected, limits);
     if let Some(name) = upgrade {
-        let allowed = match &selected.route().action {
-            Action::Forward { policy, .. } => policy.upgrade(name),
-            Action::Redirect(_) | Action::Direct { .. } => None,
-        };
-        if !allowed.unwrap_or_else(|| manager.allows_upgrade(name)) {
-            return Err(Reject::new(
-                403,
-                "",
-                ResponseFlags::default(),
-                "upgrade_failed",
-            ));
-        }
+        allow_upgrade(&manager, &selected, name)?;
         manager.stats.cx_upgrades_total.inc();
     }
     let selected = run_filters(record, &manager, &table, selected, origin.internal).await?;
+    if let Some(name) = upgrade {
+        // A filter may have moved the request to another route.
+        allow_upgrade(&manager, &selected, name)?;
+    }
     record.enter(&selected, limits);
     let head = record.request.as_mut().ok_or_else(Reject::no_route)?;
     match &selected.route().action {
@@ -179,6 +172,27 @@ async fn respond(
             )
             .await
         }
+    }
+}
+
+fn allow_upgrade(
+    manager: &ConnectionManager,
+    selected: &Selected,
+    name: &str,
+) -> Result<(), Reject> {
+    let by_route = match &selected.route().action {
+        Action::Forward { policy, .. } => policy.upgrade(name),
+        Action::Redirect(_) | Action::Direct { .. } => None,
+    };
+    if by_route.unwrap_or_else(|| manager.allows_upgrade(name)) {
+        Ok(())
+    } else {
+        Err(Reject::new(
+            403,
+            "",
+            ResponseFlags::default(),
+            "upgrade_failed",
+        ))
     }
 }
 
