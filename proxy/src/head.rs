@@ -291,7 +291,8 @@ impl RequestHead {
     pub fn is_grpc(&self) -> bool {
         self.headers
             .known(Known::ContentType)
-            .is_some_and(|v| v.starts_with(b"application/grpc"))
+            .and_then(|v| v.strip_prefix(b"application/grpc"))
+            .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
     }
 }
 
@@ -332,6 +333,30 @@ mod tests {
     fn names_compare_regardless_of_how_they_were_made() {
         assert_eq!(Name::new("X-Request-ID"), Name::Known(Known::XRequestId));
         assert_eq!(Name::new("X-Foo"), Name::from_lower("x-foo".into()));
+    }
+
+    #[test]
+    fn grpc_is_told_from_its_relatives() {
+        for (content_type, grpc) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc; charset=utf-8", true),
+            ("application/grpc-web", false),
+            ("application/grpcx", false),
+            ("application/json", false),
+        ] {
+            let mut headers = Headers::default();
+            headers.append(Known::ContentType, content_type);
+            let head = RequestHead {
+                method: "POST".into(),
+                scheme: "http".into(),
+                authority: "a".into(),
+                path: "/".into(),
+                protocol: Protocol::Http2,
+                headers,
+            };
+            assert_eq!(head.is_grpc(), grpc, "{content_type}");
+        }
     }
 
     #[test]
