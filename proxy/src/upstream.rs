@@ -36,6 +36,8 @@ use crate::{
 
 /// Hosts of an ORIGINAL_DST cluster a worker remembers; beyond that they are made anew each time.
 const MAX_ORIGINAL_HOSTS: usize = 4096;
+/// Pools of one cluster a worker keeps: server names that come from requests must not fill the memory.
+const MAX_POOLS: usize = 8192;
 /// Subsets of one cluster a worker keeps balancers for.
 const MAX_SUBSETS: usize = 128;
 
@@ -317,7 +319,12 @@ impl LocalCluster {
             wanted,
             high,
         );
-        pools.insert(key, pool.clone());
+        if pools.len() < MAX_POOLS {
+            pools.insert(key, pool.clone());
+        } else {
+            // Serves this request and keeps nothing.
+            pool.drain();
+        }
         pool
     }
 
@@ -352,14 +359,15 @@ impl LocalCluster {
         for pool in pools {
             pool.sweep();
         }
-        if matches!(self.cluster.config.discovery, Discovery::OriginalDst { .. }) {
-            self.pools.borrow_mut().retain(|_, pool| !pool.is_unused());
-            // Held by the table only: no pool and no request uses it.
-            self.balancers
-                .borrow_mut()
-                .original
-                .retain(|_, host| Arc::strong_count(host) > 1);
-        }
+        // Each connection holds its pool, and so does each request that asks for one.
+        self.pools
+            .borrow_mut()
+            .retain(|_, pool| Rc::strong_count(pool) > 1);
+        // Held by the table only: no pool and no request uses it.
+        self.balancers
+            .borrow_mut()
+            .original
+            .retain(|_, host| Arc::strong_count(host) > 1);
     }
 
     fn drain(&self) {

@@ -247,6 +247,8 @@ fn a_connection_closed_while_idle_is_not_used() {
                 .status,
             200
         );
+        let served: Vec<_> = server.seen().iter().map(|seen| seen.connection).collect();
+        assert_eq!(served, [0, 1, 1]);
         assert_eq!(server.connections(), 2);
     });
 }

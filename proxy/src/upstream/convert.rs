@@ -119,6 +119,12 @@ pub(super) fn request(
     http2: bool,
 ) -> Result<Request<OutBody>, http::Error> {
     let upgrade = Upgrade::of(head);
+    // As Envoy: a request that could have a body and has none says so. hyper does it for some methods only.
+    let says_empty = !http2
+        && upgrade == Upgrade::None
+        && body.is_end_stream()
+        && head.headers.known(Known::ContentLength).is_none()
+        && !matches!(&*head.method, b"GET" | b"HEAD" | b"DELETE" | b"TRACE");
     let mut request = Request::new(OutBody(body));
     *request.method_mut() = Method::from_bytes(&head.method)?;
     let map = request.headers_mut();
@@ -137,6 +143,9 @@ pub(super) fn request(
             header_name(name)?,
             HeaderValue::from_maybe_shared(value.clone())?,
         );
+    }
+    if says_empty {
+        map.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
     }
     match (upgrade, http2) {
         (Upgrade::Protocol, false) => {
@@ -197,13 +206,15 @@ fn header_name(name: &Name) -> Result<HeaderName, http::Error> {
 
 /// For trailers: what is not valid is left out, as there is nobody to tell.
 fn header_map(headers: &Headers) -> http::HeaderMap {
-    let mut map = http::HeaderMap::with_capacity(headers.len());
+    // `with_capacity` and `append` panic when there are more than the map can hold.
+    let mut map = http::HeaderMap::try_with_capacity(headers.len()).unwrap_or_default();
     for (name, value) in headers.iter() {
         if let (Ok(name), Ok(value)) = (
             header_name(name),
             HeaderValue::from_maybe_shared(value.clone()),
-        ) {
-            map.append(name, value);
+        ) && map.try_append(name, value).is_err()
+        {
+            break;
         }
     }
     map
@@ -220,18 +231,9 @@ fn headers(map: &http::HeaderMap) -> Headers {
     headers
 }
 
-/// Our response head; hop-by-hop headers go.
+/// Our response head; hop-by-hop headers go. What `connection` names stays, as in Envoy: clients depend on it.
 pub(super) fn response(parts: &http::response::Parts) -> ResponseHead {
     let mut headers = headers(&parts.headers);
-    let listed: Vec<Name> = headers
-        .all(&Name::Known(Known::Connection))
-        .flat_map(|value| value.split(|b| *b == b','))
-        .map(|name| Name::new(name.trim_ascii()))
-        .filter(|name| !matches!(name, Name::Known(Known::Upgrade | Known::ContentLength)))
-        .collect();
-    for name in &listed {
-        headers.remove(name);
-    }
     let switched = parts.status == http::StatusCode::SWITCHING_PROTOCOLS;
     if !switched {
         headers.remove(&Name::Known(Known::Connection));
@@ -295,4 +297,47 @@ fn find<T: std::error::Error + 'static>(error: &hyper::Error) -> Option<&T> {
         source = error.source();
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::head::Protocol;
+
+    #[test]
+    fn who_could_have_a_body_and_has_none_says_so() {
+        for (method, http2, says) in [
+            ("GET", false, false),
+            ("DELETE", false, false),
+            ("OPTIONS", false, true),
+            ("POST", false, true),
+            ("POST", true, false),
+        ] {
+            let head = RequestHead {
+                method: method.into(),
+                scheme: "http".into(),
+                authority: "a".into(),
+                path: "/".into(),
+                protocol: Protocol::Http11,
+                headers: Headers::default(),
+            };
+            let made = request(&head, Body::empty(), http2).unwrap();
+            let length = made.headers().get(header::CONTENT_LENGTH);
+            assert_eq!(length.is_some_and(|v| v == "0"), says, "{method} {http2}");
+        }
+    }
+
+    #[test]
+    fn what_connection_names_stays_but_not_what_is_of_the_hop() {
+        let (parts, ()) = http::Response::builder()
+            .header("connection", "x-mine, keep-alive")
+            .header("keep-alive", "timeout=5")
+            .header("x-mine", "1")
+            .body(())
+            .unwrap()
+            .into_parts();
+        let head = response(&parts);
+        let names: Vec<_> = head.headers.iter().map(|(name, _)| name.clone()).collect();
+        assert_eq!(names, [Name::new("x-mine")]);
+    }
 }

@@ -165,6 +165,9 @@ impl Drop for Slot {
             self.conn.idle_since.set(Instant::now());
         }
         self.pool.serve_waiting();
+        if self.conn.active.get() == 0 && self.pool.draining.get() {
+            self.pool.forget(&self.conn);
+        }
     }
 }
 
@@ -371,12 +374,6 @@ impl Pool {
         drop((closed, shared));
     }
 
-    /// Whether nothing is open and nobody waits.
-    pub(crate) fn is_unused(&self) -> bool {
-        let state = self.state.borrow();
-        state.open == 0 && state.waiting.is_empty()
-    }
-
     pub(crate) fn host(&self) -> &Arc<Host> {
         &self.host
     }
@@ -487,10 +484,19 @@ impl Pool {
                 Err(_) => return,
             }
         }
-        if let Some(conn) = lent.conn.take() {
+        if let Some(conn) = lent.conn.take()
+            && !self.draining.get()
+        {
             let since = Instant::now();
             self.state.borrow_mut().idle.push(Idle { conn, since });
         }
+    }
+
+    fn forget(&self, conn: &Rc<H2>) {
+        self.state
+            .borrow_mut()
+            .shared
+            .retain(|other| !Rc::ptr_eq(other, conn));
     }
 
     /// Gives free streams to who waits, and makes connections for the others.
@@ -630,7 +636,8 @@ impl Pool {
                 max.and_then(|max| usize::try_from(max).ok())
                     .unwrap_or(MAX_HEADERS),
             )
-            .max_header_size(MAX_HEADER_BYTES);
+            .max_header_size(MAX_HEADER_BYTES)
+            .allow_obsolete_multiline_headers_in_responses(true);
         let (sender, connection) = builder.handshake(TokioIo::new(connected.stream)).await?;
         self.cluster.stats.upstream_cx_http1_total.inc();
         let pool = self.clone();
@@ -677,16 +684,20 @@ impl Pool {
         });
         let mut state = self.state.borrow_mut();
         state.connecting -= 1;
-        state.shared.push(Rc::new(H2 {
+        let conn = Rc::new(H2 {
             sender,
             facts,
             active: Cell::new(0),
             requests: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
             retired: Cell::new(false),
-        }));
+        });
+        state.shared.push(conn.clone());
         drop(state);
         self.serve_waiting();
+        if conn.active.get() == 0 && self.draining.get() {
+            self.forget(&conn);
+        }
         Ok(())
     }
 
