@@ -25,11 +25,13 @@ use rustls::{
     client::{ResolvesClientCert, Resumption},
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::ServerName,
-    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier},
+    server::{
+        Acceptor, ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier,
+    },
     sign::CertifiedKey,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+use tokio_rustls::{LazyConfigAcceptor, TlsConnector, client, server};
 
 use crate::{
     config_error::ConfigError,
@@ -395,9 +397,15 @@ impl ServerContext {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let built = self.cache.get(|| self.common.version(), || self.build())?;
-        let stream = TlsAcceptor::from(built.config.clone())
-            .accept(stream)
-            .await?;
+        let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+        let mut config = built.config.clone();
+        if !speaks_one_of(&start.client_hello(), &config.alpn_protocols) {
+            // As Envoy: who offers only what we do not know goes on without ALPN; rustls would end it.
+            let mut silent = ServerConfig::clone(&config);
+            silent.alpn_protocols.clear();
+            config = Arc::new(silent);
+        }
+        let stream = start.into_stream(config).await?;
         let connection = stream.get_ref().1;
         if self.require_sni && connection.server_name().is_none() {
             return Err(refused("the client sent no SNI"));
@@ -456,6 +464,13 @@ impl fmt::Debug for ServerContext {
             )
             .finish_non_exhaustive()
     }
+}
+
+/// Whether the client offers no ALPN, or a protocol of ours.
+fn speaks_one_of(hello: &ClientHello<'_>, ours: &[Vec<u8>]) -> bool {
+    hello
+        .alpn()
+        .is_none_or(|mut offered| offered.any(|protocol| ours.iter().any(|own| own == protocol)))
 }
 
 /// The certificate whose DNS SAN the client asked for, else the first.

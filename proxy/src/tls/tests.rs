@@ -46,6 +46,34 @@ fn client(context: &UpstreamTlsContext) -> ClientContext {
 }
 
 #[tokio::test]
+async fn an_unknown_protocol_is_no_reason_to_part() {
+    let ca = Authority::new();
+    let (ours, theirs) = (ca.issue(SERVER, &[]), ca.issue(CLIENT, &[]));
+    let server = server(&downstream(
+        common(Some(&ours), Some(&ca.pem()), &[], &["h2"]),
+        true,
+    ));
+    for (offered, agreed) in [
+        (&["spdy/9", "h2"][..], Some(&b"h2"[..])),
+        (&["spdy/9"], None),
+    ] {
+        let client = client(&upstream(
+            common(Some(&theirs), Some(&ca.pem()), &[SERVER], offered),
+            "",
+        ));
+        let (at_server, at_client) = meet(&server, &client, None).await;
+        assert_eq!(at_server.unwrap().alpn.as_deref(), agreed);
+        assert_eq!(at_client.unwrap().alpn.as_deref(), agreed);
+    }
+    // The certificate is asked for all the same.
+    let nobody = client(&upstream(
+        common(None, Some(&ca.pem()), &[], &["spdy/9"]),
+        "",
+    ));
+    assert!(meet(&server, &nobody, None).await.0.is_err());
+}
+
+#[tokio::test]
 async fn both_sides_know_each_other_by_mutual_tls() {
     let ca = Authority::new();
     let (ours, theirs) = (ca.issue(SERVER, &[]), ca.issue(CLIENT, &["client.example"]));
