@@ -81,12 +81,21 @@ impl ConnectionManager {
         let origin = self.origin(head, connection);
         self.sanitize(&mut head.headers, &origin);
         if let Some(agent) = &self.add_user_agent {
-            head.headers.append(
+            head.headers.set(
                 Name::new("x-envoy-downstream-service-cluster"),
                 agent.clone(),
             );
-            if head.headers.known(Known::UserAgent).is_none() {
-                head.headers.append(Known::UserAgent, agent.clone());
+            if head
+                .headers
+                .known(Known::UserAgent)
+                .is_none_or(Bytes::is_empty)
+            {
+                head.headers.set(Known::UserAgent, agent.clone());
+            }
+            let node = &self.shared.node.id;
+            if !node.is_empty() {
+                head.headers
+                    .set(Name::new("x-envoy-downstream-service-node"), node.clone());
             }
         }
         if !self.via.is_empty() {
