@@ -290,7 +290,7 @@ async fn stopping_is_forwarded() {
         .arg(&ready)
         .status()
         .unwrap();
-    let script = "trap 'kill $!; exit 3' TERM; sleep 1000 & echo > ready; wait";
+    let script = "trap 'kill $!; exit 3' TERM; sleep 60 >/dev/null 2>&1 & echo > ready; wait";
     let args = EnvoyArgs {
         base_id: Some(5),
         ..stand_in(dir.path(), script)
