@@ -118,7 +118,9 @@ pub enum Mode {
 }
 
 /// Levels that Envoy knows; ours may also be `target=level` pairs.
-const ENVOY_LEVELS: [&str; 7] = ["trace", "debug", "info", "warning", "error", "critical", "off"];
+const ENVOY_LEVELS: [&str; 7] = [
+    "trace", "debug", "info", "warning", "error", "critical", "off",
+];
 /// More threads than this are a mistake.
 const MAX_CONCURRENCY: usize = 256;
 
@@ -159,13 +161,18 @@ impl Options {
     /// Flags that Envoy is to have as we got them.
     fn envoy_extra(&self) -> Vec<String> {
         let pairs = [
-            ("--log-level", Some(self.log_level.clone()).filter(|l| ENVOY_LEVELS.contains(&l.as_str()))),
+            (
+                "--log-level",
+                Some(self.log_level.clone()).filter(|l| ENVOY_LEVELS.contains(&l.as_str())),
+            ),
             ("--config-yaml", self.config_yaml.clone()),
             ("--service-node", self.service_node.clone()),
             ("--service-cluster", self.service_cluster.clone()),
             ("--service-zone", self.service_zone.clone()),
         ];
-        let given = pairs.into_iter().filter_map(|(flag, value)| Some([flag.to_owned(), value?]));
+        let given = pairs
+            .into_iter()
+            .filter_map(|(flag, value)| Some([flag.to_owned(), value?]));
         given.flatten().collect()
     }
 

@@ -8,7 +8,10 @@
 //! and the main runtime (xDS, admin, SDS, telemetry export). They meet in [`shared::Shared`]: immutable
 //! tables behind `ArcSwap`, replaced whole by the main runtime and only read by the workers.
 
-#![allow(deprecated, reason = "Envoy deprecates fields that control planes still send")]
+#![allow(
+    deprecated,
+    reason = "Envoy deprecates fields that control planes still send"
+)]
 
 pub mod worker;
 pub mod listener;

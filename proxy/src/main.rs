@@ -21,7 +21,8 @@ const MAIN_THREADS: usize = 2;
 fn main() -> anyhow::Result<ExitCode> {
     let options = Options::parse();
     lateen_service::init_crypto();
-    let logging = Logging::start(&options.log_level, options.log_format == "json").map_err(anyhow::Error::msg)?;
+    let logging = Logging::start(&options.log_level, options.log_format == "json")
+        .map_err(anyhow::Error::msg)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(MAIN_THREADS)
         .thread_name("main")

@@ -417,18 +417,25 @@ impl<S> Metered<S> {
         cx: &mut Context<'_>,
         polled: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        match polled {
-            Poll::Ready(result) => {
+        if let Poll::Ready(Ok(n)) = &polled {
+            self.sent.add(*n as u64);
+        }
+        self.patiently(cx, polled)
+    }
+
+    /// Ends a wait for the peer that has lasted too long.
+    fn patiently<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        polled: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        match (polled, self.patience) {
+            (Poll::Ready(result), _) => {
                 self.stalled = None;
-                if let Ok(n) = &result {
-                    self.sent.add(*n as u64);
-                }
                 Poll::Ready(result)
             }
-            Poll::Pending => {
-                let Some(patience) = self.patience else {
-                    return Poll::Pending;
-                };
+            (Poll::Pending, None) => Poll::Pending,
+            (Poll::Pending, Some(patience)) => {
                 let stalled = self
                     .stalled
                     .get_or_insert_with(|| Box::pin(sleep(patience)));
@@ -482,11 +489,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+        let polled = Pin::new(&mut self.inner).poll_flush(cx);
+        self.patiently(cx, polled)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
+        let polled = Pin::new(&mut self.inner).poll_shutdown(cx);
+        self.patiently(cx, polled)
     }
 }
 
@@ -518,5 +527,22 @@ mod tests {
         let error = metered.write_all(b"i").await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert_eq!(scope.counter("sent").value(), 8);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bytes_that_wait_in_a_buffer_are_not_waited_for_either() {
+        let scope = crate::stats::Registry::new().scope("x.");
+        let (inner, _peer) = tokio::io::duplex(4);
+        let mut metered = Metered {
+            inner: tokio::io::BufWriter::with_capacity(64, inner),
+            received: scope.counter("received"),
+            sent: scope.counter("sent"),
+            signals: Arc::default(),
+            patience: Some(Duration::from_secs(60)),
+            stalled: None,
+        };
+        metered.write_all(b"abcdefgh").await.unwrap();
+        let error = metered.flush().await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }
