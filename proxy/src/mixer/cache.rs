@@ -103,14 +103,17 @@ impl Cache {
         }
     }
 
-    /// The answer for such a request, whether or not it may still be used.
+    /// The answer for such a request; its uses may have run out. One that has expired does not hide one of
+    /// another shape.
     pub(super) fn find(&self, attributes: &Attributes) -> Option<Arc<Answer>> {
         let shapes = self.shapes.load();
+        let now = Instant::now();
         let mut key = Vec::with_capacity(128);
         for (number, shape) in shapes.iter().enumerate() {
             key.clear();
             if shape.key(number, attributes, &mut key)
                 && let Some(answer) = self.answers.get(key.as_slice())
+                && answer.is_unexpired(now)
             {
                 return Some(answer);
             }
@@ -322,6 +325,23 @@ mod tests {
             assert!(cache.find(&request(same)).is_some());
             assert!(cache.find(&request(other)).is_none());
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_expired_answer_hides_no_other() {
+        let cache = Cache::new();
+        let john = request(Some("john"));
+        let referenced = |attribute_match: (AttributeMatch, Vec<String>)| ReferencedAttributes {
+            words: attribute_match.1,
+            attribute_matches: vec![attribute_match.0],
+        };
+        let absent = referenced(reference("source.user", None, Condition::Absence));
+        cache.keep(&absent, &john, answer(-1));
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert!(cache.find(&john).is_none());
+        let exact = reference("request.headers", Some("x-user"), Condition::Exact);
+        cache.keep(&referenced(exact), &john, answer(-1));
+        assert!(cache.find(&john).is_some());
     }
 
     #[tokio::test(start_paused = true)]
