@@ -233,3 +233,29 @@ fn spawn(spec: &Spec, log: &Path) -> anyhow::Result<Child> {
         .spawn()
         .with_context(|| format!("cannot start {}", spec.path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ends_right_after_its_start_is_not_started_again() {
+        let logs = tempfile::tempdir().unwrap();
+        let spec = Spec {
+            name: "brief".to_owned(),
+            path: "/bin/sh".into(),
+            args: vec!["-c".to_owned(), "echo no port; exit 3".to_owned()],
+            env: Vec::new(),
+            own_group: false,
+        };
+        let mut process = Process::start(spec, logs.path()).unwrap();
+        process.child.wait().unwrap();
+        let error = process.restart_if_ended().unwrap_err().to_string();
+        assert!(error.contains("brief exited with 3"), "{error}");
+        assert!(error.contains("no port"), "{error}");
+
+        process.started -= SHORT_LIFE;
+        let said = process.restart_if_ended().unwrap();
+        assert_eq!(said.as_deref(), Some("brief exited with 3"));
+    }
+}
