@@ -393,7 +393,11 @@ struct Shape {
     inner: Option<usize>,
 }
 
-static SHAPES: LazyLock<Shapes> = LazyLock::new(|| Shapes::of(&lateen_protocols::json::pool()));
+static SHAPES: LazyLock<Shapes> = LazyLock::new(|| {
+    let shapes = Shapes::of(&lateen_protocols::json::pool());
+    lateen_protocols::json::unload();
+    shapes
+});
 
 const ANY: &str = "google.protobuf.Any";
 

@@ -154,6 +154,7 @@ impl Server {
     pub async fn start(options: &Options, logging: Logging) -> Result<Server, StartError> {
         let started = Instant::now();
         let bootstrap = Arc::new(Bootstrap::load(&options.origin())?);
+        lateen_protocols::json::unload(); // several MB, not needed again until somebody asks for a dump
         let shared = shared(
             &bootstrap,
             Drain::new(options.drain_time()),
