@@ -58,6 +58,8 @@ spec:
 #[tokio::test]
 async fn a35_quota_is_exact() -> anyhow::Result<()> {
     let (mut mesh, client) = bookinfo(Options::default()).await?;
+    // Connections that are open already are charged as well.
+    assert_eq!(page(&client, &mesh, None).await?.status, 200);
     mesh.apply("quota.yaml", QUOTA).await?;
     for round in 0..2 {
         let started = Instant::now();

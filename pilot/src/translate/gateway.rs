@@ -14,7 +14,7 @@ use lateen_config::networking::{Server, TcpDestination};
 
 use crate::model::{Protocol, Routes, full_host, host_matches};
 
-use super::http::{self, RouteSource, Side};
+use super::http::{self, Side};
 use super::interception::gateway_bind;
 use super::listener::tls_inspector;
 use super::mixer::{self, Direction};
@@ -296,7 +296,7 @@ fn manager(scope: &Scope<'_>, listener: &str, route_name: String) -> Filter {
         scope,
         Side::Gateway,
         format!("outbound_{listener}"),
-        RouteSource::Named(route_name),
+        route_name,
         scope
             .mixer
             .as_ref()

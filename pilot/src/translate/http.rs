@@ -5,7 +5,6 @@ use envoy_types::pb::envoy::config::core::v3::{
     grpc_service::TargetSpecifier,
 };
 use envoy_types::pb::envoy::config::listener::v3::{Filter, filter};
-use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
 use envoy_types::pb::envoy::config::trace::v3::{
     OpenTelemetryConfig, ZipkinConfig, tracing::Http, tracing::http,
     zipkin_config::CollectorEndpointVersion,
@@ -33,14 +32,6 @@ const SERVER_NAME: &str = "istio-envoy";
 /// Share of requests traced unless the mesh says, in percent.
 const DEFAULT_SAMPLING: f64 = 1.0;
 
-/// Where the routes come from.
-pub(super) enum RouteSource {
-    /// RDS, by that name.
-    Named(String),
-    /// Inline.
-    Inline(Box<RouteConfiguration>),
-}
-
 /// Whose requests a connection manager serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
@@ -60,12 +51,12 @@ fn named<M: Message + Name>(name: &str, config: &M) -> HttpFilter {
     }
 }
 
-/// The connection manager as a network filter.
+/// The connection manager as a network filter; its routes come by RDS under that name.
 pub(super) fn connection_manager(
     scope: &Scope<'_>,
     side: Side,
     stat_prefix: String,
-    routes: RouteSource,
+    route_config_name: String,
     mixer: Option<HttpFilter>,
 ) -> Filter {
     let mut http_filters: Vec<HttpFilter> = mixer.into_iter().collect();
@@ -119,13 +110,10 @@ pub(super) fn connection_manager(
             upgrade_type: "websocket".to_owned(),
             ..Default::default()
         }],
-        route_specifier: Some(match routes {
-            RouteSource::Named(name) => RouteSpecifier::Rds(Rds {
-                config_source: ads(),
-                route_config_name: name,
-            }),
-            RouteSource::Inline(config) => RouteSpecifier::RouteConfig(*config),
-        }),
+        route_specifier: Some(RouteSpecifier::Rds(Rds {
+            config_source: ads(),
+            route_config_name,
+        })),
         ..Default::default()
     };
     Filter {

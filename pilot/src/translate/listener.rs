@@ -20,7 +20,7 @@ use prost::{Message, Name};
 
 use crate::model::{InboundPort, Port, Protocol, Service};
 
-use super::http::{self, RouteSource, Side};
+use super::http::{self, Side};
 use super::interception::{Traffic, may_bind};
 use super::mixer::{self, Direction};
 use super::route::{self, Binding};
@@ -66,7 +66,7 @@ pub(super) fn outbound(scope: &Scope<'_>, resources: &mut Resources) {
                 scope,
                 Side::Outbound,
                 format!("outbound_{name}"),
-                RouteSource::Named(names::HTTP_PROXY.to_owned()),
+                names::HTTP_PROXY.to_owned(),
                 scope
                     .mixer
                     .as_ref()
@@ -119,7 +119,7 @@ fn http_listeners(scope: &Scope<'_>, resources: &mut Resources) -> BTreeSet<u16>
             scope,
             Side::Outbound,
             format!("outbound_{name}"),
-            RouteSource::Named(port.to_string()),
+            port.to_string(),
             scope
                 .mixer
                 .as_ref()
@@ -419,6 +419,15 @@ pub(super) fn inbound(scope: &Scope<'_>, resources: &mut Resources) {
             Some(_) => {}
         }
     }
+    for inbound in ports.values() {
+        if let Some(served) = &inbound.served
+            && served.port.protocol.is_http()
+        {
+            let name = names::inbound(inbound.port);
+            let config = inbound_routes(scope, served, &name);
+            resources.routes.insert(name, config);
+        }
+    }
     match scope.traffic {
         Traffic::Bound { .. } => {
             for port in scope.node.app_ports.keys() {
@@ -565,11 +574,12 @@ fn inbound_filters(scope: &Scope<'_>, inbound: &Inbound, ip: IpAddr) -> Vec<Filt
     let address = Some((ip, inbound.port));
     let served = inbound.served.as_ref();
     match served.filter(|served| served.port.protocol.is_http()) {
-        Some(served) => vec![http::connection_manager(
+        // By name, so that a quota or a rule that changes does not have to wait for connections to drain.
+        Some(_) => vec![http::connection_manager(
             scope,
             Side::Inbound,
             format!("inbound_{ip}_{}", inbound.port),
-            RouteSource::Inline(Box::new(inbound_routes(scope, served, &cluster))),
+            cluster,
             scope
                 .mixer
                 .as_ref()

@@ -168,7 +168,7 @@ fn a_sidecar_gets_its_listeners_and_clusters() {
             "127.30.1.11_31400"
         ]
     );
-    assert_eq!(names(&resources.routes), ["http_proxy"]);
+    assert_eq!(names(&resources.routes), ["http_proxy", "inbound|9080||"]);
     assert_eq!(
         names(&resources.clusters),
         [
@@ -313,8 +313,12 @@ fn inbound_chains_follow_peer_authentication() {
     );
     let manager = filter(&listener, 0, 0);
     assert_eq!(manager["forward_client_cert_details"], "APPEND_FORWARD");
-    let host = &manager["route_config"]["virtual_hosts"][0];
-    assert_eq!(host["name"], "inbound|http|9080");
+    assert_eq!(manager["rds"]["route_config_name"], "inbound|9080||");
+    let host = vhost(
+        &translate(&world(""), &sidecar("envoy")),
+        "inbound|9080||",
+        "inbound|http|9080",
+    );
     assert_eq!(host["routes"][0]["route"]["cluster"], "inbound|9080||");
     let filters: Vec<&str> = manager["http_filters"]
         .as_array()
@@ -656,8 +660,8 @@ spec: { quotaSpecs: [{ name: request-count, namespace: istio-system }], services
         attributes["context.reporter.kind"],
         json!({"string_value": "inbound"})
     );
-    let route = &manager["route_config"]["virtual_hosts"][0]["routes"][0]["typed_per_filter_config"]
-        ["mixer"];
+    let host = vhost(&resources, "inbound|9080||", "inbound|http|9080");
+    let route = &host["routes"][0]["typed_per_filter_config"]["mixer"];
     assert_eq!(
         route["quota_spec"],
         json!([{"rules": [{"match": [{"clause": {"request.path": {"prefix": "/x"}}}], "quotas": [{"quota": "requestcount", "charge": 1}]}]}])
