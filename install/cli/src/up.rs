@@ -111,7 +111,10 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
 fn hold(config_dir: &Path) -> anyhow::Result<File> {
     let folder = File::open(config_dir)?;
     folder.try_lock().map_err(|_| {
-        anyhow::anyhow!("another mesh runs from {}; use another --config-dir", config_dir.display())
+        anyhow::anyhow!(
+            "another mesh runs from {}; use another --config-dir",
+            config_dir.display()
+        )
     })?;
     Ok(folder)
 }
