@@ -361,6 +361,10 @@ impl Mesh {
                         problem.as_str().map_or(problem.to_string(), str::to_owned)
                     );
                 }
+                let refused = state["refusals"]
+                    .as_array()
+                    .is_some_and(|all| !all.is_empty());
+                anyhow::ensure!(!refused, "refused: {}", state["refusals"]);
                 // Mixer reads its rules from Pilot and is among the readers.
                 let readers = state["readers"].as_array().into_iter().flatten();
                 if state["live"].as_u64() >= Some(generation)

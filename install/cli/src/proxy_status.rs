@@ -36,7 +36,35 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         return Ok(());
     }
     print!("{}", table(&state));
+    let url = format!("{}/debug/generation", options.pilot.trim_end_matches('/'));
+    print!("{}", complaints(&client.get(&url).await?.json()?));
     Ok(())
+}
+
+/// What Pilot has against the configuration, and what its clients refused; nothing when all is well.
+fn complaints(state: &Value) -> String {
+    let mut out = String::new();
+    for (title, field) in [
+        ("Problems (the last good version is in force)", "problems"),
+        ("Warnings", "warnings"),
+        ("Refusals", "refusals"),
+    ] {
+        let all = state[field]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        if all.is_empty() {
+            continue;
+        }
+        out.push_str(&format!("\n{}\n", bold(title)));
+        for complaint in all {
+            match complaint.as_str() {
+                Some(text) => out.push_str(&format!("  {text}\n")),
+                None => out.push_str(&format!("  {complaint}\n")),
+            }
+        }
+    }
+    out
 }
 
 /// One line a proxy, one column a type.
@@ -93,5 +121,15 @@ mod tests {
         let text = table(&state);
         assert!(text.contains("a.default"), "{text}");
         assert!(text.contains("LDS refused: no such filter"), "{text}");
+    }
+
+    #[test]
+    fn complaints_are_shown_and_silence_is_silent() {
+        let state = json!({"problems": ["a.yaml:1: broken"], "warnings": [], "refusals": [{"client": "m"}]});
+        let text = complaints(&state);
+        assert!(text.contains("  a.yaml:1: broken\n"), "{text}");
+        assert!(text.contains(r#"{"client":"m"}"#), "{text}");
+        assert!(!text.contains("Warnings"), "{text}");
+        assert_eq!(complaints(&json!({})), "");
     }
 }
