@@ -157,7 +157,7 @@ impl Mesh {
                 name: name.to_owned(),
                 path: program(name)?,
                 args: all,
-                env: Vec::new(),
+                env: thrift(),
                 own_group: options.own_group,
             };
             Process::start(spec, &logs(&folder))
@@ -593,7 +593,7 @@ impl Mesh {
             name,
             path: program("proxy")?,
             args,
-            env: Vec::new(),
+            env: thrift(),
             own_group: self.options.own_group,
         };
         Process::start(spec, &self.logs())
@@ -604,6 +604,12 @@ impl Drop for Mesh {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// A dozen programs share one machine here: their allocator gives free memory back at once rather than
+/// keeping it for a busy moment (260 MB instead of 310 MB for Bookinfo).
+fn thrift() -> Vec<(String, String)> {
+    vec![("MIMALLOC_PURGE_DELAY".to_owned(), "0".to_owned())]
 }
 
 fn auth_spec(block: &Block, folder: &Path, options: &Options) -> anyhow::Result<Spec> {
@@ -621,7 +627,7 @@ fn auth_spec(block: &Block, folder: &Path, options: &Options) -> anyhow::Result<
         name: "auth".to_owned(),
         path: program("auth")?,
         args,
-        env: Vec::new(),
+        env: thrift(),
         own_group: options.own_group,
     })
 }
