@@ -51,8 +51,6 @@ pub struct ForwardPolicy {
     pub grpc_duration_offset: Option<Duration>,
     /// Whether and when to retry.
     pub retry: Option<RetryPolicy>,
-    /// Whether a try that runs out of time goes on while the next is made.
-    pub hedge_on_per_try_timeout: bool,
     /// Values the consistent-hash balancers use, in order.
     pub hash: Vec<HashPolicy>,
     /// Clusters that get a copy of the request.
@@ -210,6 +208,12 @@ impl ForwardPolicy {
         let spans = action.max_stream_duration.unwrap_or_default();
         let retry = action.retry_policy.as_ref().or(vhost.retry_policy.as_ref());
         let hedge = action.hedge_policy.as_ref().or(vhost.hedge_policy.as_ref());
+        if hedge.is_some_and(|hedge| hedge.hedge_on_per_try_timeout) {
+            return Err(invalid(
+                "hedge_policy.hedge_on_per_try_timeout",
+                "not supported",
+            ));
+        }
         let mirrors = if action.request_mirror_policies.is_empty() {
             &vhost.request_mirror_policies
         } else {
@@ -262,7 +266,6 @@ impl ForwardPolicy {
                 spans.grpc_timeout_header_offset.as_ref(),
             )?,
             retry: retry.map(RetryPolicy::compile).transpose()?,
-            hedge_on_per_try_timeout: hedge.is_some_and(|hedge| hedge.hedge_on_per_try_timeout),
             hash: action
                 .hash_policy
                 .iter()
