@@ -3,7 +3,6 @@
 
 use std::{cell::RefCell, rc::Rc, sync::Arc};
 
-use bytes::Bytes;
 use lateen_protocols::envoy::{
     envoy::{
         config::route::v3 as route_proto,
@@ -445,6 +444,6 @@ impl RouteFilterConfig {
 }
 
 /// A whole number in a header's value.
-fn number(value: Option<&Bytes>) -> Option<u64> {
+fn number(value: Option<&[u8]>) -> Option<u64> {
     std::str::from_utf8(value?).ok()?.trim().parse().ok()
 }

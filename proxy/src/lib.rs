@@ -36,7 +36,7 @@ pub mod format;
 pub mod trace;
 pub mod grpc;
 
-pub mod head;
+pub use lateen_codec::head;
 pub mod body;
 pub mod info;
 pub mod reject;

@@ -395,7 +395,7 @@ fn of_request(head: &RequestHead, all: &mut Attributes) {
         KEYS.request_url_path,
         head.path.slice(..head.path_only().len()),
     );
-    let header = |name| head.headers.known(name).cloned();
+    let header = |name| head.headers.known(name).map(Bytes::copy_from_slice);
     all.set_some(KEYS.request_useragent, header(Known::UserAgent));
     all.set_some(KEYS.request_referer, header(Known::Referer));
     all.set_some(KEYS.request_id, header(Known::XRequestId));
@@ -430,13 +430,13 @@ fn map(pseudo: &[(&'static str, &Bytes)], headers: &Headers) -> Arc<[(Bytes, Byt
         .map(|(name, value)| (Bytes::from_static(name.as_bytes()), (*value).clone()))
         .collect();
     for (name, value) in headers.iter() {
-        let key = match name {
+        let key = match name.to_name() {
             Name::Known(known) => Bytes::from_static(known.as_str().as_bytes()),
-            Name::Other(bytes) => bytes.clone(),
+            Name::Other(bytes) => bytes,
         };
         match entries.iter_mut().find(|(known, _)| *known == key) {
             Some((_, present)) => *present = [&present[..], b",", value].concat().into(),
-            None => entries.push((key, value.clone())),
+            None => entries.push((key, Bytes::copy_from_slice(value))),
         }
     }
     entries.into()
@@ -479,7 +479,11 @@ fn of_outcome(facts: &Facts<'_>, all: &mut Attributes) {
     let grpc_message = facts
         .trailers
         .or(facts.response.map(|head| &head.headers))
-        .and_then(|headers| headers.known(Known::GrpcMessage).cloned());
+        .and_then(|headers| {
+            headers
+                .known(Known::GrpcMessage)
+                .map(Bytes::copy_from_slice)
+        });
     all.set_some(KEYS.response_grpc_message, grpc_message);
     all.set(KEYS.context_proxy_error_code, info.flags.short());
     if let Some(told) = &info.mixer {

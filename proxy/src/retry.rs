@@ -433,7 +433,7 @@ impl<'a> RetryState<'a> {
 
 fn take(headers: &mut Headers, name: &'static str) -> Option<bytes::Bytes> {
     let name = Name::from_lower(bytes::Bytes::from_static(name.as_bytes()));
-    let value = headers.get(&name).cloned();
+    let value = headers.get(&name).map(bytes::Bytes::copy_from_slice);
     if value.is_some() {
         headers.remove(&name);
     }

@@ -558,9 +558,11 @@ impl Selected {
             &policy.host_rewrite,
         ) {
             (Some(host), _) | (None, HostRewrite::Literal(host)) => Some(host.clone()),
-            (None, HostRewrite::Header(name)) => {
-                head.headers.get(name).filter(|v| !v.is_empty()).cloned()
-            }
+            (None, HostRewrite::Header(name)) => head
+                .headers
+                .get(name)
+                .filter(|v| !v.is_empty())
+                .map(Bytes::copy_from_slice),
             (None, HostRewrite::PathRegex(rewrite)) => {
                 Some(rewrite.apply(head.path_only()).into_owned().into())
             }

@@ -5,7 +5,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use lateen_protocols::envoy::{
     envoy::{
         config::{
@@ -233,11 +232,7 @@ impl Tracer {
 impl Sampling {
     /// Whether a request whose caller has not decided is recorded.
     fn decide(&self, headers: &Headers) -> bool {
-        let asked = |name| {
-            headers
-                .known(name)
-                .is_some_and(|value: &Bytes| !value.is_empty())
-        };
+        let asked = |name| headers.known(name).is_some_and(|value| !value.is_empty());
         let wanted = asked(Known::XClientTraceId) && self.client.hits()
             || asked(Known::XEnvoyForceTrace)
             || self.random.hits();

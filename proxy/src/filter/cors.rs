@@ -94,14 +94,13 @@ impl Cors {
             return Ok(());
         }
         cx.state.cors = Some(Allowed {
-            origin: origin.clone(),
+            origin: Bytes::copy_from_slice(origin),
             rules: rules.clone(),
         });
         if !preflight {
             return Ok(());
         }
-        let mut reply =
-            answer().with_header(Name::new("access-control-allow-origin"), origin.clone());
+        let mut reply = answer().with_header(Name::new("access-control-allow-origin"), origin);
         let mut add = |name: &str, value: &Bytes| {
             if !value.is_empty() {
                 reply.headers.append(Name::new(name), value.clone());
@@ -115,7 +114,7 @@ impl Cors {
         }
         // Browsers take a literal `*` only without credentials; what was asked for is always right.
         let asked = |own: &Bytes, name: &str| match own.as_ref() {
-            b"*" => get(name).cloned().unwrap_or_default(),
+            b"*" => get(name).map(Bytes::copy_from_slice).unwrap_or_default(),
             _ => own.clone(),
         };
         add(

@@ -184,7 +184,7 @@ pub(super) fn header_map(headers: &Headers) -> HeaderMap {
     let mut map = HeaderMap::try_with_capacity(headers.len()).unwrap_or_default();
     for (name, value) in headers.iter() {
         let name = HeaderName::from_bytes(name.as_bytes());
-        let value = HeaderValue::from_maybe_shared(value.clone());
+        let value = HeaderValue::from_bytes(value);
         if let (Ok(name), Ok(value)) = (name, value)
             && map.try_append(name, value).is_err()
         {

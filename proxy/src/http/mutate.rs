@@ -88,7 +88,7 @@ impl ConnectionManager {
             if head
                 .headers
                 .known(Known::UserAgent)
-                .is_none_or(Bytes::is_empty)
+                .is_none_or(<[u8]>::is_empty)
             {
                 head.headers.set(Known::UserAgent, agent.clone());
             }
@@ -127,7 +127,7 @@ impl ConnectionManager {
         let bad: Vec<Name> = headers
             .iter()
             .filter(|(name, _)| name.as_bytes().contains(&b'_'))
-            .map(|(name, _)| name.clone())
+            .map(|(name, _)| name.to_name())
             .collect();
         if !bad.is_empty() && self.underscores == HeadersWithUnderscoresAction::RejectRequest {
             return Err(bad_request("unexpected_underscore"));
@@ -173,7 +173,7 @@ impl ConnectionManager {
         if let Some(Cow::Owned(all)) = joined(headers, &Known::XForwardedFor.into()) {
             headers.set(Known::XForwardedFor, all);
         }
-        let forwarded = headers.known(Known::XForwardedFor).cloned();
+        let forwarded = headers.known(Known::XForwardedFor).map(<[u8]>::to_vec);
         let (found, single) = if self.use_remote_address {
             let found = match self.trusted_hops {
                 0 => None,
@@ -327,7 +327,7 @@ impl ConnectionManager {
     }
 
     /// Finishes a response head: `server`, `date`, `via`, `x-request-id`.
-    pub(super) fn finish_response(&self, head: &mut ResponseHead, request_id: Option<&Bytes>) {
+    pub(super) fn finish_response(&self, head: &mut ResponseHead, request_id: Option<&[u8]>) {
         let present = head.headers.known(Known::Server).is_some();
         match self.server_header {
             ServerHeader::Overwrite => head.headers.set(Known::Server, self.server_name.clone()),
@@ -342,7 +342,7 @@ impl ConnectionManager {
         if self.request_id_in_response
             && let Some(id) = request_id
         {
-            head.headers.set(Known::XRequestId, id.clone());
+            head.headers.set(Known::XRequestId, id);
         }
     }
 

@@ -214,7 +214,7 @@ impl HeaderKey {
 
 /// All values of a header joined by commas.
 pub fn joined<'a>(headers: &'a Headers, name: &Name) -> Option<Cow<'a, [u8]>> {
-    let mut values = headers.iter().filter(|(n, _)| *n == name).map(|(_, v)| v);
+    let mut values = headers.iter().filter(|(n, _)| *n == *name).map(|(_, v)| v);
     let first = values.next()?;
     let Some(second) = values.next() else {
         return Some(Cow::Borrowed(first.as_ref()));
@@ -378,7 +378,7 @@ pub fn cookie<'a>(headers: &'a Headers, name: &str) -> Option<&'a [u8]> {
     let key = Name::Known(Known::Cookie);
     headers
         .iter()
-        .filter(|(n, _)| **n == key)
+        .filter(|(n, _)| *n == key)
         .flat_map(|(_, line)| line.split(|b| *b == b';'))
         .find_map(|pair| {
             let pair = pair.trim_ascii();

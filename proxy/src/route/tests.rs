@@ -215,7 +215,10 @@ async fn rewrites() {
             .select(&head, None, false)
             .unwrap()
             .rewrite(&mut head, false);
-        let original = head.headers.known(Known::XEnvoyOriginalPath).cloned();
+        let original = head
+            .headers
+            .known(Known::XEnvoyOriginalPath)
+            .map(Bytes::copy_from_slice);
         assert_eq!(
             (head.path, head.authority, original),
             (

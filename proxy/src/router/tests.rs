@@ -716,7 +716,7 @@ fn an_upgraded_stream_is_a_tunnel() {
         assert_eq!(answer.status, 101);
         assert_eq!(
             answer.headers.known(Known::Upgrade),
-            Some(&Bytes::from("websocket"))
+            Some(&b"websocket"[..])
         );
         assert_eq!(server.seen()[0].header("connection"), Some("Upgrade"));
         let mut got = String::new();
@@ -806,7 +806,7 @@ fn http2_requests_share_a_connection() {
         for got in [first, second, third] {
             assert_eq!((got.status, text(&got)), (200, "hello"));
             let trailers = got.trailers.unwrap();
-            assert_eq!(trailers.known(Known::GrpcStatus), Some(&Bytes::from("5")));
+            assert_eq!(trailers.known(Known::GrpcStatus), Some(&b"5"[..]));
         }
         assert_eq!(connections.get(), 1);
         assert_eq!(world.stat("cluster.a.upstream_cx_http2_total"), 1);

@@ -28,6 +28,7 @@ use crate::{
     stats::Registry,
     testing::{self, LIMIT, Proxy, exchange},
 };
+use bytes::Bytes;
 
 fn shared() -> Arc<Shared> {
     Arc::new(Shared {
@@ -322,7 +323,10 @@ async fn the_callers_decision_holds() {
         let trace = tracer.start(&mut request, None);
         assert_eq!(trace.context().sampled, want, "{headers:?}");
         let flag = if want { "1" } else { "0" };
-        assert_eq!(request.headers.known(Known::XB3Sampled).unwrap(), flag);
+        assert_eq!(
+            request.headers.known(Known::XB3Sampled).unwrap(),
+            flag.as_bytes()
+        );
     }
 }
 

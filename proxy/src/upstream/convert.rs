@@ -136,13 +136,10 @@ pub(super) fn request(
         );
     }
     for (name, value) in head.headers.iter() {
-        if http2 && matches!(name, Name::Known(Known::Upgrade)) {
+        if http2 && name == Known::Upgrade {
             continue;
         }
-        map.append(
-            header_name(name)?,
-            HeaderValue::from_maybe_shared(value.clone())?,
-        );
+        map.append(header_name(name)?, HeaderValue::from_bytes(value)?);
     }
     if says_empty {
         map.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
@@ -156,7 +153,7 @@ pub(super) fn request(
             let protocol = head
                 .headers
                 .known(Known::Upgrade)
-                .cloned()
+                .map(bytes::Bytes::copy_from_slice)
                 .unwrap_or_default();
             let protocol = String::from_utf8_lossy(&protocol).into_owned();
             request
@@ -197,10 +194,10 @@ fn target(head: &RequestHead, upgrade: Upgrade, http2: bool) -> Result<Uri, http
     Ok(Uri::from_parts(parts)?)
 }
 
-fn header_name(name: &Name) -> Result<HeaderName, http::Error> {
-    Ok(match name {
-        Name::Known(known) => HeaderName::from_static(known.as_str()),
-        Name::Other(bytes) => HeaderName::from_lowercase(bytes)?,
+fn header_name(name: crate::head::NameRef<'_>) -> Result<HeaderName, http::Error> {
+    Ok(match name.known() {
+        Some(known) => HeaderName::from_static(known.as_str()),
+        None => HeaderName::from_lowercase(name.as_bytes())?,
     })
 }
 
@@ -209,10 +206,8 @@ fn header_map(headers: &Headers) -> http::HeaderMap {
     // `with_capacity` and `append` panic when there are more than the map can hold.
     let mut map = http::HeaderMap::try_with_capacity(headers.len()).unwrap_or_default();
     for (name, value) in headers.iter() {
-        if let (Ok(name), Ok(value)) = (
-            header_name(name),
-            HeaderValue::from_maybe_shared(value.clone()),
-        ) && map.try_append(name, value).is_err()
+        if let (Ok(name), Ok(value)) = (header_name(name), HeaderValue::from_bytes(value))
+            && map.try_append(name, value).is_err()
         {
             break;
         }

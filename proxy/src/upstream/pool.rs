@@ -908,9 +908,7 @@ async fn send_h2(
             *response.status_mut() = http::StatusCode::SWITCHING_PROTOCOLS;
             let (mut answer, body) = tunnelled(response, later.unwrap_or_default(), (guard, slot));
             if let Some(protocol) = head.headers.known(Known::Upgrade) {
-                answer
-                    .headers
-                    .set(Name::Known(Known::Upgrade), protocol.clone());
+                answer.headers.set(Name::Known(Known::Upgrade), protocol);
             }
             return Ok((answer, body));
         }

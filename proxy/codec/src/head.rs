@@ -21,16 +21,48 @@ macro_rules! well_known {
                 match self { $(Known::$variant => $text),+ }
             }
 
+            const ALL: &[Known] = &[$(Known::$variant),+];
+
             pub(super) fn lookup(name: &[u8]) -> Option<Known> {
-                $(const $variant: &[u8] = $text.as_bytes();)+
-                #[allow(non_upper_case_globals, reason = "constants named after variants")]
-                match name { $(_ if name == $variant => Some(Known::$variant),)+ _ => None }
+                let mut at = super::slot(name);
+                loop {
+                    let known = *Known::ALL.get(usize::from(super::SLOTS[at]))?;
+                    if known.as_str().as_bytes() == name {
+                        return Some(known);
+                    }
+                    at = (at + 1) % super::SLOTS.len();
+                }
+            }
+
+            pub(super) const fn slots() -> [u8; 256] {
+                let mut slots = [u8::MAX; 256];
+                let mut index = 0;
+                while index < Known::ALL.len() {
+                    let mut at = super::slot(Known::ALL[index].as_str().as_bytes());
+                    while slots[at] != u8::MAX {
+                        at = (at + 1) % slots.len();
+                    }
+                    slots[at] = Known::ALL[index] as u8;
+                    index += 1;
+                }
+                slots
             }
         }
     };
 }
 
-#[allow(non_upper_case_globals, reason = "constants named after variants")]
+/// Well-known names by [`slot`], open addressing; 255 is free.
+static SLOTS: [u8; 256] = Known::slots();
+
+/// Where a lower-case name is looked for first.
+const fn slot(name: &[u8]) -> usize {
+    let (len, last) = match name.split_last() {
+        Some((last, _)) => (name.len(), *last as usize),
+        None => return 0,
+    };
+    (len * 37 + name[0] as usize * 5 + last * 11 + name[len / 2] as usize * 3) & 255
+}
+
 mod known {
     well_known! {
         Accept = "accept",
@@ -128,6 +160,12 @@ pub fn known_from_lower(name: &[u8]) -> Option<Known> {
     Known::lookup(name)
 }
 
+impl From<NameRef<'_>> for Name {
+    fn from(name: NameRef<'_>) -> Name {
+        name.to_name()
+    }
+}
+
 impl From<Known> for Name {
     fn from(known: Known) -> Name {
         Name::Known(known)
@@ -140,84 +178,208 @@ impl fmt::Debug for Name {
     }
 }
 
+/// Name and value of one header as offsets into the text of its list.
+#[derive(Clone, Copy)]
+struct Entry {
+    known: Option<Known>,
+    name_at: u32,
+    name_len: u32,
+    value_at: u32,
+    value_len: u32,
+}
+
 /// Headers (or trailers) in order; a name may occur more than once.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+///
+/// One text holds all names and values, one list where they are: reading a head costs two allocations
+/// however many headers it has, and dropping it touches no reference count.
+#[derive(Clone, Default)]
 pub struct Headers {
-    list: Vec<(Name, Bytes)>,
+    text: Vec<u8>,
+    list: Vec<Entry>,
+}
+
+/// A name in a list of headers.
+#[derive(Clone, Copy)]
+pub struct NameRef<'a> {
+    known: Option<Known>,
+    text: &'a [u8],
+}
+
+impl<'a> NameRef<'a> {
+    /// The name in lower case.
+    pub fn as_bytes(self) -> &'a [u8] {
+        self.text
+    }
+
+    /// The integer of a well-known name.
+    pub fn known(self) -> Option<Known> {
+        self.known
+    }
+
+    /// A name of its own.
+    pub fn to_name(self) -> Name {
+        match self.known {
+            Some(known) => Name::Known(known),
+            None => Name::Other(Bytes::copy_from_slice(self.text)),
+        }
+    }
+}
+
+impl fmt::Debug for NameRef<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&String::from_utf8_lossy(self.text))
+    }
+}
+
+impl PartialEq for NameRef<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        match (self.known, other.known) {
+            (None, None) => self.text == other.text,
+            (one, other) => one == other,
+        }
+    }
+}
+
+impl PartialEq<Known> for NameRef<'_> {
+    fn eq(&self, other: &Known) -> bool {
+        self.known == Some(*other)
+    }
+}
+
+impl PartialEq<Name> for NameRef<'_> {
+    fn eq(&self, other: &Name) -> bool {
+        match other {
+            Name::Known(known) => self.known == Some(*known),
+            Name::Other(text) => self.known.is_none() && self.text == text,
+        }
+    }
 }
 
 impl Headers {
-    /// An empty list with room for `capacity` entries.
+    /// An empty list with room for `capacity` entries of ordinary length.
     pub fn with_capacity(capacity: usize) -> Headers {
         Headers {
+            text: Vec::with_capacity(capacity * 40),
             list: Vec::with_capacity(capacity),
         }
     }
 
     /// The first value of `name`.
-    pub fn get(&self, name: &Name) -> Option<&Bytes> {
-        self.list.iter().find(|(n, _)| n == name).map(|(_, v)| v)
+    pub fn get(&self, name: &Name) -> Option<&[u8]> {
+        match name {
+            Name::Known(known) => self.known(*known),
+            Name::Other(text) => self
+                .list
+                .iter()
+                .find(|entry| entry.known.is_none() && self.name(entry) == text)
+                .map(|entry| self.value(entry)),
+        }
     }
 
     /// The first value of a well-known name.
-    pub fn known(&self, name: Known) -> Option<&Bytes> {
+    pub fn known(&self, name: Known) -> Option<&[u8]> {
         self.list
             .iter()
-            .find(|(n, _)| matches!(n, Name::Known(k) if *k == name))
-            .map(|(_, v)| v)
+            .find(|entry| entry.known == Some(name))
+            .map(|entry| self.value(entry))
     }
 
     /// All values of `name`, in order.
-    pub fn all<'a>(&'a self, name: &'a Name) -> impl Iterator<Item = &'a Bytes> {
-        self.list
-            .iter()
-            .filter(move |(n, _)| n == name)
-            .map(|(_, v)| v)
+    pub fn all<'a>(&'a self, name: &'a Name) -> impl Iterator<Item = &'a [u8]> {
+        self.iter()
+            .filter(move |(found, _)| found == name)
+            .map(|(_, value)| value)
     }
 
     /// Adds a value after the existing ones.
-    pub fn append(&mut self, name: impl Into<Name>, value: impl Into<Bytes>) {
-        self.list.push((name.into(), value.into()));
+    pub fn append(&mut self, name: impl Into<Name>, value: impl AsRef<[u8]>) {
+        let entry = match name.into() {
+            Name::Known(known) => self.known_entry(known, value.as_ref()),
+            Name::Other(text) => {
+                let (name_at, name_len) = self.push(&text);
+                let (value_at, value_len) = self.push(value.as_ref());
+                Entry {
+                    known: None,
+                    name_at,
+                    name_len,
+                    value_at,
+                    value_len,
+                }
+            }
+        };
+        self.list.push(entry);
+    }
+
+    /// Adds a header as it stands on the wire; the name may be of any case. Neither is checked.
+    pub fn append_raw(&mut self, name: &[u8], value: &[u8]) {
+        let (name_at, name_len) = self.push(name);
+        let text = &mut self.text[name_at as usize..];
+        text.make_ascii_lowercase();
+        let known = Known::lookup(text);
+        let (value_at, value_len) = self.push(value);
+        self.list.push(Entry {
+            known,
+            name_at,
+            name_len,
+            value_at,
+            value_len,
+        });
     }
 
     /// Replaces all values of a name by one, in the place of the first.
-    pub fn set(&mut self, name: impl Into<Name>, value: impl Into<Bytes>) {
+    pub fn set(&mut self, name: impl Into<Name>, value: impl AsRef<[u8]>) {
         let name = name.into();
-        let value = value.into();
-        match self.list.iter().position(|(n, _)| *n == name) {
-            Some(first) => {
-                let mut index = 0;
-                self.list.retain(|(n, _)| {
-                    let keep = index <= first || *n != name;
-                    index += 1;
-                    keep
-                });
-                self.list[first].1 = value;
-            }
-            None => self.list.push((name, value)),
-        }
+        let first = self.position(&name);
+        let Some(first) = first else {
+            self.append(name, value);
+            return;
+        };
+        let (value_at, value_len) = self.push(value.as_ref());
+        let text = &self.text;
+        let mut index = 0;
+        self.list.retain(|entry| {
+            let keep = index <= first || name_ref(text, entry) != name;
+            index += 1;
+            keep
+        });
+        self.list[first].value_at = value_at;
+        self.list[first].value_len = value_len;
     }
 
     /// Removes all values of a name; whether there were any.
     pub fn remove(&mut self, name: &Name) -> bool {
         let before = self.list.len();
-        self.list.retain(|(n, _)| n != name);
+        let text = &self.text;
+        self.list.retain(|entry| name_ref(text, entry) != *name);
+        self.list.len() != before
+    }
+
+    /// Removes all values of a well-known name; whether there were any.
+    pub fn remove_known(&mut self, name: Known) -> bool {
+        let before = self.list.len();
+        self.list.retain(|entry| entry.known != Some(name));
         self.list.len() != before
     }
 
     /// Removes all values of a well-known name and gives the first.
     pub fn take(&mut self, name: Known) -> Option<Bytes> {
-        let first = self.known(name).cloned();
-        if first.is_some() {
-            self.list
-                .retain(|(n, _)| !matches!(n, Name::Known(k) if *k == name));
-        }
-        first
+        let first = self.known(name).map(Bytes::copy_from_slice)?;
+        self.remove_known(name);
+        Some(first)
+    }
+
+    /// Keeps only the entries for which `keep` says so.
+    pub fn retain(&mut self, mut keep: impl FnMut(NameRef<'_>, &[u8]) -> bool) {
+        let text = &self.text;
+        self.list
+            .retain(|entry| keep(name_ref(text, entry), value_of(text, entry)));
     }
 
     /// All entries in order.
-    pub fn iter(&self) -> impl Iterator<Item = (&Name, &Bytes)> {
-        self.list.iter().map(|(n, v)| (n, v))
+    pub fn iter(&self) -> impl Iterator<Item = (NameRef<'_>, &[u8])> {
+        self.list
+            .iter()
+            .map(|entry| (name_ref(&self.text, entry), self.value(entry)))
     }
 
     /// Number of entries.
@@ -228,6 +390,86 @@ impl Headers {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
+    }
+
+    /// Forgets all entries and keeps the memory.
+    pub fn clear(&mut self) {
+        self.text.clear();
+        self.list.clear();
+    }
+
+    fn position(&self, name: &Name) -> Option<usize> {
+        self.list
+            .iter()
+            .position(|entry| name_ref(&self.text, entry) == *name)
+    }
+
+    fn known_entry(&mut self, known: Known, value: &[u8]) -> Entry {
+        let (value_at, value_len) = self.push(value);
+        Entry {
+            known: Some(known),
+            name_at: 0,
+            name_len: 0,
+            value_at,
+            value_len,
+        }
+    }
+
+    /// Copies bytes to the end of the text. Heads are bounded far below 4 GiB before they come here;
+    /// what would not fit is cut.
+    fn push(&mut self, bytes: &[u8]) -> (u32, u32) {
+        let at = self.text.len();
+        let room = (u32::MAX as usize).saturating_sub(at);
+        let bytes = &bytes[..bytes.len().min(room)];
+        self.text.extend_from_slice(bytes);
+        (offset(at), offset(bytes.len()))
+    }
+
+    fn name<'a>(&'a self, entry: &'a Entry) -> &'a [u8] {
+        name_ref(&self.text, entry).text
+    }
+
+    fn value(&self, entry: &Entry) -> &[u8] {
+        value_of(&self.text, entry)
+    }
+}
+
+fn offset(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+fn name_ref<'a>(text: &'a [u8], entry: &Entry) -> NameRef<'a> {
+    let at = entry.name_at as usize;
+    NameRef {
+        known: entry.known,
+        text: match entry.known {
+            Some(known) => known.as_str().as_bytes(),
+            None => &text[at..at + entry.name_len as usize],
+        },
+    }
+}
+
+fn value_of<'a>(text: &'a [u8], entry: &Entry) -> &'a [u8] {
+    let at = entry.value_at as usize;
+    &text[at..at + entry.value_len as usize]
+}
+
+impl PartialEq for Headers {
+    fn eq(&self, other: &Headers) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for Headers {}
+
+impl fmt::Debug for Headers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list()
+            .entries(
+                self.iter()
+                    .map(|(name, value)| (name, String::from_utf8_lossy(value).into_owned())),
+            )
+            .finish()
     }
 }
 
@@ -368,7 +610,7 @@ mod tests {
         headers.set(Name::new("a"), "5");
         let all: Vec<_> = headers
             .iter()
-            .map(|(n, v)| (n.clone(), v.clone()))
+            .map(|(n, v)| (n.to_name(), Bytes::copy_from_slice(v)))
             .collect();
         assert_eq!(
             all,

@@ -1,0 +1,5 @@
+//! HTTP/1.1 and HTTP/2 without I/O: bytes in, heads and events out, and back.
+//!
+//! `head` is what the rest of the data plane sees of a message.
+
+pub mod head;
