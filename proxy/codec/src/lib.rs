@@ -3,3 +3,4 @@
 //! `head` is what the rest of the data plane sees of a message.
 
 pub mod head;
+pub mod h2;
