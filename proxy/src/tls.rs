@@ -6,6 +6,7 @@
 
 pub mod peer;
 pub mod verify;
+mod stream;
 
 use std::{
     fmt, io,
@@ -39,6 +40,7 @@ use crate::{
     secret::{Certificate, SecretSlot, SecretStore, Trust},
 };
 use peer::PeerCertificate;
+pub use stream::TlsStream;
 use verify::{ClientRules, NoVerification, Rules, ServerRules};
 
 /// The one cryptography provider of this process.
@@ -703,6 +705,7 @@ fn info(connection: &CommonState, verified: bool, local: Option<&PeerCertificate
         leaf.and_then(|leaf| Some((leaf, PeerCertificate::read(leaf).ok()?)))
     {
         info.peer_uri_san = peer.uri_sans.first().cloned();
+        info.peer_more_uri_sans = peer.uri_sans.iter().skip(1).cloned().collect();
         info.peer_subject = Some(peer.subject.clone());
         info.peer_fingerprint = Some(peer.fingerprint.clone());
         info.peer_dns_sans.clone_from(&peer.dns_sans);
