@@ -15,6 +15,7 @@
 
 pub mod worker;
 pub mod listener;
+pub mod net;
 pub mod inspector;
 pub mod rewind;
 pub mod filter_chain;
@@ -38,6 +39,7 @@ pub mod grpc;
 
 pub use lateen_codec::head;
 pub mod body;
+pub mod timer;
 pub mod info;
 pub mod reject;
 pub mod config_error;
