@@ -10,7 +10,7 @@ use lateen_protocols::envoy::{
             http::{
                 cors::v3::{Cors as CorsProto, CorsPolicy},
                 fault::v3::HttpFault,
-                grpc_stats::v3::FilterConfig as GrpcStats,
+                rbac::v3::{Rbac as RbacProto, RbacPerRoute},
                 router::v3::Router as RouterProto,
             },
             network::http_connection_manager::v3::{
@@ -23,6 +23,7 @@ use lateen_protocols::envoy::{
 use lateen_protocols::istio::mixer::v1::config::client::{HttpClientConfig, ServiceConfig};
 
 use crate::{
+    body::Body,
     config_error::ConfigError,
     format::Facts,
     head::{Name, RequestHead, ResponseHead},
@@ -38,13 +39,24 @@ use crate::{
 
 pub mod cors;
 pub mod fault;
+pub mod rbac;
 
 /// The filters of a connection manager, in order; the router ends the list and is not in it.
 #[derive(Debug)]
 pub struct HttpFilters {
-    list: Vec<(Arc<str>, HttpFilter)>,
+    list: Vec<Entry>,
     /// What the router filter says.
     pub router: RouterOptions,
+}
+
+/// A filter of the list.
+#[derive(Debug)]
+struct Entry {
+    /// Routes configure the filter under this name.
+    name: Box<str>,
+    /// Runs only where a route configures it.
+    disabled: bool,
+    filter: HttpFilter,
 }
 
 /// A built-in filter.
@@ -54,6 +66,8 @@ pub enum HttpFilter {
     Fault(fault::Fault),
     /// Cross-origin requests.
     Cors(cors::Cors),
+    /// Who may do what.
+    Rbac(rbac::HttpRbac),
     /// Asks Mixer, and reports.
     Mixer(Box<HttpMixer>),
 }
@@ -74,10 +88,14 @@ pub struct RouterOptions {
 pub enum RouteFilterConfig {
     /// The filter does not run.
     Disabled,
+    /// The filter runs as the connection manager configures it, even if it is disabled there.
+    Enabled,
     /// Of the fault filter.
     Fault(Arc<fault::FaultRules>),
     /// Of the CORS filter.
     Cors(Arc<cors::CorsRules>),
+    /// Of the RBAC filter.
+    Rbac(Arc<rbac::RbacRules>),
     /// Of the Mixer filter.
     Mixer(Arc<mixer::Service>),
 }
@@ -94,9 +112,23 @@ pub struct FilterContext<'a> {
     table: &'a Arc<RouteTable>,
     selected: Option<Selected>,
     stale: bool,
-    filter: Arc<str>,
+    /// Name of the filter that runs now.
+    filter: &'a str,
     /// Whether the request came from inside the mesh (`x-envoy-internal`).
     internal: bool,
+}
+
+/// What a filter has before it when the head of a response passes.
+#[derive(Clone, Copy, Debug)]
+pub struct ResponseContext<'a> {
+    /// Clusters, secrets, statistics.
+    pub shared: &'a Arc<Shared>,
+    /// Facts of the stream; borrow briefly.
+    pub info: &'a Rc<RefCell<StreamInfo>>,
+    /// The request as it went upstream; `None` if its head was not understood.
+    pub request: Option<&'a RequestHead>,
+    /// Its route, if it has one.
+    pub route: Option<&'a Selected>,
 }
 
 /// What filters keep from the request to the end of the stream. Dropped with the stream.
@@ -144,35 +176,29 @@ impl HttpFilters {
                 }
                 None => return Err(within(invalid("typed_config", "absent"))),
             };
-            if proto.disabled {
-                return Err(within(invalid("disabled", "not supported")));
-            }
-            let name: Arc<str> = proto.name.as_str().into();
-            if let Some(fault) = unpack::<HttpFault>(any).map_err(within)? {
-                let fault = fault::Fault::compile(&fault, scope).map_err(within)?;
-                filters.list.push((name, HttpFilter::Fault(fault)));
-            } else if unpack::<CorsProto>(any).map_err(within)?.is_some() {
-                filters
-                    .list
-                    .push((name, HttpFilter::Cors(cors::Cors::new(scope))));
-            } else if let Some(config) = unpack::<HttpClientConfig>(any).map_err(within)? {
-                let mixer = HttpMixer::compile(&config, shared).map_err(within)?;
-                filters
-                    .list
-                    .push((name, HttpFilter::Mixer(Box::new(mixer))));
-            } else if let Some(options) = unpack::<RouterProto>(any).map_err(within)? {
+            if let Some(options) = unpack::<RouterProto>(any).map_err(within)? {
+                if proto.disabled {
+                    return Err(within(invalid("disabled", "the router cannot be disabled")));
+                }
                 filters.router = router_options(&options).map_err(within)?;
                 router = true;
-            } else if unpack::<GrpcStats>(any).map_err(within)?.is_some() {
-                // Only counts; we count gRPC in cluster statistics.
-                tracing::warn!(filter = %name, "the gRPC statistics filter is accepted and does nothing");
-            } else if proto.is_optional {
-                tracing::warn!(filter = %name, type_url = %any.type_url, "unknown optional filter left out");
-            } else {
-                return Err(within(invalid(
-                    any.type_url.clone(),
-                    "this filter is not supported",
-                )));
+                continue;
+            }
+            match HttpFilter::compile(any, scope, shared).map_err(within)? {
+                Some(filter) => filters.list.push(Entry {
+                    name: proto.name.as_str().into(),
+                    disabled: proto.disabled,
+                    filter,
+                }),
+                None if proto.is_optional => {
+                    tracing::warn!(filter = %proto.name, type_url = %any.type_url, "unknown optional filter left out");
+                }
+                None => {
+                    return Err(within(invalid(
+                        any.type_url.clone(),
+                        "this filter is not supported",
+                    )));
+                }
             }
         }
         if router {
@@ -182,36 +208,59 @@ impl HttpFilters {
         }
     }
 
-    /// Runs the filters over a request; the first refusal ends it.
+    /// Runs the filters over a request; the first refusal ends it. A filter that needs the body reads it
+    /// and puts another in its place.
     ///
     /// # Errors
     /// The answer a filter gave in the upstream's place.
-    pub async fn on_request(
-        &self,
-        cx: &mut FilterContext<'_>,
+    pub async fn on_request<'a>(
+        &'a self,
+        cx: &mut FilterContext<'a>,
         head: &mut RequestHead,
+        _body: &mut Body,
     ) -> Result<(), Reject> {
-        for (name, filter) in &self.list {
-            cx.filter = name.clone();
-            if matches!(cx.config(head), Some(RouteFilterConfig::Disabled)) {
+        for entry in &self.list {
+            cx.filter = &entry.name;
+            let skip = match cx.config(head) {
+                None => entry.disabled,
+                Some(config) => matches!(config, RouteFilterConfig::Disabled),
+            };
+            if skip {
                 continue;
             }
-            filter.on_request(cx, head).await?;
+            // Futures of filters that wait are boxed, so that those that do not wait cost no room.
+            match &entry.filter {
+                HttpFilter::Fault(fault) => Box::pin(fault.on_request(cx, head)).await?,
+                HttpFilter::Cors(cors) => cors.on_request(cx, head)?,
+                HttpFilter::Rbac(rbac) => rbac.on_request(cx, head)?,
+                HttpFilter::Mixer(mixer) => {
+                    let mut state = None;
+                    let outcome = Box::pin(mixer.on_request(cx, head, &mut state)).await;
+                    cx.state.mixer = state;
+                    outcome?;
+                }
+            }
         }
         Ok(())
     }
 
     /// Runs the filters over a response, the last first.
-    pub fn on_response(&self, state: &mut FilterState, head: &mut ResponseHead) {
-        for (_, filter) in self.list.iter().rev() {
-            filter.on_response(state, head);
+    pub fn on_response(
+        &self,
+        cx: &ResponseContext<'_>,
+        state: &mut FilterState,
+        head: &mut ResponseHead,
+        body: &mut Body,
+    ) {
+        for entry in self.list.iter().rev() {
+            entry.on_response(cx, state, head, body);
         }
     }
 
     /// Tells the filters that the stream has ended. Called exactly once, after the facts are final.
     pub fn on_complete(&self, completed: &Completed<'_>) {
-        for (_, filter) in &self.list {
-            filter.on_complete(completed);
+        for entry in &self.list {
+            entry.filter.on_complete(completed);
         }
     }
 }
@@ -267,26 +316,15 @@ impl RouterOptions {
     }
 }
 
-impl HttpFilter {
-    async fn on_request(
+impl Entry {
+    fn on_response(
         &self,
-        cx: &mut FilterContext<'_>,
-        head: &mut RequestHead,
-    ) -> Result<(), Reject> {
-        match self {
-            HttpFilter::Fault(fault) => fault.on_request(cx, head).await,
-            HttpFilter::Cors(cors) => cors.on_request(cx, head),
-            HttpFilter::Mixer(mixer) => {
-                let mut state = None;
-                let outcome = mixer.on_request(cx, head, &mut state).await;
-                cx.state.mixer = state;
-                outcome
-            }
-        }
-    }
-
-    fn on_response(&self, state: &mut FilterState, head: &mut ResponseHead) {
-        match self {
+        _cx: &ResponseContext<'_>,
+        state: &mut FilterState,
+        head: &mut ResponseHead,
+        _body: &mut Body,
+    ) {
+        match &self.filter {
             HttpFilter::Cors(_) => {
                 if let Some(allowed) = &state.cors {
                     allowed.on_response(head);
@@ -297,8 +335,36 @@ impl HttpFilter {
                     mixer.on_response(kept, head);
                 }
             }
-            HttpFilter::Fault(_) => {}
+            HttpFilter::Fault(_) | HttpFilter::Rbac(_) => {}
         }
+    }
+}
+
+impl HttpFilter {
+    /// Compiles a filter; `None` if it is of a kind that is not known.
+    fn compile(
+        any: &pb::Any,
+        scope: &Scope,
+        shared: &Shared,
+    ) -> Result<Option<HttpFilter>, ConfigError> {
+        if let Some(fault) = unpack::<HttpFault>(any)? {
+            return Ok(Some(HttpFilter::Fault(fault::Fault::compile(
+                &fault, scope,
+            )?)));
+        }
+        if unpack::<CorsProto>(any)?.is_some() {
+            return Ok(Some(HttpFilter::Cors(cors::Cors::new(scope))));
+        }
+        if let Some(rbac) = unpack::<RbacProto>(any)? {
+            return Ok(Some(HttpFilter::Rbac(rbac::HttpRbac::compile(
+                &rbac, scope,
+            )?)));
+        }
+        if let Some(config) = unpack::<HttpClientConfig>(any)? {
+            let mixer = HttpMixer::compile(&config, shared)?;
+            return Ok(Some(HttpFilter::Mixer(Box::new(mixer))));
+        }
+        Ok(None)
     }
 
     fn on_complete(&self, completed: &Completed<'_>) {
@@ -308,8 +374,8 @@ impl HttpFilter {
                     mixer.on_complete(kept, &completed.facts);
                 }
             }
-            // Both keep what they count in the state, which ends with the stream.
-            HttpFilter::Fault(_) | HttpFilter::Cors(_) => {}
+            // They keep what they count in the state, which ends with the stream, or count at once.
+            HttpFilter::Fault(_) | HttpFilter::Cors(_) | HttpFilter::Rbac(_) => {}
         }
     }
 }
@@ -331,7 +397,7 @@ impl<'a> FilterContext<'a> {
             table,
             selected,
             stale: false,
-            filter: "".into(),
+            filter: "",
             internal,
         }
     }
@@ -355,8 +421,8 @@ impl<'a> FilterContext<'a> {
 
     /// The route's configuration for the filter that runs now.
     pub fn config(&mut self, head: &RequestHead) -> Option<&RouteFilterConfig> {
-        let filter = self.filter.clone();
-        self.route(head)?.filter_config(&filter)
+        let filter = self.filter;
+        self.route(head)?.filter_config(filter)
     }
 
     /// Gives up the context and keeps the route.
@@ -382,7 +448,10 @@ impl RouteFilterConfig {
         if let Some(wrapper) = unpack::<route_proto::FilterConfig>(any)? {
             return match (wrapper.disabled, wrapper.config.as_ref()) {
                 (true, _) => Ok(Some(RouteFilterConfig::Disabled)),
-                (false, None) => Ok(None),
+                (false, None) => Err(invalid("config", "absent")),
+                (false, Some(inner)) if inner.type_url.is_empty() => {
+                    Ok(Some(RouteFilterConfig::Enabled))
+                }
                 (false, Some(inner)) => match RouteFilterConfig::compile(inner, shared) {
                     Err(error) if wrapper.is_optional => {
                         tracing::warn!(%error, "optional filter configuration left out");
@@ -400,6 +469,11 @@ impl RouteFilterConfig {
         if let Some(policy) = unpack::<CorsPolicy>(any)? {
             return Ok(Some(RouteFilterConfig::Cors(Arc::new(
                 cors::CorsRules::compile(&policy)?,
+            ))));
+        }
+        if let Some(rbac) = unpack::<RbacPerRoute>(any)? {
+            return Ok(Some(RouteFilterConfig::Rbac(Arc::new(
+                rbac::RbacRules::compile_route(&rbac)?,
             ))));
         }
         if let Some(service) = unpack::<ServiceConfig>(any)? {

@@ -8,7 +8,7 @@ use lateen_protocols::envoy::{
         extensions::{
             filters::network::{
                 http_connection_manager::v3::HttpConnectionManager as ManagerProto,
-                tcp_proxy::v3::TcpProxy as TcpProto,
+                rbac::v3::Rbac as RbacProto, tcp_proxy::v3::TcpProxy as TcpProto,
             },
             transport_sockets::{raw_buffer::v3::RawBuffer, tls::v3::DownstreamTlsContext},
         },
@@ -21,6 +21,7 @@ use proto::filter_chain_match::ConnectionSourceType;
 use crate::{
     access_log::AccessLog,
     config_error::ConfigError,
+    filter::rbac::NetworkRbac,
     http::{Cidr, ConnectionManager},
     inspector::Sniffed,
     mixer::TcpMixer,
@@ -42,6 +43,8 @@ pub struct FilterChain {
     pub tls: Option<ServerContext>,
     /// How long the handshake may take.
     pub handshake: Duration,
+    /// Who may connect.
+    pub rbac: Vec<NetworkRbac>,
     /// Asks Mixer whether a TCP connection may go on, and reports it.
     pub mixer: Option<Arc<TcpMixer>>,
     /// What becomes of the bytes.
@@ -341,10 +344,15 @@ impl FilterChain {
         let terminal = terminal(last, direction, shared)
             .map_err(|error| error.within(format_args!("filter {}", last.name)))?;
         let mut mixer = None;
+        let mut rbac = Vec::new();
         for filter in others {
             let within = |error: ConfigError| error.within(format_args!("filter {}", filter.name));
             let any = typed_config(filter).map_err(within)?;
             // Network filters before the last one decide who may pass, so none may be left out.
+            if let Some(config) = unpack::<RbacProto>(any).map_err(within)? {
+                rbac.push(NetworkRbac::compile(&config, &shared.stats).map_err(within)?);
+                continue;
+            }
             let Some(config) = unpack::<TcpClientConfig>(any).map_err(within)? else {
                 return Err(within(invalid(
                     any.type_url.clone(),
@@ -365,6 +373,7 @@ impl FilterChain {
             name: chain.name.clone(),
             tls,
             handshake,
+            rbac,
             mixer,
             terminal,
         })

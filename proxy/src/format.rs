@@ -629,7 +629,7 @@ impl Op {
             Op::ResponseFlags => Value::owned(info.flags.short()),
             Op::ResponseFlagsLong if info.flags.is_empty() => Value::of(Some("-")),
             Op::ResponseFlagsLong => Value::owned(long_flags(&info.flags.short())),
-            Op::ResponseCodeDetails => Value::of(Some(info.response_code_details)),
+            Op::ResponseCodeDetails => Value::of(Some(&info.response_code_details)),
             // Spaces would split the log line's fields.
             Op::TransportFailure => match info.upstream_transport_failure.as_deref() {
                 Some(reason) if !reason.is_empty() => Value::owned(reason.replace(' ', "_")),

@@ -131,6 +131,7 @@ impl Upstream {
         let connection = ConnectionInfo {
             id: 0,
             remote: nobody,
+            direct_remote: nobody,
             local: nobody,
             local_restored: false,
             tls: None,

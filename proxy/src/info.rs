@@ -2,6 +2,7 @@
 //! access logs, metrics and the Mixer report. Envoy calls it `StreamInfo`.
 
 use std::{
+    borrow::Cow,
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
@@ -20,6 +21,8 @@ pub struct ConnectionInfo {
     pub id: u64,
     /// The peer (after PROXY protocol).
     pub remote: SocketAddr,
+    /// The peer of the socket, whatever PROXY protocol says.
+    pub direct_remote: SocketAddr,
     /// The address the peer meant (the original destination).
     pub local: SocketAddr,
     /// Whether `local` is another address than the one the connection was accepted on.
@@ -47,6 +50,8 @@ pub struct TlsInfo {
     pub peer_subject: Option<Arc<str>>,
     /// SHA-256 of the peer's certificate, hex.
     pub peer_fingerprint: Option<Arc<str>>,
+    /// URI SANs of the peer's verified certificate after the first.
+    pub peer_more_uri_sans: Vec<Arc<str>>,
     /// DNS SANs of the peer's certificate.
     pub peer_dns_sans: Vec<Arc<str>>,
     /// PEM of the peer's certificate, made when somebody needs it (XFCC `Cert`).
@@ -197,7 +202,7 @@ pub struct StreamInfo {
     /// Status sent downstream; 0 while none was sent.
     pub response_code: u16,
     /// Envoy's `%RESPONSE_CODE_DETAILS%`, e.g. `via_upstream`.
-    pub response_code_details: &'static str,
+    pub response_code_details: Cow<'static, str>,
     /// Why the response is not the upstream's.
     pub flags: ResponseFlags,
     /// Body bytes received from the downstream.
@@ -250,7 +255,7 @@ impl StreamInfo {
             upstream_tls: None,
             upstream_attempts: 0,
             response_code: 0,
-            response_code_details: "",
+            response_code_details: Cow::Borrowed(""),
             flags: ResponseFlags::default(),
             bytes_received: 0,
             bytes_sent: 0,

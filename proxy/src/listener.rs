@@ -190,6 +190,7 @@ impl Listener {
         let connection = ConnectionInfo {
             id: next_id(),
             remote,
+            direct_remote,
             local,
             local_restored: local != socket_local,
             tls: None,
@@ -242,6 +243,13 @@ impl Listener {
         let connection = Rc::new(connection);
         match &chain.terminal {
             Terminal::Http(manager) => {
+                if !chain.rbac.is_empty() {
+                    let mut info = StreamInfo::new(connection.clone(), None);
+                    if !chain.rbac.iter().all(|rbac| rbac.admits(&mut info)) {
+                        self.log(info);
+                        return;
+                    }
+                }
                 let drains = vec![self.shared.drain.clone(), self.drain.clone()];
                 Box::pin(manager.clone().serve(stream, connection, drains)).await;
             }
@@ -250,6 +258,13 @@ impl Listener {
                     info: Rc::new(RefCell::new(StreamInfo::new(connection, None))),
                     logs,
                 };
+                if !chain
+                    .rbac
+                    .iter()
+                    .all(|rbac| rbac.admits(&mut record.info.borrow_mut()))
+                {
+                    return;
+                }
                 // Reports until it is dropped, which is before the record is.
                 let _report = match &chain.mixer {
                     None => None,
@@ -270,7 +285,11 @@ impl Listener {
         }
         let mut info = StreamInfo::new(Rc::new(connection), None);
         info.flags = flags;
-        info.response_code_details = details;
+        info.response_code_details = details.into();
+        self.log(info);
+    }
+
+    fn log(&self, mut info: StreamInfo) {
         info.response_end = Some(info.start.elapsed());
         for log in &self.access_log {
             log.write(&Facts::of_connection(&info));

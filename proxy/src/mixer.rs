@@ -507,6 +507,7 @@ mod tests {
         ConnectionInfo {
             id: 1,
             remote: ([127, 0, 0, 1], 1).into(),
+            direct_remote: ([127, 0, 0, 1], 1).into(),
             local: ([127, 0, 0, 1], 2).into(),
             local_restored: false,
             tls: peer.map(|id| TlsInfo {

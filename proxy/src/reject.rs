@@ -21,7 +21,7 @@ pub struct Reject {
     /// What `%RESPONSE_FLAGS%` prints.
     pub flags: ResponseFlags,
     /// What `%RESPONSE_CODE_DETAILS%` prints.
-    pub details: &'static str,
+    pub details: Cow<'static, str>,
     /// Headers of the reply besides those every local reply has.
     pub headers: Headers,
     /// gRPC status when the mapping from the HTTP status is not wanted.
@@ -34,13 +34,13 @@ impl Reject {
         status: u16,
         body: impl Into<Cow<'static, str>>,
         flags: ResponseFlags,
-        details: &'static str,
+        details: impl Into<Cow<'static, str>>,
     ) -> Reject {
         Reject {
             status,
             body: body.into(),
             flags,
-            details,
+            details: details.into(),
             headers: Headers::default(),
             grpc_status: None,
         }

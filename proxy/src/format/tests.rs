@@ -13,6 +13,7 @@ pub(crate) fn connection() -> Rc<ConnectionInfo> {
     Rc::new(ConnectionInfo {
         id: 7,
         remote: "10.0.0.1:4000".parse().unwrap(),
+        direct_remote: "10.0.0.1:4000".parse().unwrap(),
         local: "127.0.0.1:80".parse().unwrap(),
         local_restored: false,
         tls: None,
@@ -42,7 +43,8 @@ fn info() -> StreamInfo {
     info.response_code = 503;
     info.flags = ResponseFlags::UPSTREAM_CONNECTION_FAILURE;
     info.flags.set(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
-    info.response_code_details = "upstream_reset_before_response_started{connection_failure}";
+    info.response_code_details =
+        "upstream_reset_before_response_started{connection_failure}".into();
     info.bytes_sent = 91;
     info.response_end = Some(Duration::from_millis(12));
     info.upstream_cluster = Some("outbound|9080||reviews".into());

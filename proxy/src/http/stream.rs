@@ -26,7 +26,7 @@ use tokio::{
 use super::{ConnectionContext, ConnectionManager, convert};
 use crate::{
     body::{Body, BodyError, Frame},
-    filter::{Completed, FilterContext, FilterState},
+    filter::{Completed, FilterContext, FilterState, ResponseContext},
     format::{Facts, grpc_status},
     head::{Headers, Known, Protocol, RequestHead, ResponseHead},
     info::{ResponseFlags, StreamInfo},
@@ -87,7 +87,7 @@ pub(super) async fn serve(
 async fn respond(
     record: &mut Record,
     parts: &http::request::Parts,
-    body: Body,
+    mut body: Body,
     upgrade: Option<&str>,
     limits: &Rc<StreamLimits>,
 ) -> Result<(ResponseHead, Body), Reject> {
@@ -121,7 +121,15 @@ async fn respond(
         allow_upgrade(&manager, &selected, name)?;
         manager.stats.cx_upgrades_total.inc();
     }
-    let selected = run_filters(record, &manager, &table, selected, origin.internal).await?;
+    let selected = run_filters(
+        record,
+        &manager,
+        &table,
+        selected,
+        origin.internal,
+        &mut body,
+    )
+    .await?;
     if let Some(name) = upgrade {
         // A filter may have moved the request to another route.
         allow_upgrade(&manager, &selected, name)?;
@@ -215,6 +223,7 @@ async fn run_filters(
     table: &Arc<RouteTable>,
     selected: Selected,
     internal: bool,
+    body: &mut Body,
 ) -> Result<Selected, Reject> {
     let Record {
         request: Some(head),
@@ -234,7 +243,7 @@ async fn run_filters(
         Some(selected),
         internal,
     );
-    manager.filters.on_request(&mut cx, head).await?;
+    manager.filters.on_request(&mut cx, head, body).await?;
     let selected = cx.into_route(head);
     route.clone_from(&selected);
     selected.ok_or_else(|| {
@@ -289,19 +298,19 @@ fn finish(
     // Envoy: "the BadRequest error code indicates there has been a messaging error".
     let senseless = matches!(&outcome, Err(reject) if reject.status == 400
         || reject.flags.contains(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR));
-    let (mut head, body) = match outcome {
+    let (mut head, mut body) = match outcome {
         Ok((head, body)) => {
             let mut info = record.info.borrow_mut();
             if info.response_code_details.is_empty() {
-                info.response_code_details = "via_upstream";
+                info.response_code_details = "via_upstream".into();
             }
             drop(info);
             (head, body)
         }
-        Err(reject) => {
+        Err(mut reject) => {
             let mut info = record.info.borrow_mut();
             info.flags.set(reject.flags);
-            info.response_code_details = reject.details;
+            info.response_code_details = std::mem::take(&mut reject.details);
             drop(info);
             if reject.flags.contains(ResponseFlags::NO_CLUSTER_FOUND) {
                 manager.stats.no_cluster.inc();
@@ -326,7 +335,17 @@ fn finish(
     if manager.filters.router.suppress_envoy_headers {
         head.headers.take(Known::XEnvoyUpstreamServiceTime);
     }
-    manager.filters.on_response(&mut record.state, &mut head);
+    manager.filters.on_response(
+        &ResponseContext {
+            shared: &manager.shared,
+            info: &record.info,
+            request: record.request.as_ref(),
+            route: record.route.as_ref(),
+        },
+        &mut record.state,
+        &mut head,
+        &mut body,
+    );
     if let Some(trace) = &mut record.trace {
         trace.on_response(&mut head);
     }
@@ -669,7 +688,7 @@ impl Record {
         } else {
             info.flags
                 .set(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);
-            info.response_code_details = "downstream_remote_disconnect";
+            info.response_code_details = "downstream_remote_disconnect".into();
             if self.protocol == Protocol::Http2 {
                 stats.rq_rx_reset.inc();
             }

@@ -82,7 +82,7 @@ impl TcpMixer {
             if !allowed {
                 let mut info = info.borrow_mut();
                 info.flags.set(ResponseFlags::UNAUTHORIZED_EXTERNAL_SERVICE);
-                info.response_code_details = "mixer_denied";
+                info.response_code_details = "mixer_denied".into();
                 return None;
             }
         }

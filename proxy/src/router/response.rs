@@ -58,7 +58,7 @@ pub(super) fn finish(
     let mut info = request.info.borrow_mut();
     info.flags.set(flags);
     info.upstream_first_byte = Some(now.duration_since(info.start));
-    info.response_code_details = "via_upstream";
+    info.response_code_details = "via_upstream".into();
     info.grpc_status = head.headers.known(Known::GrpcStatus).and_then(number);
     if request.policy.include_attempt_count_in_response && !request.suppress {
         head.headers.set(
@@ -174,7 +174,7 @@ impl Watched {
         self.local.cluster.report(&self.host, outcome);
         let mut info = self.info.borrow_mut();
         info.flags.set(flag);
-        info.response_code_details = details;
+        info.response_code_details = details.into();
     }
 }
 

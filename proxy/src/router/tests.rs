@@ -118,6 +118,7 @@ fn new_info() -> SharedInfo {
     let connection = ConnectionInfo {
         id: 1,
         remote: address,
+        direct_remote: address,
         local: address,
         local_restored: false,
         tls: None,

@@ -110,6 +110,7 @@ fn info() -> StreamInfo {
     let connection = ConnectionInfo {
         id: 1,
         remote: "127.0.0.9:4711".parse().unwrap(),
+        direct_remote: "127.0.0.9:4711".parse().unwrap(),
         local: "127.0.0.1:80".parse().unwrap(),
         local_restored: false,
         tls: None,

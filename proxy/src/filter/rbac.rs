@@ -1,0 +1,369 @@
+//! Role-based access control: policies that allow or deny a request or connection by what it asks for and
+//! by who asks. Envoy: `envoy.filters.http.rbac` and `envoy.filters.network.rbac`.
+//!
+//! Who asks is told by the verified certificate of the peer and by addresses, never by a header alone.
+//! Policies are compiled into trees that are walked without allocating; only a denial makes text.
+
+use lateen_protocols::envoy::envoy::{
+    config::rbac::v3::{self as proto, rbac::Action},
+    extensions::filters::{
+        http::rbac::v3::{Rbac as HttpProto, RbacPerRoute},
+        network::rbac::v3::{Rbac as NetworkProto, rbac::EnforcementType},
+    },
+};
+
+use crate::{
+    config_error::ConfigError,
+    filter::{FilterContext, RouteFilterConfig},
+    head::RequestHead,
+    info::{ConnectionInfo, ResponseFlags, StreamInfo},
+    proto::invalid,
+    reject::Reject,
+    stats::{Counter, Registry, Scope},
+};
+
+mod metadata;
+mod rule;
+#[cfg(test)]
+mod tests;
+
+use rule::Rule;
+
+/// The HTTP filter of one connection manager.
+#[derive(Debug)]
+pub struct HttpRbac {
+    rules: RbacRules,
+    stats: Stats,
+}
+
+/// The network filter of one filter chain.
+#[derive(Debug)]
+pub struct NetworkRbac {
+    rules: RbacRules,
+    stats: Stats,
+}
+
+/// What is enforced and what is only counted.
+#[derive(Debug, Default)]
+pub struct RbacRules {
+    enforced: Option<Engine>,
+    shadow: Option<Engine>,
+}
+
+#[derive(Debug)]
+struct Stats {
+    allowed: Counter,
+    denied: Counter,
+    shadow_allowed: Counter,
+    shadow_denied: Counter,
+    /// Of each policy by its name, when wanted.
+    policies: Option<Scope>,
+}
+
+/// One set of policies.
+#[derive(Debug)]
+struct Engine {
+    action: Action,
+    /// In the order of their names, as Envoy has them.
+    policies: Vec<Policy>,
+}
+
+#[derive(Debug)]
+struct Policy {
+    name: Box<str>,
+    permissions: Vec<Rule>,
+    principals: Vec<Rule>,
+}
+
+/// Whether a request or connection may go on, and the policy that says so.
+#[derive(Debug, PartialEq, Eq)]
+struct Verdict<'a> {
+    allowed: bool,
+    policy: Option<&'a str>,
+}
+
+/// What rules are held against.
+#[derive(Clone, Copy, Debug)]
+struct Subject<'a> {
+    /// `None` for a connection.
+    request: Option<&'a RequestHead>,
+    connection: &'a ConnectionInfo,
+    info: &'a StreamInfo,
+    route: Option<&'a crate::route::Route>,
+}
+
+impl HttpRbac {
+    /// Compiles the filter; counts in `http.PREFIX.rbac.`.
+    ///
+    /// # Errors
+    /// When a rule is invalid or of a kind that is not supported.
+    pub fn compile(config: &HttpProto, scope: &Scope) -> Result<HttpRbac, ConfigError> {
+        Ok(HttpRbac {
+            rules: RbacRules::compile(config)?,
+            stats: Stats::new(
+                &scope.scope("rbac."),
+                &config.rules_stat_prefix,
+                &config.shadow_rules_stat_prefix,
+                config.track_per_rule_stats,
+            ),
+        })
+    }
+
+    /// Lets a request pass or refuses it.
+    ///
+    /// # Errors
+    /// 403 when the rules deny it.
+    pub(super) fn on_request(
+        &self,
+        cx: &mut FilterContext<'_>,
+        head: &RequestHead,
+    ) -> Result<(), Reject> {
+        let info = cx.info;
+        let own = match cx.config(head) {
+            Some(RouteFilterConfig::Rbac(rules)) => Some(rules.clone()),
+            _ => None,
+        };
+        let rules = own.as_deref().unwrap_or(&self.rules);
+        let info = info.borrow();
+        let subject = Subject {
+            request: Some(head),
+            connection: &info.connection,
+            info: &info,
+            route: cx.route(head).map(|selected| selected.route()),
+        };
+        match self.stats.decide(rules, &subject) {
+            None => Ok(()),
+            Some(details) => Err(Reject::new(
+                403,
+                "RBAC: access denied",
+                ResponseFlags::default(),
+                details,
+            )),
+        }
+    }
+}
+
+impl NetworkRbac {
+    /// Compiles the filter; counts in `PREFIX.rbac.`.
+    ///
+    /// # Errors
+    /// When a rule is invalid or of a kind that is not supported.
+    pub fn compile(config: &NetworkProto, stats: &Registry) -> Result<NetworkRbac, ConfigError> {
+        let unsupported = [
+            ("matcher", config.matcher.is_some()),
+            ("shadow_matcher", config.shadow_matcher.is_some()),
+            (
+                "enforcement_type",
+                config.enforcement_type() == EnforcementType::Continuous,
+            ),
+            ("delay_deny", config.delay_deny.is_some()),
+        ];
+        refuse(&unsupported)?;
+        if config.stat_prefix.is_empty() {
+            return Err(invalid("stat_prefix", "absent"));
+        }
+        let engine = |rules: &Option<proto::Rbac>| {
+            rules
+                .as_ref()
+                .map(|rules| Engine::compile(rules, false))
+                .transpose()
+        };
+        let prefix = joined(&config.stat_prefix);
+        Ok(NetworkRbac {
+            rules: RbacRules {
+                enforced: engine(&config.rules).map_err(|error| error.within("rules"))?,
+                shadow: engine(&config.shadow_rules)
+                    .map_err(|error| error.within("shadow_rules"))?,
+            },
+            stats: Stats::new(
+                &stats.scope(&format!("{prefix}rbac.")),
+                "",
+                &config.shadow_rules_stat_prefix,
+                false,
+            ),
+        })
+    }
+
+    /// Whether a connection may go on; if not, why is in its facts and it has to be closed.
+    pub fn admits(&self, info: &mut StreamInfo) -> bool {
+        let subject = Subject {
+            request: None,
+            connection: &info.connection,
+            info,
+            route: None,
+        };
+        match self.stats.decide(&self.rules, &subject) {
+            None => true,
+            Some(details) => {
+                info.flags.set(ResponseFlags::UNAUTHORIZED_EXTERNAL_SERVICE);
+                info.response_code_details = details.into();
+                false
+            }
+        }
+    }
+}
+
+/// The first of some fields that is given and should not be.
+fn refuse(fields: &[(&str, bool)]) -> Result<(), ConfigError> {
+    match fields.iter().find(|(_, given)| *given) {
+        Some((field, _)) => Err(invalid(*field, "not supported")),
+        None => Ok(()),
+    }
+}
+
+/// A prefix of statistics, with the dot at its end. Envoy: `statPrefixJoin`.
+fn joined(prefix: &str) -> String {
+    match prefix {
+        "" => String::new(),
+        ended if ended.ends_with('.') => ended.to_owned(),
+        open => format!("{open}."),
+    }
+}
+
+impl Stats {
+    fn new(scope: &Scope, rules: &str, shadow: &str, each: bool) -> Stats {
+        let (rules, shadow) = (joined(rules), joined(shadow));
+        Stats {
+            allowed: scope.counter(&format!("{rules}allowed")),
+            denied: scope.counter(&format!("{rules}denied")),
+            shadow_allowed: scope.counter(&format!("{shadow}shadow_allowed")),
+            shadow_denied: scope.counter(&format!("{shadow}shadow_denied")),
+            policies: each.then(|| scope.scope("policy.")),
+        }
+    }
+
+    /// Counts what the rules say; the details of a denial.
+    fn decide(&self, rules: &RbacRules, subject: &Subject<'_>) -> Option<String> {
+        if let Some(shadow) = &rules.shadow {
+            let verdict = shadow.decide(subject);
+            match verdict.allowed {
+                true => self.shadow_allowed.inc(),
+                false => self.shadow_denied.inc(),
+            }
+            self.count_policy(&verdict, ["shadow_allowed", "shadow_denied"]);
+        }
+        let verdict = rules.enforced.as_ref()?.decide(subject);
+        self.count_policy(&verdict, ["allowed", "denied"]);
+        if verdict.allowed {
+            self.allowed.inc();
+            return None;
+        }
+        self.denied.inc();
+        Some(details(verdict.policy))
+    }
+
+    fn count_policy(&self, verdict: &Verdict<'_>, [allowed, denied]: [&str; 2]) {
+        if let (Some(scope), Some(policy)) = (&self.policies, verdict.policy) {
+            let outcome = if verdict.allowed { allowed } else { denied };
+            scope.counter(&format!("{policy}.{outcome}")).inc();
+        }
+    }
+}
+
+/// Envoy: `responseDetail`; white space would end a field of the access log.
+fn details(policy: Option<&str>) -> String {
+    let name = policy.unwrap_or("none").replace(char::is_whitespace, "_");
+    format!("rbac_access_denied_matched_policy[{name}]")
+}
+
+impl RbacRules {
+    fn compile(config: &HttpProto) -> Result<RbacRules, ConfigError> {
+        refuse(&[
+            ("matcher", config.matcher.is_some()),
+            ("shadow_matcher", config.shadow_matcher.is_some()),
+        ])?;
+        let engine = |rules: &Option<proto::Rbac>| {
+            rules
+                .as_ref()
+                .map(|rules| Engine::compile(rules, true))
+                .transpose()
+        };
+        Ok(RbacRules {
+            enforced: engine(&config.rules).map_err(|error| error.within("rules"))?,
+            shadow: engine(&config.shadow_rules).map_err(|error| error.within("shadow_rules"))?,
+        })
+    }
+
+    /// Compiles a route's configuration; one without rules turns the filter off.
+    ///
+    /// # Errors
+    /// When a rule is invalid or of a kind that is not supported.
+    pub fn compile_route(config: &RbacPerRoute) -> Result<RbacRules, ConfigError> {
+        match &config.rbac {
+            Some(rbac) => RbacRules::compile(rbac).map_err(|error| error.within("rbac")),
+            None => Ok(RbacRules::default()),
+        }
+    }
+}
+
+impl Engine {
+    /// `http` says whether there will be requests to look at.
+    fn compile(rules: &proto::Rbac, http: bool) -> Result<Engine, ConfigError> {
+        if rules
+            .audit_logging_options
+            .as_ref()
+            .is_some_and(|audit| audit.logger_configs.iter().any(|l| !l.is_optional))
+        {
+            return Err(invalid("audit_logging_options", "not supported"));
+        }
+        let action = Action::try_from(rules.action)
+            .map_err(|_| invalid("action", format!("{} is no action", rules.action)))?;
+        let mut policies = Vec::with_capacity(rules.policies.len());
+        for (name, policy) in &rules.policies {
+            let compiled = Policy::compile(name, policy, http);
+            policies.push(compiled.map_err(|error| error.within(format_args!("policy {name}")))?);
+        }
+        policies.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(Engine { action, policies })
+    }
+
+    /// The first policy that matches decides; with none, what is not allowed is denied.
+    fn decide(&self, subject: &Subject<'_>) -> Verdict<'_> {
+        let policy = self
+            .policies
+            .iter()
+            .find(|policy| policy.matches(subject))
+            .map(|policy| &*policy.name);
+        let allowed = match self.action {
+            Action::Allow => policy.is_some(),
+            Action::Deny => policy.is_none(),
+            Action::Log => true,
+        };
+        Verdict { allowed, policy }
+    }
+}
+
+impl Policy {
+    fn compile(name: &str, policy: &proto::Policy, http: bool) -> Result<Policy, ConfigError> {
+        refuse(&[
+            ("condition", policy.condition.is_some()),
+            ("checked_condition", policy.checked_condition.is_some()),
+        ])?;
+        if policy.permissions.is_empty() {
+            return Err(invalid("permissions", "there are none"));
+        }
+        if policy.principals.is_empty() {
+            return Err(invalid("principals", "there are none"));
+        }
+        Ok(Policy {
+            name: name.into(),
+            permissions: policy
+                .permissions
+                .iter()
+                .map(|permission| Rule::of_permission(permission, http))
+                .collect::<Result<_, _>>()
+                .map_err(|error| error.within("permissions"))?,
+            principals: policy
+                .principals
+                .iter()
+                .map(|principal| Rule::of_principal(principal, http))
+                .collect::<Result<_, _>>()
+                .map_err(|error| error.within("principals"))?,
+        })
+    }
+
+    fn matches(&self, subject: &Subject<'_>) -> bool {
+        self.permissions.iter().any(|rule| rule.holds(subject))
+            && self.principals.iter().any(|rule| rule.holds(subject))
+    }
+}
