@@ -7,6 +7,7 @@
 
 mod config;
 mod dns;
+mod health;
 mod host;
 mod stats;
 mod transport;
@@ -30,10 +31,13 @@ use lateen_protocols::envoy::envoy::config::{
 };
 use tokio::{runtime::Handle, sync::watch, task::AbortHandle, time::Instant};
 
-use self::host::{Assignment, SpecTarget};
+use self::{
+    health::Checker,
+    host::{Assignment, MAX_CHECKS, SpecTarget},
+};
 pub use self::{
     config::{Config, Discovery, Dns, Fallback, Http2, HttpVersion, KeepAlive, Subsets},
-    host::{Address, Health, Host, HostSet, HostState, Locality, Numbers},
+    host::{ActiveHealth, Address, Health, Host, HostSet, HostState, Locality, Numbers},
     stats::ClusterStats,
     transport::{Transport, Transports},
 };
@@ -70,6 +74,8 @@ pub struct Cluster {
     /// Serialises changes of `hosts`.
     update: Mutex<Update>,
     initialised: watch::Sender<bool>,
+    /// Number of active health checks.
+    checks: usize,
     changed: Arc<Changes>,
     runtime: Handle,
     /// What it was made of, without endpoints.
@@ -125,6 +131,18 @@ impl Cluster {
             .as_ref()
             .map(|o| Detector::compile(o, &scope))
             .transpose()?;
+        if proto.health_checks.len() > MAX_CHECKS {
+            return Err(invalid(
+                "health_checks",
+                format!("are more than {MAX_CHECKS}"),
+            ));
+        }
+        let checkers: Arc<[Checker]> = proto
+            .health_checks
+            .iter()
+            .map(|check| Checker::compile(check, &scope))
+            .collect::<Result<_, _>>()
+            .map_err(|error| error.within("health_checks"))?;
         let cluster = Arc::new(Cluster {
             name: proto.name.as_str().into(),
             id: NEXT_ID.fetch_add(1, Relaxed),
@@ -143,6 +161,7 @@ impl Cluster {
                 config.discovery,
                 Discovery::OriginalDst { .. }
             )),
+            checks: checkers.len(),
             changed,
             runtime: shared.runtime.clone(),
             source: proto,
@@ -153,6 +172,10 @@ impl Cluster {
             let interval = detector.interval();
             let weak = Arc::downgrade(&cluster);
             cluster.runtime.spawn(watch_outliers(weak, interval));
+        }
+        if !checkers.is_empty() {
+            let weak = Arc::downgrade(&cluster);
+            cluster.runtime.spawn(health::watch(weak, checkers));
         }
         Ok(cluster)
     }
@@ -252,14 +275,41 @@ impl Cluster {
             .take()
             .unwrap_or_else(|| self.hosts.load_full());
         self.publish(&mut update, |version| {
-            assignment.hosts(&previous, version, resolved)
+            let set = assignment.hosts(&previous, version, resolved);
+            for host in &set.hosts {
+                if self.checks > 0 {
+                    host.state.await_checks(self.checks);
+                }
+            }
+            set
         });
         self.stats.membership_change.inc();
         if let Some(detector) = &self.outlier {
             detector.settle(&self.hosts.load().monitors());
         }
-        drop(update);
-        self.initialised.send_replace(true);
+        self.note_initialised();
+    }
+
+    /// Endpoints are there; when they are checked, the first answers must be too.
+    fn note_initialised(&self) {
+        let hosts = self.hosts.load();
+        if self.checks == 0 || !hosts.hosts.iter().any(|host| host.state.is_pending()) {
+            self.initialised.send_replace(true);
+        }
+    }
+
+    /// An active health check has found something new about a host.
+    fn active_health_changed(&self, host: &Host, health: ActiveHealth) {
+        tracing::debug!(cluster = &*self.name, host = %host.address, ?health, "health check");
+        let mut update = self.lock();
+        let set = self.hosts.load();
+        self.health_changed(&mut update, &set);
+        self.note_initialised();
+    }
+
+    /// Wakes when hosts of any cluster change.
+    fn watch_hosts(&self) -> watch::Receiver<u64> {
+        self.changed.sender.subscribe()
     }
 
     /// Takes endpoints the control plane sent.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::stats;
 use crate::{
     circuit::Resource,
-    cluster::{Address, Cluster, Health, Host},
+    cluster::{ActiveHealth, Address, Cluster, Health, Host},
     control::Control,
 };
 
@@ -31,12 +31,21 @@ fn flags(host: &Host) -> String {
         .monitor
         .is_ejected()
         .then_some("/failed_outlier_check");
+    let active = match host.state.active_health() {
+        Some(ActiveHealth::Failed) => Some("/failed_active_hc"),
+        Some(ActiveHealth::Degraded) => Some("/degraded_active_hc"),
+        Some(ActiveHealth::Passed) | None => None,
+    };
+    let pending = host.state.is_pending().then_some("/pending_active_hc");
     let reported = match host.reported {
         Health::Healthy => None,
         Health::Degraded => Some("/degraded_eds_health"),
         Health::Unhealthy => Some("/failed_eds_health"),
     };
-    let all: String = ejected.into_iter().chain(reported).collect();
+    let all: String = [active, ejected, reported, pending]
+        .into_iter()
+        .flatten()
+        .collect();
     if all.is_empty() {
         "healthy".into()
     } else {
@@ -158,6 +167,14 @@ fn host_status(host: &Host) -> Value {
     let mut health = json!({"eds_health_status": eds});
     if host.state.monitor.is_ejected() {
         health["failed_outlier_check"] = true.into();
+    }
+    match host.state.active_health() {
+        Some(ActiveHealth::Failed) => health["failed_active_health_check"] = true.into(),
+        Some(ActiveHealth::Degraded) => health["failed_active_degraded_check"] = true.into(),
+        Some(ActiveHealth::Passed) | None => {}
+    }
+    if host.state.is_pending() {
+        health["pending_active_hc"] = true.into();
     }
     json!({
         "address": address,

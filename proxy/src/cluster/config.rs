@@ -255,7 +255,6 @@ impl Config {
 
 fn refuse_unsupported(proto: &Proto) -> Result<(), ConfigError> {
     let unsupported = [
-        ("health_checks", !proto.health_checks.is_empty()),
         ("filters", !proto.filters.is_empty()),
         (
             "load_balancing_policy",

@@ -77,6 +77,8 @@ pub struct HostState {
     /// Outlier detection.
     pub monitor: Monitor,
     active: AtomicU32,
+    /// What each active health check found last, four bits each; 0 when there is none.
+    checked: AtomicU64,
     /// Numbers for `/clusters`.
     pub numbers: Numbers,
 }
@@ -94,7 +96,62 @@ pub struct Numbers {
     pub rq_timeout: AtomicU64,
 }
 
+/// What an active health check found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ActiveHealth {
+    /// The host is well.
+    Passed,
+    /// It serves, but not as well as it should.
+    Degraded,
+    /// It is not well, or was not asked yet.
+    Failed,
+}
+
+/// Active health checks one cluster may have: four bits each in [`HostState`].
+pub(super) const MAX_CHECKS: usize = 16;
+const PENDING: u64 = 1;
+
 impl HostState {
+    /// The worst that the active health checks found; `None` without any.
+    pub fn active_health(&self) -> Option<ActiveHealth> {
+        let found = self.checked.load(Relaxed);
+        (0..MAX_CHECKS)
+            .filter_map(|check| match (found >> (4 * check)) & 15 {
+                0 => None,
+                2 => Some(ActiveHealth::Passed),
+                3 => Some(ActiveHealth::Degraded),
+                _ => Some(ActiveHealth::Failed),
+            })
+            .max_by_key(|health| *health as u8)
+    }
+
+    /// Whether some active health check has not answered yet.
+    pub fn is_pending(&self) -> bool {
+        let found = self.checked.load(Relaxed);
+        (0..MAX_CHECKS).any(|check| (found >> (4 * check)) & 15 == PENDING)
+    }
+
+    /// Holds the host back until as many checks as there are have answered. Nothing for a host that is
+    /// being checked already.
+    pub(super) fn await_checks(&self, checks: usize) {
+        let pending =
+            (0..checks.min(MAX_CHECKS)).fold(0, |all, check| all | PENDING << (4 * check));
+        // Fails when it is checked already: then that stays.
+        let _present = self.checked.compare_exchange(0, pending, Relaxed, Relaxed);
+    }
+
+    pub(super) fn set_active_health(&self, check: usize, health: ActiveHealth) {
+        let code = match health {
+            ActiveHealth::Passed => 2,
+            ActiveHealth::Degraded => 3,
+            ActiveHealth::Failed => 4,
+        };
+        let shift = 4 * check;
+        // Only the check's own task changes its bits, but the others' may change meanwhile.
+        let change = |found: u64| Some(found & !(15 << shift) | code << shift);
+        let _previous = self.checked.fetch_update(Relaxed, Relaxed, change);
+    }
+
     /// Requests under way, over all workers.
     pub fn active_requests(&self) -> u32 {
         self.active.load(Relaxed)
@@ -138,12 +195,15 @@ pub struct Host {
 }
 
 impl Host {
-    /// Discovery's word and outlier detection's together.
+    /// Discovery's word, that of the active health checks and outlier detection's together: the worst.
     pub fn health(&self) -> Health {
-        if self.state.monitor.is_ejected() {
-            Health::Unhealthy
-        } else {
-            self.reported
+        if self.state.monitor.is_ejected() || self.reported == Health::Unhealthy {
+            return Health::Unhealthy;
+        }
+        match self.state.active_health() {
+            Some(ActiveHealth::Failed) => Health::Unhealthy,
+            Some(ActiveHealth::Degraded) => Health::Degraded,
+            Some(ActiveHealth::Passed) | None => self.reported,
         }
     }
 

@@ -28,7 +28,7 @@ async fn what_cannot_be_done_is_refused_and_the_old_stays() {
     let table = [
         (
             "name: a\nhealth_checks: [{timeout: 1s}]",
-            "cluster a: health_checks: not supported",
+            "cluster a: health_checks: health_checker: is required",
         ),
         (
             "name: a\nload_assignment: {endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: \
