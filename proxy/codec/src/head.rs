@@ -264,6 +264,14 @@ impl Headers {
         }
     }
 
+    /// An empty list with room for `text` bytes of names and values, and `entries` headers.
+    pub(crate) fn with_room(text: usize, entries: usize) -> Headers {
+        Headers {
+            text: Vec::with_capacity(text),
+            list: Vec::with_capacity(entries),
+        }
+    }
+
     /// The first value of `name`.
     pub fn get(&self, name: &Name) -> Option<&[u8]> {
         match name {
@@ -316,6 +324,51 @@ impl Headers {
         let text = &mut self.text[name_at as usize..];
         text.make_ascii_lowercase();
         let known = Known::lookup(text);
+        let (value_at, value_len) = self.push(value);
+        self.list.push(Entry {
+            known,
+            name_at,
+            name_len,
+            value_at,
+            value_len,
+        });
+    }
+
+    /// Adds a header as it stands on the wire if `keep` says so once it knows the name.
+    pub(crate) fn append_wire(
+        &mut self,
+        name: &[u8],
+        value: &[u8],
+        keep: impl FnOnce(Option<Known>) -> bool,
+    ) {
+        let (mut name_at, mut name_len) = self.push(name);
+        let text = &mut self.text[name_at as usize..];
+        text.make_ascii_lowercase();
+        let known = Known::lookup(text);
+        if known.is_some() {
+            self.text.truncate(name_at as usize);
+            (name_at, name_len) = (0, 0);
+        }
+        if !keep(known) {
+            self.text.truncate(self.text.len() - name_len as usize);
+            return;
+        }
+        let (value_at, value_len) = self.push(value);
+        self.list.push(Entry {
+            known,
+            name_at,
+            name_len,
+            value_at,
+            value_len,
+        });
+    }
+
+    /// Adds a header whose name is lower case and known already to be, or not to be, a well-known one.
+    pub(crate) fn append_lower(&mut self, known: Option<Known>, name: &[u8], value: &[u8]) {
+        let (name_at, name_len) = match known {
+            Some(_) => (0, 0),
+            None => self.push(name),
+        };
         let (value_at, value_len) = self.push(value);
         self.list.push(Entry {
             known,

@@ -4,3 +4,4 @@
 
 pub mod head;
 pub mod h2;
+pub mod h1;
