@@ -5,15 +5,18 @@ use std::sync::{
     atomic::{AtomicU32, Ordering::Relaxed},
 };
 
-use lateen_protocols::envoy::envoy::config::{
-    cluster::v3::{CircuitBreakers, circuit_breakers::Thresholds},
-    core::v3::RoutingPriority,
+use lateen_protocols::envoy::{
+    envoy::config::{
+        cluster::v3::{CircuitBreakers, circuit_breakers::Thresholds},
+        core::v3::RoutingPriority,
+    },
+    google::protobuf::UInt32Value,
 };
 
 use crate::{
     config_error::ConfigError,
     proto::invalid,
-    stats::{Gauge, Scope},
+    stats::{LazyGauge, Scope, instruments},
 };
 
 /// Envoy's defaults.
@@ -33,61 +36,82 @@ pub enum Resource {
     Retries,
 }
 
+impl Resource {
+    const ALL: [Resource; 4] = [
+        Resource::Connections,
+        Resource::Pending,
+        Resource::Requests,
+        Resource::Retries,
+    ];
+}
+
+instruments! {
+    /// The gauges of a cluster's breakers.
+    struct Gauges {
+        gauge {
+            default_cx_open = "circuit_breakers.default.cx_open",
+            default_rq_pending_open = "circuit_breakers.default.rq_pending_open",
+            default_rq_open = "circuit_breakers.default.rq_open",
+            default_rq_retry_open = "circuit_breakers.default.rq_retry_open",
+            default_cx_pool_open = "circuit_breakers.default.cx_pool_open",
+            high_cx_open = "circuit_breakers.high.cx_open",
+            high_rq_pending_open = "circuit_breakers.high.rq_pending_open",
+            high_rq_open = "circuit_breakers.high.rq_open",
+            high_rq_retry_open = "circuit_breakers.high.rq_retry_open",
+            high_cx_pool_open = "circuit_breakers.high.cx_pool_open",
+        }
+        gauge_on_demand {
+            default_remaining_cx = "circuit_breakers.default.remaining_cx",
+            default_remaining_pending = "circuit_breakers.default.remaining_pending",
+            default_remaining_rq = "circuit_breakers.default.remaining_rq",
+            default_remaining_retries = "circuit_breakers.default.remaining_retries",
+            high_remaining_cx = "circuit_breakers.high.remaining_cx",
+            high_remaining_pending = "circuit_breakers.high.remaining_pending",
+            high_remaining_rq = "circuit_breakers.high.remaining_rq",
+            high_remaining_retries = "circuit_breakers.high.remaining_retries",
+        }
+    }
+}
+
+impl Gauges {
+    fn open(&self, high: bool, resource: Resource) -> &LazyGauge {
+        match (high, resource) {
+            (false, Resource::Connections) => &self.default_cx_open,
+            (false, Resource::Pending) => &self.default_rq_pending_open,
+            (false, Resource::Requests) => &self.default_rq_open,
+            (false, Resource::Retries) => &self.default_rq_retry_open,
+            (true, Resource::Connections) => &self.high_cx_open,
+            (true, Resource::Pending) => &self.high_rq_pending_open,
+            (true, Resource::Requests) => &self.high_rq_open,
+            (true, Resource::Retries) => &self.high_rq_retry_open,
+        }
+    }
+
+    fn remaining(&self, high: bool, resource: Resource) -> &LazyGauge {
+        match (high, resource) {
+            (false, Resource::Connections) => &self.default_remaining_cx,
+            (false, Resource::Pending) => &self.default_remaining_pending,
+            (false, Resource::Requests) => &self.default_remaining_rq,
+            (false, Resource::Retries) => &self.default_remaining_retries,
+            (true, Resource::Connections) => &self.high_remaining_cx,
+            (true, Resource::Pending) => &self.high_remaining_pending,
+            (true, Resource::Requests) => &self.high_remaining_rq,
+            (true, Resource::Retries) => &self.high_remaining_retries,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Counted {
     max: u32,
     current: AtomicU32,
-    open: Gauge,
-    remaining: Option<Gauge>,
 }
 
 impl Counted {
-    fn new(scope: &Scope, max: u32, open: &str, remaining: Option<&str>) -> Counted {
-        let remaining = remaining.map(|name| scope.gauge(name));
-        if let Some(gauge) = &remaining {
-            gauge.set(u64::from(max));
-        }
+    fn new(max: u32) -> Counted {
         Counted {
             max,
             current: AtomicU32::new(0),
-            open: scope.gauge(open),
-            remaining,
-        }
-    }
-
-    fn try_add(&self, max: u32) -> bool {
-        let added = self
-            .current
-            .fetch_update(Relaxed, Relaxed, |n| (n < max).then(|| n + 1));
-        match added {
-            Ok(before) => {
-                self.changed(before + 1, before + 1 >= max);
-                true
-            }
-            Err(_) => {
-                self.open.set(1);
-                false
-            }
-        }
-    }
-
-    fn add(&self) {
-        let before = self.current.fetch_add(1, Relaxed);
-        self.changed(before + 1, before + 1 >= self.max);
-    }
-
-    fn release(&self) {
-        let before = self.current.fetch_sub(1, Relaxed);
-        self.changed(before.saturating_sub(1), before > self.max);
-    }
-
-    fn changed(&self, current: u32, open: bool) {
-        // Written at the edge only: the gauge is one cache line for all workers.
-        if current.abs_diff(self.max) <= 1 {
-            self.open.set(u64::from(open));
-        }
-        if let Some(gauge) = &self.remaining {
-            gauge.set(u64::from(self.max.saturating_sub(current)));
         }
     }
 }
@@ -107,6 +131,10 @@ pub struct Circuit {
     requests: Counted,
     retries: Counted,
     budget: Option<Budget>,
+    high: bool,
+    /// Whether gauges say what is left.
+    tracked: bool,
+    gauges: Arc<Gauges>,
 }
 
 /// A unit of something counted; gives it back on drop.
@@ -118,15 +146,23 @@ pub struct Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.circuit.counted(self.resource).release();
+        let counted = self.circuit.counted(self.resource);
+        let before = counted.current.fetch_sub(1, Relaxed);
+        let open = before > counted.max;
+        self.circuit
+            .changed(self.resource, before.saturating_sub(1), open);
     }
 }
 
 impl Circuit {
-    fn new(thresholds: &Thresholds, scope: &Scope) -> Result<Circuit, ConfigError> {
-        let max = |value: Option<u32>, default| value.unwrap_or(default);
-        let track = thresholds.track_remaining;
-        let name = |name| track.then_some(name);
+    fn new(
+        thresholds: &Thresholds,
+        high: bool,
+        gauges: &Arc<Gauges>,
+    ) -> Result<Circuit, ConfigError> {
+        let max = |value: Option<&UInt32Value>, default| {
+            Counted::new(value.map_or(default, |value| value.value))
+        };
         let budget = match thresholds.retry_budget.as_ref() {
             None => None,
             Some(budget) => {
@@ -143,39 +179,20 @@ impl Circuit {
                 })
             }
         };
-        Ok(Circuit {
-            connections: Counted::new(
-                scope,
-                max(thresholds.max_connections.as_ref().map(|v| v.value), MAX),
-                "cx_open",
-                name("remaining_cx"),
-            ),
-            pending: Counted::new(
-                scope,
-                max(
-                    thresholds.max_pending_requests.as_ref().map(|v| v.value),
-                    MAX,
-                ),
-                "rq_pending_open",
-                name("remaining_pending"),
-            ),
-            requests: Counted::new(
-                scope,
-                max(thresholds.max_requests.as_ref().map(|v| v.value), MAX),
-                "rq_open",
-                name("remaining_rq"),
-            ),
-            retries: Counted::new(
-                scope,
-                max(
-                    thresholds.max_retries.as_ref().map(|v| v.value),
-                    MAX_RETRIES,
-                ),
-                "rq_retry_open",
-                name("remaining_retries"),
-            ),
+        let circuit = Circuit {
+            connections: max(thresholds.max_connections.as_ref(), MAX),
+            pending: max(thresholds.max_pending_requests.as_ref(), MAX),
+            requests: max(thresholds.max_requests.as_ref(), MAX),
+            retries: max(thresholds.max_retries.as_ref(), MAX_RETRIES),
             budget,
-        })
+            high,
+            tracked: thresholds.track_remaining,
+            gauges: gauges.clone(),
+        };
+        for resource in Resource::ALL {
+            circuit.show_remaining(resource, 0);
+        }
+        Ok(circuit)
     }
 
     fn counted(&self, resource: Resource) -> &Counted {
@@ -194,7 +211,17 @@ impl Circuit {
             (Resource::Retries, Some(budget)) => self.retry_budget(budget),
             _ => counted.max,
         };
-        counted.try_add(max).then(|| Permit {
+        let added = counted
+            .current
+            .fetch_update(Relaxed, Relaxed, |n| (n < max).then(|| n + 1));
+        match added {
+            Ok(before) => self.changed(resource, before + 1, before + 1 >= max),
+            Err(_) => {
+                self.gauges.open(self.high, resource).set(1);
+                return None;
+            }
+        }
+        Some(Permit {
             circuit: self.clone(),
             resource,
         })
@@ -202,10 +229,29 @@ impl Circuit {
 
     /// One unit beyond any limit: the one connection that keeps waiting requests from waiting for ever.
     pub fn acquire_beyond(self: &Arc<Circuit>, resource: Resource) -> Permit {
-        self.counted(resource).add();
+        let counted = self.counted(resource);
+        let before = counted.current.fetch_add(1, Relaxed);
+        self.changed(resource, before + 1, before + 1 >= counted.max);
         Permit {
             circuit: self.clone(),
             resource,
+        }
+    }
+
+    fn changed(&self, resource: Resource, current: u32, open: bool) {
+        // Written at the edge only: the gauge is one cache line for all workers.
+        if current.abs_diff(self.counted(resource).max) <= 1 {
+            self.gauges.open(self.high, resource).set(u64::from(open));
+        }
+        self.show_remaining(resource, current);
+    }
+
+    fn show_remaining(&self, resource: Resource, current: u32) {
+        if self.tracked {
+            let left = self.counted(resource).max.saturating_sub(current);
+            self.gauges
+                .remaining(self.high, resource)
+                .set(u64::from(left));
         }
     }
 
@@ -257,16 +303,17 @@ impl Circuits {
                 "not supported",
             ));
         }
-        let of = |priority: RoutingPriority, name: &str| {
+        let gauges = scope.group();
+        let of = |priority: RoutingPriority| {
             let found = config.thresholds.iter().find(|t| t.priority() == priority);
-            let scope = scope.scope(&format!("circuit_breakers.{name}."));
-            Circuit::new(found.unwrap_or(&Thresholds::default()), &scope)
+            let high = priority == RoutingPriority::High;
+            Circuit::new(found.unwrap_or(&Thresholds::default()), high, &gauges)
                 .map(Arc::new)
                 .map_err(|error| error.within("circuit_breakers"))
         };
         Ok(Circuits {
-            default: of(RoutingPriority::Default, "default")?,
-            high: of(RoutingPriority::High, "high")?,
+            default: of(RoutingPriority::Default)?,
+            high: of(RoutingPriority::High)?,
         })
     }
 
@@ -282,8 +329,6 @@ impl Circuits {
 
 #[cfg(test)]
 mod tests {
-    use lateen_protocols::envoy::google::protobuf::UInt32Value;
-
     use super::*;
     use crate::stats::Registry;
 

@@ -5,7 +5,7 @@
 
 use std::{
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
     },
     time::Duration,
@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use crate::{
     config_error::ConfigError,
     proto::{invalid, optional_duration},
-    stats::{Counter, Gauge, Scope},
+    stats::{LazyCounter, Scope, instruments},
 };
 
 /// What a request or connection came to, as outlier detection sees it.
@@ -51,23 +51,8 @@ pub enum Cause {
 }
 
 impl Cause {
-    const ALL: [Cause; 5] = [
-        Cause::Consecutive5xx,
-        Cause::ConsecutiveGatewayFailure,
-        Cause::ConsecutiveLocalOriginFailure,
-        Cause::SuccessRate,
-        Cause::FailurePercentage,
-    ];
-
-    fn stat(self) -> &'static str {
-        match self {
-            Cause::Consecutive5xx => "consecutive_5xx",
-            Cause::ConsecutiveGatewayFailure => "consecutive_gateway_failure",
-            Cause::ConsecutiveLocalOriginFailure => "consecutive_local_origin_failure",
-            Cause::SuccessRate => "success_rate",
-            Cause::FailurePercentage => "failure_percentage",
-        }
-    }
+    /// How many there are.
+    const COUNT: usize = Cause::FailurePercentage as usize + 1;
 }
 
 /// What is remembered of one host.
@@ -116,14 +101,47 @@ impl Monitor {
     }
 }
 
-#[derive(Debug)]
-struct Stats {
-    active: Gauge,
-    total: Counter,
-    enforced_total: Counter,
-    overflow: Counter,
-    detected: [Counter; Cause::ALL.len()],
-    enforced: [Counter; Cause::ALL.len()],
+instruments! {
+    struct Stats {
+        gauge { active = "outlier_detection.ejections_active" }
+        counter {
+            total = "outlier_detection.ejections_total",
+            enforced_total = "outlier_detection.ejections_enforced_total",
+            overflow = "outlier_detection.ejections_overflow",
+            detected_5xx = "outlier_detection.ejections_detected_consecutive_5xx",
+            detected_gateway = "outlier_detection.ejections_detected_consecutive_gateway_failure",
+            detected_local = "outlier_detection.ejections_detected_consecutive_local_origin_failure",
+            detected_rate = "outlier_detection.ejections_detected_success_rate",
+            detected_percentage = "outlier_detection.ejections_detected_failure_percentage",
+            enforced_5xx = "outlier_detection.ejections_enforced_consecutive_5xx",
+            enforced_gateway = "outlier_detection.ejections_enforced_consecutive_gateway_failure",
+            enforced_local = "outlier_detection.ejections_enforced_consecutive_local_origin_failure",
+            enforced_rate = "outlier_detection.ejections_enforced_success_rate",
+            enforced_percentage = "outlier_detection.ejections_enforced_failure_percentage",
+        }
+    }
+}
+
+impl Stats {
+    fn detected(&self, cause: Cause) -> &LazyCounter {
+        match cause {
+            Cause::Consecutive5xx => &self.detected_5xx,
+            Cause::ConsecutiveGatewayFailure => &self.detected_gateway,
+            Cause::ConsecutiveLocalOriginFailure => &self.detected_local,
+            Cause::SuccessRate => &self.detected_rate,
+            Cause::FailurePercentage => &self.detected_percentage,
+        }
+    }
+
+    fn enforced(&self, cause: Cause) -> &LazyCounter {
+        match cause {
+            Cause::Consecutive5xx => &self.enforced_5xx,
+            Cause::ConsecutiveGatewayFailure => &self.enforced_gateway,
+            Cause::ConsecutiveLocalOriginFailure => &self.enforced_local,
+            Cause::SuccessRate => &self.enforced_rate,
+            Cause::FailurePercentage => &self.enforced_percentage,
+        }
+    }
 }
 
 /// The detector of a cluster.
@@ -140,14 +158,14 @@ pub struct Detector {
     jitter: Duration,
     max_percent: u32,
     always_one: bool,
-    enforcing: [u32; Cause::ALL.len()],
+    enforcing: [u32; Cause::COUNT],
     success_rate_hosts: u32,
     success_rate_volume: u32,
     success_rate_stdev: f64,
     failure_threshold: u32,
     failure_hosts: u32,
     failure_volume: u32,
-    stats: Stats,
+    stats: Arc<Stats>,
 }
 
 impl Detector {
@@ -184,7 +202,6 @@ impl Detector {
         if interval.is_zero() {
             return Err(invalid("interval", "must be positive"));
         }
-        let scope = scope.scope("outlier_detection.");
         Ok(Detector {
             consecutive_5xx: or(&config.consecutive_5xx, 5),
             consecutive_gateway: or(&config.consecutive_gateway_failure, 5),
@@ -221,16 +238,7 @@ impl Detector {
             failure_threshold: or(&config.failure_percentage_threshold, 85),
             failure_hosts: or(&config.failure_percentage_minimum_hosts, 5),
             failure_volume: or(&config.failure_percentage_request_volume, 50),
-            stats: Stats {
-                active: scope.gauge("ejections_active"),
-                total: scope.counter("ejections_total"),
-                enforced_total: scope.counter("ejections_enforced_total"),
-                overflow: scope.counter("ejections_overflow"),
-                detected: Cause::ALL
-                    .map(|c| scope.counter(&format!("ejections_detected_{}", c.stat()))),
-                enforced: Cause::ALL
-                    .map(|c| scope.counter(&format!("ejections_enforced_{}", c.stat()))),
-            },
+            stats: scope.group(),
         })
     }
 
@@ -287,7 +295,7 @@ impl Detector {
         let share = (ejected + 1) as u64 * 100;
         let fits = share <= u64::from(self.max_percent) * all.len() as u64;
         let allowed = fits || (self.always_one && ejected == 0);
-        self.stats.detected[cause as usize].inc();
+        self.stats.detected(cause).inc();
         // Counting starts again whether or not the host leaves, so that it is judged anew.
         host.reset();
         if !allowed {
@@ -307,7 +315,7 @@ impl Detector {
         host.ejected.store(true, Relaxed);
         self.stats.total.inc();
         self.stats.enforced_total.inc();
-        self.stats.enforced[cause as usize].inc();
+        self.stats.enforced(cause).inc();
         self.stats.active.set(ejected as u64 + 1);
         true
     }

@@ -20,7 +20,7 @@ pub(super) struct Selection {
 }
 
 impl Selection {
-    fn wants(&self, name: &str, instrument: &Instrument) -> bool {
+    fn wants(&self, name: &str, instrument: &Instrument<'_>) -> bool {
         self.filter
             .as_ref()
             .is_none_or(|filter| filter.is_match(name))

@@ -1,56 +1,87 @@
 //! What a cluster counts, under Envoy's names.
 
-use crate::stats::{Counter, Gauge, Histogram, Scope};
+use std::{fmt, ops::Deref, sync::Arc};
 
-macro_rules! instruments {
-    ($($kind:ident { $($name:ident $(= $text:literal)?),+ $(,)? })+) => {
-        /// Instruments of one cluster, named as in `cluster.NAME.*`.
-        #[derive(Debug)]
-        #[allow(missing_docs, reason = "Envoy's names")]
-        pub struct ClusterStats { $($(pub $name: instruments!(@type $kind),)+)+ scope: Scope }
-
-        impl ClusterStats {
-            pub(super) fn new(scope: Scope) -> ClusterStats {
-                ClusterStats { $($($name: scope.$kind(instruments!(@name $name $($text)?)),)+)+ scope }
-            }
-        }
-    };
-    (@name $name:ident) => { stringify!($name) };
-    (@name $name:ident $text:literal) => { $text };
-    (@type counter) => { Counter };
-    (@type gauge) => { Gauge };
-    (@type histogram) => { Histogram };
-}
+use crate::stats::{LazyCounter, Scope, instruments};
 
 instruments! {
-    counter {
-        upstream_cx_total, upstream_cx_http1_total, upstream_cx_http2_total, upstream_cx_connect_fail,
-        upstream_cx_connect_timeout, upstream_cx_connect_attempts_exceeded, upstream_cx_overflow,
-        upstream_cx_destroy, upstream_cx_destroy_remote, upstream_cx_destroy_local,
-        upstream_cx_destroy_with_active_rq, upstream_cx_none_healthy,
-        upstream_cx_max_requests, upstream_cx_idle_timeout, upstream_cx_protocol_error,
-        upstream_cx_rx_bytes_total, upstream_cx_tx_bytes_total, upstream_cx_close_notify,
-        upstream_rq_total, upstream_rq_completed, upstream_rq_pending_total, upstream_rq_pending_overflow,
-        upstream_rq_pending_failure_eject, upstream_rq_cancelled, upstream_rq_maintenance_mode,
-        upstream_rq_timeout, upstream_rq_max_duration_reached, upstream_rq_per_try_timeout,
-        upstream_rq_rx_reset, upstream_rq_tx_reset, upstream_rq_retry, upstream_rq_retry_success,
-        upstream_rq_retry_overflow, upstream_rq_retry_limit_exceeded,
-        upstream_rq_retry_backoff_exponential, retry_or_shadow_abandoned,
-        upstream_rq_1xx, upstream_rq_2xx, upstream_rq_3xx, upstream_rq_4xx, upstream_rq_5xx,
-        membership_change, update_attempt, update_success, update_failure, update_empty,
+    /// Instruments of one cluster, named as in `cluster.NAME.*`.
+    #[allow(missing_docs, reason = "Envoy's names")]
+    pub struct Instruments {
+        counter {
+            assignment_stale, assignment_timeout_received, bind_errors,
+            upstream_cx_total, upstream_cx_http1_total, upstream_cx_http2_total, upstream_cx_connect_fail,
+            upstream_cx_connect_timeout, upstream_cx_connect_attempts_exceeded, upstream_cx_overflow,
+            upstream_cx_pool_overflow,
+            upstream_cx_destroy, upstream_cx_destroy_remote, upstream_cx_destroy_local,
+            upstream_cx_destroy_with_active_rq, upstream_cx_destroy_local_with_active_rq,
+            upstream_cx_destroy_remote_with_active_rq, upstream_cx_none_healthy,
+            upstream_cx_max_requests, upstream_cx_max_duration_reached, upstream_cx_idle_timeout,
+            upstream_cx_protocol_error,
+            upstream_cx_rx_bytes_total, upstream_cx_tx_bytes_total, upstream_cx_close_notify,
+            upstream_flow_control_backed_up_total, upstream_flow_control_drained_total,
+            upstream_flow_control_paused_reading_total, upstream_flow_control_resumed_reading_total,
+            upstream_internal_redirect_failed_total, upstream_internal_redirect_succeeded_total,
+            upstream_rq_total, upstream_rq_completed, upstream_rq_pending_total, upstream_rq_pending_overflow,
+            upstream_rq_pending_failure_eject, upstream_rq_cancelled, upstream_rq_maintenance_mode,
+            upstream_rq_timeout, upstream_rq_max_duration_reached, upstream_rq_per_try_timeout,
+            upstream_rq_per_try_idle_timeout, upstream_rq_rx_reset, upstream_rq_tx_reset, upstream_rq_retry,
+            upstream_rq_retry_success, upstream_rq_retry_overflow, upstream_rq_retry_limit_exceeded,
+            upstream_rq_retry_backoff_exponential, upstream_rq_retry_backoff_ratelimited,
+            retry_or_shadow_abandoned,
+            lb_healthy_panic, lb_subsets_created, lb_subsets_fallback, lb_subsets_fallback_panic,
+            lb_subsets_removed, lb_subsets_selected, lb_zone_cluster_too_small, lb_zone_routing_all_directly,
+            lb_zone_routing_cross_zone, lb_zone_routing_sampled,
+            membership_change, original_dst_host_invalid,
+            update_attempt, update_success, update_failure, update_empty, update_no_rebuild,
+        }
+        on_demand {
+            upstream_rq_1xx, upstream_rq_2xx, upstream_rq_3xx, upstream_rq_4xx, upstream_rq_5xx,
+            upstream_rq_200, upstream_rq_201, upstream_rq_204, upstream_rq_304, upstream_rq_400,
+            upstream_rq_401, upstream_rq_403, upstream_rq_404, upstream_rq_429, upstream_rq_500,
+            upstream_rq_502, upstream_rq_503, upstream_rq_504,
+            ssl_handshake = "ssl.handshake", ssl_connection_error = "ssl.connection_error",
+            ssl_fail_verify_error = "ssl.fail_verify_error", ssl_fail_verify_san = "ssl.fail_verify_san",
+        }
+        gauge {
+            upstream_cx_active, upstream_rq_active, upstream_rq_pending_active, lb_subsets_active,
+            max_host_weight,
+            membership_total, membership_healthy, membership_degraded, membership_excluded,
+        }
+        histogram { upstream_cx_connect_ms, upstream_cx_length_ms }
+        histogram_on_demand { upstream_rq_time }
     }
-    counter {
-        ssl_handshake = "ssl.handshake", ssl_connection_error = "ssl.connection_error",
-        ssl_fail_verify_error = "ssl.fail_verify_error", ssl_fail_verify_san = "ssl.fail_verify_san",
+}
+
+/// The statistics of one cluster.
+#[derive(Clone)]
+pub struct ClusterStats {
+    instruments: Arc<Instruments>,
+    scope: Scope,
+}
+
+impl Deref for ClusterStats {
+    type Target = Instruments;
+
+    fn deref(&self) -> &Instruments {
+        &self.instruments
     }
-    gauge {
-        upstream_cx_active, upstream_rq_active, upstream_rq_pending_active,
-        membership_total, membership_healthy, membership_degraded, membership_excluded,
+}
+
+impl fmt::Debug for ClusterStats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.scope.fmt(f)
     }
-    histogram { upstream_cx_connect_ms, upstream_cx_length_ms, upstream_rq_time }
 }
 
 impl ClusterStats {
+    pub(super) fn new(scope: Scope) -> ClusterStats {
+        ClusterStats {
+            instruments: scope.group(),
+            scope,
+        }
+    }
+
     /// The scope all of it is in.
     pub fn scope(&self) -> &Scope {
         &self.scope
@@ -66,7 +97,10 @@ impl ClusterStats {
             4 => self.upstream_rq_4xx.inc(),
             _ => self.upstream_rq_5xx.inc(),
         }
-        self.status("", status);
+        match self.common(status) {
+            Some(counter) => counter.inc(),
+            None => self.status("", status),
+        }
     }
 
     /// Counts the status of an attempt that is made again.
@@ -76,23 +110,29 @@ impl ClusterStats {
         self.status("retry.", status);
     }
 
+    /// The counter of a status that has one of its own: no name is looked up for it.
+    fn common(&self, status: u16) -> Option<&LazyCounter> {
+        Some(match status {
+            200 => &self.upstream_rq_200,
+            201 => &self.upstream_rq_201,
+            204 => &self.upstream_rq_204,
+            304 => &self.upstream_rq_304,
+            400 => &self.upstream_rq_400,
+            401 => &self.upstream_rq_401,
+            403 => &self.upstream_rq_403,
+            404 => &self.upstream_rq_404,
+            429 => &self.upstream_rq_429,
+            500 => &self.upstream_rq_500,
+            502 => &self.upstream_rq_502,
+            503 => &self.upstream_rq_503,
+            504 => &self.upstream_rq_504,
+            _ => return None,
+        })
+    }
+
     fn status(&self, prefix: &'static str, status: u16) {
-        // Common ones are spelled out so that they cost no formatting.
-        let name = match (prefix, status) {
-            ("", 200) => "upstream_rq_200",
-            ("", 204) => "upstream_rq_204",
-            ("", 304) => "upstream_rq_304",
-            ("", 404) => "upstream_rq_404",
-            ("", 500) => "upstream_rq_500",
-            ("", 503) => "upstream_rq_503",
-            ("", 504) => "upstream_rq_504",
-            _ => {
-                self.scope
-                    .counter(&format!("{prefix}upstream_rq_{status}"))
-                    .inc();
-                return;
-            }
-        };
-        self.scope.counter(name).inc();
+        self.scope
+            .counter(&format!("{prefix}upstream_rq_{status}"))
+            .inc();
     }
 }
