@@ -140,6 +140,12 @@ const PATHS: &[(&str, bool, &str)] = &[
         false,
         "print server state, return 200 if LIVE, otherwise return 503",
     ),
+    ("/runtime", false, "print runtime values"),
+    (
+        "/runtime_modify",
+        true,
+        "change runtime values (KEY=VALUE; an empty value takes the change back)",
+    ),
     (
         "/server_info",
         false,
@@ -322,6 +328,14 @@ impl Admin {
                 self.quit.notify_one();
                 Reply::text("OK\n")
             }
+            "/runtime" => Reply::json(&shared.layers.dump()),
+            "/runtime_modify" => match shared.layers.modify(&query.0) {
+                Ok(()) => Reply::text("OK\n"),
+                Err(reason) => Reply {
+                    status: StatusCode::SERVICE_UNAVAILABLE,
+                    ..Reply::text(format!("{reason}\n"))
+                },
+            },
             "/ready" => {
                 let state = self.state();
                 let status = match state {

@@ -273,7 +273,6 @@ impl Bootstrap {
                 !self.proto.bootstrap_extensions.is_empty(),
                 "bootstrap_extensions",
             ),
-            (self.proto.layered_runtime.is_some(), "layered_runtime"),
             (self.proto.watchdogs.is_some(), "watchdogs"),
         ];
         for (_, field) in ignored.into_iter().filter(|(used, _)| *used) {

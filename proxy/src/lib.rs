@@ -49,6 +49,7 @@ pub mod config;
 pub mod bootstrap;
 pub mod server;
 pub mod control;
+pub mod layers;
 pub mod shared;
 pub mod xds;
 pub mod secret;

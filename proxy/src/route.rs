@@ -23,6 +23,7 @@ use crate::{
     config_error::ConfigError,
     filter::RouteFilterConfig,
     head::{Headers, Known, Name, RequestHead},
+    layers::Fraction,
     proto::{Chance, invalid},
     shared::Shared,
     stats::Scope,
@@ -252,7 +253,7 @@ enum RedirectPath {
 struct Conditions {
     path: PathMatch,
     fold: bool,
-    chance: Chance,
+    chance: Fraction,
     headers: Vec<HeaderMatch>,
     query: Vec<QueryMatch>,
     cookies: Vec<CookieMatch>,
@@ -924,6 +925,7 @@ fn route(
             .r#match
             .as_ref()
             .ok_or_else(|| invalid("match", "absent"))?,
+        shared,
     )
     .map_err(|error| error.within("match"))?;
     let mut filters = filter_configs(base, &route.typed_per_filter_config, shared)?;
@@ -961,7 +963,12 @@ fn route(
                 }
             };
             Action::Forward {
-                policy: Box::new(ForwardPolicy::compile(action, route, vhost)?),
+                policy: Box::new(ForwardPolicy::compile(
+                    action,
+                    route,
+                    vhost,
+                    &shared.layers,
+                )?),
                 rewrite,
             }
         }
@@ -1009,7 +1016,7 @@ fn route(
     })
 }
 
-fn conditions(rules: &proto::RouteMatch) -> Result<Conditions, ConfigError> {
+fn conditions(rules: &proto::RouteMatch, shared: &Shared) -> Result<Conditions, ConfigError> {
     if !rules.dynamic_metadata.is_empty() || !rules.filter_state.is_empty() {
         return Err(invalid("dynamic_metadata", "not supported"));
     }
@@ -1035,7 +1042,7 @@ fn conditions(rules: &proto::RouteMatch) -> Result<Conditions, ConfigError> {
             .case_sensitive
             .as_ref()
             .is_some_and(|sensitive| !sensitive.value),
-        chance: Chance::of_runtime(rules.runtime_fraction.as_ref(), Chance::ALWAYS),
+        chance: shared.layers.fraction(rules.runtime_fraction.as_ref(), Chance::ALWAYS),
         headers: rules
             .headers
             .iter()

@@ -25,6 +25,7 @@ use crate::{
     config_error::ConfigError,
     control::{Control, Dynamic, Phase},
     drain::Drain,
+    layers::RuntimeLayers,
     listener::Listener,
     logging::Logging,
     route::RouteSlots,
@@ -77,16 +78,22 @@ pub struct Server {
     shutdown_time: Duration,
 }
 
-fn shared(bootstrap: &Bootstrap, drain: Drain, runtime: Handle) -> Arc<Shared> {
-    Arc::new(Shared {
+fn shared(
+    bootstrap: &Bootstrap,
+    drain: Drain,
+    runtime: Handle,
+) -> Result<Arc<Shared>, ConfigError> {
+    Ok(Arc::new(Shared {
         stats: Registry::new(),
         clusters: ClusterManager::new(),
         routes: RouteSlots::default(),
         secrets: SecretStore::new(),
         drain,
         node: bootstrap.node.clone(),
+        layers: RuntimeLayers::new(bootstrap.proto.layered_runtime.as_ref())
+            .map_err(|error| error.within("layered_runtime"))?,
         runtime,
-    })
+    }))
 }
 
 /// Compiles everything the bootstrap says without serving any of it.
@@ -95,7 +102,7 @@ fn shared(bootstrap: &Bootstrap, drain: Drain, runtime: Handle) -> Arc<Shared> {
 /// The first thing that is wrong, with the path to it.
 pub fn validate(options: &Options, runtime: Handle) -> Result<(), ConfigError> {
     let bootstrap = Bootstrap::load(&options.origin())?;
-    let shared = shared(&bootstrap, Drain::new(options.drain_time()), runtime);
+    let shared = shared(&bootstrap, Drain::new(options.drain_time()), runtime)?;
     let resources = bootstrap.proto.static_resources.clone().unwrap_or_default();
     let within = |field: &'static str| {
         move |e: ConfigError| e.within(format_args!("static_resources.{field}"))
@@ -159,7 +166,7 @@ impl Server {
             &bootstrap,
             Drain::new(options.drain_time()),
             Handle::current(),
-        );
+        )?;
         let identity = shutdown::Drain::new();
         let mut tasks = JoinSet::new();
         if let Some(source) = Identity::start(&options.identity, &identity)? {

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use envoy_types::pb::envoy::config::core::v3::Node;
 
 use crate::{
-    cluster::ClusterManager, drain::Drain, route::RouteSlots, secret::SecretStore, stats::Registry,
+    cluster::ClusterManager, drain::Drain, layers::RuntimeLayers, route::RouteSlots, secret::SecretStore, stats::Registry,
 };
 
 /// Everything a worker needs besides its own sockets. The main runtime owns the writing: it swaps
@@ -23,6 +23,8 @@ pub struct Shared {
     pub drain: Drain,
     /// Who we are for the control plane, access logs and headers.
     pub node: Node,
+    /// Values that override configured fractions.
+    pub layers: RuntimeLayers,
     /// The main runtime, for work that must not hold up a worker (DNS, export).
     pub runtime: tokio::runtime::Handle,
 }

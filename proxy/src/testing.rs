@@ -33,6 +33,7 @@ pub(crate) fn shared() -> Arc<Shared> {
         secrets: SecretStore::new(),
         drain: Drain::new(Duration::from_secs(5)),
         node: Default::default(),
+        layers: Default::default(),
         runtime: tokio::runtime::Handle::current(),
     })
 }

@@ -20,6 +20,7 @@ fn control(dynamic: Dynamic) -> Arc<Control> {
         secrets: SecretStore::new(),
         drain: Drain::new(Duration::from_secs(1)),
         node: Default::default(),
+        layers: Default::default(),
         runtime: tokio::runtime::Handle::current(),
     });
     let workers = Workers::start(1, shared.clone()).unwrap();

@@ -18,6 +18,7 @@ use proto::{
 use crate::{
     config_error::ConfigError,
     head::Name,
+    layers::{Fraction, RuntimeLayers},
     proto::{Chance, invalid, optional_duration, timeout},
     retry::RetryPolicy,
     route::{headers::HeaderOps, matcher::RegexRewrite},
@@ -187,7 +188,7 @@ pub struct Mirror {
     /// The cluster, or the header that names it.
     pub cluster: WeightedName,
     /// How often.
-    pub chance: Chance,
+    pub chance: Fraction,
     /// Append `-shadow` to the authority.
     pub shadow_suffix: bool,
     /// `:authority` of the copy.
@@ -203,6 +204,7 @@ impl ForwardPolicy {
         action: &proto::RouteAction,
         route: &proto::Route,
         vhost: &proto::VirtualHost,
+        layers: &RuntimeLayers,
     ) -> Result<ForwardPolicy, ConfigError> {
         refuse_unsupported(action)?;
         let spans = action.max_stream_duration.unwrap_or_default();
@@ -271,7 +273,10 @@ impl ForwardPolicy {
                 .iter()
                 .map(hash_policy)
                 .collect::<Result<_, _>>()?,
-            mirrors: mirrors.iter().map(mirror).collect::<Result<_, _>>()?,
+            mirrors: mirrors
+                .iter()
+                .map(|policy| mirror(policy, layers))
+                .collect::<Result<_, _>>()?,
             upgrades: action
                 .upgrade_configs
                 .iter()
@@ -484,13 +489,16 @@ fn hash_policy(policy: &proto::route_action::HashPolicy) -> Result<HashPolicy, C
     })
 }
 
-fn mirror(policy: &proto::route_action::RequestMirrorPolicy) -> Result<Mirror, ConfigError> {
+fn mirror(
+    policy: &proto::route_action::RequestMirrorPolicy,
+    layers: &RuntimeLayers,
+) -> Result<Mirror, ConfigError> {
     if !policy.request_headers_mutations.is_empty() {
         return Err(invalid("request_headers_mutations", "not supported"));
     }
     Ok(Mirror {
         cluster: named(&policy.cluster, &policy.cluster_header)?,
-        chance: Chance::of_runtime(policy.runtime_fraction.as_ref(), Chance::ALWAYS),
+        chance: layers.fraction(policy.runtime_fraction.as_ref(), Chance::ALWAYS),
         shadow_suffix: !policy.disable_shadow_host_suffix_append,
         host_rewrite: Some(policy.host_rewrite_literal.clone())
             .filter(|host| !host.is_empty())

@@ -42,6 +42,7 @@ fn shared() -> Arc<Shared> {
             cluster: "a.b".to_owned(),
             ..Node::default()
         },
+        layers: Default::default(),
         runtime: tokio::runtime::Handle::current(),
     })
 }
