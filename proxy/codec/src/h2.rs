@@ -15,6 +15,11 @@ use bytes::Bytes;
 use crate::head::{Headers, RequestHead, ResponseHead};
 
 mod connection;
+mod frame;
+pub mod hpack;
+mod message;
+mod output;
+mod streams;
 
 pub use connection::Connection;
 
@@ -165,6 +170,13 @@ pub enum Event {
         head: RequestHead,
         /// Whether no body follows.
         end: bool,
+    },
+    /// A request that breaks the rules so that it gets no stream: it was reset, and unless
+    /// `stream_error_on_invalid_http_messaging` is set (or it is too large, or its length is wrong) the connection
+    /// fails next.
+    Malformed {
+        /// Envoy's details.
+        details: &'static str,
     },
     /// The final response (client). The `200` to an extended CONNECT is a `101` with `upgrade`.
     Response {

@@ -1,0 +1,3 @@
+//! Both roles against each other, and each against raw frames.
+
+mod pair;

@@ -1,0 +1,343 @@
+//! From headers to the wire. RFC 7541 §6.
+
+use super::{
+    Name, huffman,
+    table::{Dynamic, LARGEST, OVERHEAD, STATIC},
+};
+use crate::head::Known;
+
+/// Places of the memory of what is in the table. Two that fall together cost some compression only.
+const PLACES: usize = 128;
+
+/// How a header is sent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Policy {
+    /// Its value repeats: into the table at once.
+    Keep,
+    /// Its value may repeat: into the table when it comes a second time.
+    Watch,
+    /// Its value is new each time: only the name goes into the table, with the first value.
+    Vary,
+    /// A short secret: never into a table, here or further on (RFC 7541 §7.1.3).
+    Secret,
+}
+
+fn policy(name: Name, value: &[u8]) -> Policy {
+    match name {
+        Name::Authority | Name::Method | Name::Scheme | Name::Status | Name::Protocol => {
+            Policy::Keep
+        }
+        Name::Path | Name::Other => Policy::Watch,
+        Name::Known(known) => match known {
+            Known::Authorization => Policy::Secret,
+            Known::Cookie if value.len() < 20 => Policy::Secret,
+            Known::Cookie | Known::SetCookie => Policy::Watch,
+            Known::ContentLength
+            | Known::GrpcTimeout
+            | Known::Location
+            | Known::Date
+            | Known::B3
+            | Known::XB3SpanId
+            | Known::XB3TraceId
+            | Known::XB3ParentSpanId
+            | Known::TraceParent
+            | Known::TraceState
+            | Known::XClientTraceId
+            | Known::XEnvoyUpstreamServiceTime
+            | Known::XIstioAttributes
+            | Known::XRequestId => Policy::Vary,
+            Known::XForwardedFor
+            | Known::Forwarded
+            | Known::Referer
+            | Known::GrpcMessage
+            | Known::Expect
+            | Known::XEnvoyOriginalPath => Policy::Watch,
+            Known::Accept
+            | Known::AcceptEncoding
+            | Known::ContentType
+            | Known::Connection
+            | Known::GrpcStatus
+            | Known::Host
+            | Known::KeepAlive
+            | Known::Origin
+            | Known::ProxyConnection
+            | Known::Server
+            | Known::Te
+            | Known::Trailer
+            | Known::TransferEncoding
+            | Known::Upgrade
+            | Known::UserAgent
+            | Known::Via
+            | Known::XB3Flags
+            | Known::XB3Sampled
+            | Known::XEnvoyAttemptCount
+            | Known::XEnvoyDecoratorOperation
+            | Known::XEnvoyExpectedRqTimeoutMs
+            | Known::XEnvoyForceTrace
+            | Known::XEnvoyMaxRetries
+            | Known::XEnvoyOverloaded
+            | Known::XEnvoyRetryOn
+            | Known::XEnvoyUpstreamRqPerTryTimeoutMs
+            | Known::XEnvoyUpstreamRqTimeoutMs
+            | Known::XForwardedClientCert
+            | Known::XForwardedHost
+            | Known::XForwardedProto => Policy::Keep,
+        },
+    }
+}
+
+/// The static entry with this name, from 1; 0 is none.
+fn static_name(name: Name) -> usize {
+    match name {
+        Name::Authority => 1,
+        Name::Method => 2,
+        Name::Path => 4,
+        Name::Scheme => 6,
+        Name::Status => 8,
+        Name::Protocol | Name::Other => 0,
+        Name::Known(known) => match known {
+            Known::AcceptEncoding => 16,
+            Known::Accept => 19,
+            Known::Authorization => 23,
+            Known::ContentLength => 28,
+            Known::ContentType => 31,
+            Known::Cookie => 32,
+            Known::Date => 33,
+            Known::Expect => 35,
+            Known::Host => 38,
+            Known::Location => 46,
+            Known::Referer => 51,
+            Known::Server => 54,
+            Known::SetCookie => 55,
+            Known::TransferEncoding => 57,
+            Known::UserAgent => 58,
+            Known::Via => 60,
+            _ => 0,
+        },
+    }
+}
+
+/// The static entry with this name and value, from 1; 0 is none.
+fn static_row(name: Name, value: &[u8]) -> usize {
+    match (name, value) {
+        (Name::Method, b"GET") => 2,
+        (Name::Method, b"POST") => 3,
+        (Name::Path, b"/") => 4,
+        (Name::Path, b"/index.html") => 5,
+        (Name::Scheme, b"http") => 6,
+        (Name::Scheme, b"https") => 7,
+        (Name::Status, b"200") => 8,
+        (Name::Status, b"204") => 9,
+        (Name::Status, b"206") => 10,
+        (Name::Status, b"304") => 11,
+        (Name::Status, b"400") => 12,
+        (Name::Status, b"404") => 13,
+        (Name::Status, b"500") => 14,
+        (Name::Known(Known::AcceptEncoding), b"gzip, deflate") => 16,
+        _ => 0,
+    }
+}
+
+/// The sending side of a connection's header compression.
+#[derive(Debug)]
+pub struct Encoder {
+    table: Dynamic,
+    /// Most that we use of what the peer allows.
+    wanted: usize,
+    /// Sizes to say before the next block: the smallest there was, and the one that counts.
+    resize: Option<(usize, usize)>,
+    huffman: bool,
+    /// Entries ever added, modulo 2^16.
+    added: u16,
+    memory: Option<Box<Memory>>,
+}
+
+/// Where things were seen last, by hash. Nothing here is trusted: a hit is compared.
+#[derive(Debug)]
+struct Memory {
+    /// `added` when the header with this hash was added.
+    rows: [u16; PLACES],
+    /// `added` when the name with this hash was added.
+    names: [u16; PLACES / 4],
+    /// Other bits of the hash of a header that came and was not added.
+    watched: [u16; PLACES / 4],
+}
+
+impl Encoder {
+    /// An encoder that uses at most `wanted` bytes (65535 at most) of the peer's table.
+    pub fn new(wanted: usize, huffman: bool) -> Encoder {
+        let wanted = wanted.min(LARGEST);
+        let mut encoder = Encoder {
+            table: Dynamic::new(4096),
+            wanted,
+            resize: None,
+            huffman,
+            added: 0,
+            memory: None,
+        };
+        // What the peer has until its settings say otherwise.
+        encoder.set_allowed(4096);
+        encoder
+    }
+
+    #[cfg(test)]
+    pub(crate) fn memory(&self) -> usize {
+        self.table.memory() + self.memory.as_ref().map_or(0, |_| size_of::<Memory>())
+    }
+
+    /// The peer's SETTINGS_HEADER_TABLE_SIZE. RFC 7541 §4.2.
+    pub fn set_allowed(&mut self, allowed: usize) {
+        let max = allowed.min(self.wanted);
+        if max == self.table.max() {
+            return;
+        }
+        let least = self.resize.map_or(max, |(least, _)| least.min(max));
+        self.resize = Some((least, max));
+        self.table.set_max(max);
+    }
+
+    /// To be called before the first header of each block.
+    pub fn begin(&mut self, out: &mut Vec<u8>) {
+        if let Some((least, max)) = self.resize.take() {
+            if least < max {
+                integer(out, 0x20, 5, least);
+            }
+            integer(out, 0x20, 5, max);
+        }
+    }
+
+    /// Appends one header. `text` is the name's, lower case.
+    pub fn header(&mut self, name: Name, text: &[u8], value: &[u8], out: &mut Vec<u8>) {
+        let index = static_row(name, value);
+        if index != 0 {
+            out.push(0x80 | index as u8);
+            return;
+        }
+        let mut policy = policy(name, value);
+        let size = text.len() + value.len() + OVERHEAD;
+        if policy == Policy::Secret {
+            return self.literal(0x10, 4, static_name(name), text, value, out);
+        }
+        if size * 2 > self.table.max() {
+            // It would push out all else.
+            return self.literal(0x00, 4, static_name(name), text, value, out);
+        }
+        let memory = self.memory.get_or_insert_with(|| {
+            Box::new(Memory {
+                rows: [0; PLACES],
+                names: [0; PLACES / 4],
+                watched: [0; PLACES / 4],
+            })
+        });
+        let name_hash = hash(text.len() as u64, text);
+        let name_place = (name_hash >> 58) as usize % memory.names.len();
+        let mut row_place = 0;
+        if policy != Policy::Vary {
+            let row_hash = hash(name_hash, value);
+            row_place = (row_hash >> 57) as usize % PLACES;
+            let place = self.added.wrapping_sub(memory.rows[row_place]);
+            if let Some(row) = self.table.get(usize::from(place))
+                && row.value == value
+                && row.text == text
+            {
+                integer(out, 0x80, 7, STATIC.len() + 1 + usize::from(place));
+                return;
+            }
+            if policy == Policy::Watch {
+                let watched = &mut memory.watched[(row_hash >> 48) as usize % (PLACES / 4)];
+                let tag = (row_hash >> 32) as u16 | 1;
+                if *watched == tag {
+                    policy = Policy::Keep;
+                }
+                *watched = tag;
+            }
+        }
+        let mut name_index = static_name(name);
+        let mut adds = policy == Policy::Keep;
+        if name_index == 0 {
+            let place = self.added.wrapping_sub(memory.names[name_place]);
+            if let Some(row) = self.table.get(usize::from(place))
+                && row.text == text
+            {
+                name_index = STATIC.len() + 1 + usize::from(place);
+            } else if policy == Policy::Vary {
+                adds = true;
+            }
+        }
+        if !adds {
+            return self.literal(0x00, 4, name_index, text, value, out);
+        }
+        self.literal(0x40, 6, name_index, text, value, out);
+        self.table.insert(name, text, value, true);
+        self.added = self.added.wrapping_add(1);
+        if let Some(memory) = &mut self.memory {
+            memory.names[name_place] = self.added;
+            if policy != Policy::Vary {
+                memory.rows[row_place] = self.added;
+            }
+        }
+    }
+
+    fn literal(
+        &self,
+        kind: u8,
+        prefix: u32,
+        name_index: usize,
+        text: &[u8],
+        value: &[u8],
+        out: &mut Vec<u8>,
+    ) {
+        integer(out, kind, prefix, name_index);
+        if name_index == 0 {
+            self.string(text, out);
+        }
+        self.string(value, out);
+    }
+
+    fn string(&self, text: &[u8], out: &mut Vec<u8>) {
+        if self.huffman {
+            let len = huffman::coded_len(text);
+            if len < text.len() {
+                integer(out, 0x80, 7, len);
+                huffman::encode(text, out);
+                return;
+            }
+        }
+        integer(out, 0x00, 7, text.len());
+        out.extend_from_slice(text);
+    }
+}
+
+/// An integer with a prefix of `bits` bits below `first`. §5.1.
+fn integer(out: &mut Vec<u8>, first: u8, bits: u32, value: usize) {
+    let mask = (1usize << bits) - 1;
+    if value < mask {
+        out.push(first | value as u8);
+        return;
+    }
+    out.push(first | mask as u8);
+    let mut rest = value - mask;
+    while rest >= 0x80 {
+        out.push(rest as u8 | 0x80);
+        rest >>= 7;
+    }
+    out.push(rest as u8);
+}
+
+/// Mixes text into `seed`. Not for tables that an attacker could fill: a collision here costs bytes only.
+fn hash(seed: u64, text: &[u8]) -> u64 {
+    const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut hash = (seed ^ text.len() as u64).wrapping_mul(MIX);
+    let mut chunks = text.chunks_exact(8);
+    for chunk in &mut chunks {
+        if let Ok(bytes) = <[u8; 8]>::try_from(chunk) {
+            hash = (hash.rotate_left(23) ^ u64::from_le_bytes(bytes)).wrapping_mul(MIX);
+        }
+    }
+    let rest = chunks.remainder();
+    let mut tail = 0u64;
+    for byte in rest {
+        tail = (tail << 8) | u64::from(*byte);
+    }
+    (hash.rotate_left(23) ^ tail).wrapping_mul(MIX)
+}

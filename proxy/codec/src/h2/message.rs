@@ -1,0 +1,389 @@
+//! What a block of headers must be to be a message. RFC 9113 §8.
+
+use bytes::Bytes;
+
+use super::{
+    Options,
+    hpack::{Field, Name},
+};
+use crate::head::{Headers, Known, Protocol, RequestHead, ResponseHead};
+
+/// Envoy's details of a message that breaks RFC 9113 §8.
+pub(super) const MESSAGING: &str = "http2.violation.of.messaging.rule";
+/// Envoy's details of a name or value with bytes that HTTP forbids.
+pub(super) const INVALID_FIELD: &str = "http2.invalid.header.field";
+/// Envoy's details of a head with more headers or bytes than allowed.
+pub(super) const TOO_MANY: &str = "http2.too_many_headers";
+
+/// Judges a header by its bytes alone: the name in lower case and a token, the value without control
+/// characters. The decoder remembers the verdict with the entry of its table.
+pub(super) fn valid(name: Name, text: &[u8], value: &[u8]) -> bool {
+    valid_value(value) && (name != Name::Other || valid_name(text))
+}
+
+fn valid_name(text: &[u8]) -> bool {
+    !text.is_empty() && text.iter().all(|byte| TOKEN[usize::from(*byte)])
+}
+
+fn valid_value(value: &[u8]) -> bool {
+    // No early end, so that the compiler makes vectors of it.
+    !value.iter().fold(false, |bad, byte| {
+        bad | ((*byte < b' ') & (*byte != b'\t')) | (*byte == 0x7f)
+    })
+}
+
+/// Characters of a token (RFC 9110 §5.6.2) without the upper-case ones.
+static TOKEN: [bool; 256] = {
+    let mut table = [false; 256];
+    let others = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz";
+    let mut index = 0;
+    while index < others.len() {
+        table[others[index] as usize] = true;
+        index += 1;
+    }
+    table
+};
+
+fn valid_method(method: &[u8]) -> bool {
+    !method.is_empty()
+        && method
+            .iter()
+            .all(|byte| TOKEN[usize::from(byte.to_ascii_lowercase())])
+}
+
+fn valid_authority(authority: &[u8]) -> bool {
+    authority
+        .iter()
+        .all(|byte| matches!(byte, b'!'..=b'~') && !b"/?#\"<>\\^`{|}".contains(byte))
+}
+
+fn valid_path(path: &[u8], method: &[u8]) -> bool {
+    match path.first() {
+        Some(b'/') => !path
+            .iter()
+            .fold(false, |bad, byte| bad | (*byte <= b' ') | (*byte == 0x7f)),
+        Some(b'*') => path.len() == 1 && method == b"OPTIONS",
+        _ => false,
+    }
+}
+
+/// Which rules hold for a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Request,
+    Response,
+    Trailers,
+}
+
+const AUTHORITY: u8 = 1;
+const METHOD: u8 = 2;
+const PATH: u8 = 4;
+const PROTOCOL: u8 = 8;
+const SCHEME: u8 = 16;
+const STATUS: u8 = 32;
+
+/// A message in the making. Faults are remembered, not returned: the block has to be decoded to its end.
+#[derive(Debug)]
+pub(super) struct Message {
+    kind: Kind,
+    /// Pseudo headers there were.
+    pseudo: u8,
+    /// Whether an ordinary header came.
+    regular: bool,
+    fault: Option<&'static str>,
+    bytes: usize,
+    count: usize,
+    max_bytes: usize,
+    max_count: usize,
+    method: Bytes,
+    scheme: Bytes,
+    authority: Bytes,
+    path: Bytes,
+    protocol: Bytes,
+    status: u16,
+    host: Option<Bytes>,
+    cookies: Vec<u8>,
+    content_length: Option<u64>,
+    headers: Headers,
+}
+
+impl Message {
+    pub(super) fn new(kind: Kind, options: &Options) -> Message {
+        Message {
+            kind,
+            pseudo: 0,
+            regular: false,
+            fault: None,
+            bytes: 0,
+            count: 0,
+            max_bytes: options.max_header_bytes as usize,
+            max_count: options.max_headers as usize,
+            method: Bytes::new(),
+            scheme: Bytes::new(),
+            authority: Bytes::new(),
+            path: Bytes::new(),
+            protocol: Bytes::new(),
+            status: 0,
+            host: None,
+            cookies: Vec::new(),
+            content_length: None,
+            headers: match kind {
+                Kind::Request | Kind::Response => Headers::with_capacity(12),
+                Kind::Trailers => Headers::with_capacity(4),
+            },
+        }
+    }
+
+    /// A block that has to be decoded but is nobody's: nothing of it is kept.
+    pub(super) fn nobody() -> Message {
+        let mut message = Message::new(
+            Kind::Trailers,
+            &Options {
+                max_headers: 0,
+                ..Options::default()
+            },
+        );
+        message.fault = Some(MESSAGING);
+        message
+    }
+
+    /// Adds a header. After a fault they are only counted.
+    pub(super) fn add(&mut self, field: Field<'_>) {
+        self.bytes += field.bytes();
+        self.count += 1;
+        if self.fault.is_some() {
+            return;
+        }
+        if self.bytes > self.max_bytes || self.count > self.max_count {
+            return self.fail(TOO_MANY);
+        }
+        if !field.valid {
+            return self.fail(INVALID_FIELD);
+        }
+        let value = field.value;
+        match field.name {
+            Name::Known(known) => self.known(known, value),
+            Name::Other => {
+                self.regular = true;
+                self.headers.append_lower(None, field.text, value);
+            }
+            Name::Method => {
+                if self.first(METHOD, Kind::Request) {
+                    self.method = shared_method(value);
+                }
+            }
+            Name::Scheme => {
+                if self.first(SCHEME, Kind::Request) {
+                    self.scheme = shared_scheme(value);
+                }
+            }
+            Name::Authority => {
+                if self.first(AUTHORITY, Kind::Request) {
+                    self.authority = Bytes::copy_from_slice(value);
+                }
+            }
+            Name::Path => {
+                if self.first(PATH, Kind::Request) {
+                    self.path = Bytes::copy_from_slice(value);
+                }
+            }
+            Name::Protocol => {
+                if self.first(PROTOCOL, Kind::Request) {
+                    self.protocol = Bytes::copy_from_slice(value);
+                }
+            }
+            Name::Status => {
+                if self.first(STATUS, Kind::Response) {
+                    match status(value) {
+                        Some(status) => self.status = status,
+                        None => self.fail(MESSAGING),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether a pseudo header may stand here: of this kind of message, once, before all others.
+    fn first(&mut self, which: u8, kind: Kind) -> bool {
+        if self.kind != kind || self.regular || self.pseudo & which != 0 {
+            self.fail(MESSAGING);
+            return false;
+        }
+        self.pseudo |= which;
+        true
+    }
+
+    fn known(&mut self, known: Known, value: &[u8]) {
+        self.regular = true;
+        match known {
+            Known::Connection
+            | Known::KeepAlive
+            | Known::ProxyConnection
+            | Known::TransferEncoding
+            | Known::Upgrade => return self.fail(MESSAGING),
+            Known::Te if !value.eq_ignore_ascii_case(b"trailers") => {
+                return self.fail(MESSAGING);
+            }
+            Known::Host if self.kind == Kind::Request => {
+                if self.host.is_some() {
+                    return self.fail(MESSAGING);
+                }
+                self.host = Some(Bytes::copy_from_slice(value));
+                return;
+            }
+            // RFC 9113 §8.2.3: cookies may be split for compression.
+            Known::Cookie if self.kind == Kind::Request => {
+                if !self.cookies.is_empty() {
+                    self.cookies.extend_from_slice(b"; ");
+                }
+                self.cookies.extend_from_slice(value);
+                return;
+            }
+            Known::ContentLength if self.kind != Kind::Trailers => {
+                let Some(length) = length(value) else {
+                    return self.fail(MESSAGING);
+                };
+                match self.content_length.replace(length) {
+                    None => {}
+                    Some(before) if before == length => return,
+                    Some(_) => return self.fail(MESSAGING),
+                }
+            }
+            _ => {}
+        }
+        self.headers
+            .append_lower(Some(known), known.as_str().as_bytes(), value);
+    }
+
+    fn fail(&mut self, details: &'static str) {
+        self.fault.get_or_insert(details);
+    }
+
+    /// What `content-length` says.
+    pub(super) fn content_length(&self) -> Option<u64> {
+        self.content_length
+    }
+
+    /// The head of a request.
+    ///
+    /// # Errors
+    /// With Envoy's details when it breaks the rules.
+    pub(super) fn request(mut self, allow_connect: bool) -> Result<RequestHead, &'static str> {
+        if let Some(fault) = self.fault {
+            return Err(fault);
+        }
+        if let Some(host) = self.host.take()
+            && self.pseudo & AUTHORITY == 0
+        {
+            self.authority = host;
+            self.pseudo |= AUTHORITY;
+        }
+        let has = |all: u8| self.pseudo & all == all;
+        let connect = &*self.method == b"CONNECT";
+        let extended = has(PROTOCOL);
+        // RFC 9113 §8.3.1, §8.5; RFC 8441 §4.
+        let complete = if connect && !extended {
+            has(METHOD | AUTHORITY) && self.pseudo & (SCHEME | PATH) == 0
+        } else {
+            has(METHOD | SCHEME | PATH | AUTHORITY) && (!extended || (connect && allow_connect))
+        };
+        let sound = complete
+            && valid_method(&self.method)
+            && valid_authority(&self.authority)
+            && (connect && !extended || valid_path(&self.path, &self.method))
+            && !(extended && self.protocol.is_empty());
+        if !sound {
+            return Err(MESSAGING);
+        }
+        if extended {
+            self.method = Bytes::from_static(b"GET");
+            self.headers.append(Known::Upgrade, &self.protocol);
+        }
+        if !self.cookies.is_empty() {
+            self.headers.append(Known::Cookie, &self.cookies);
+        }
+        Ok(RequestHead {
+            method: self.method,
+            scheme: if self.scheme.is_empty() {
+                Bytes::from_static(b"http")
+            } else {
+                self.scheme
+            },
+            authority: self.authority,
+            path: self.path,
+            protocol: Protocol::Http2,
+            headers: self.headers,
+        })
+    }
+
+    /// The head of a response.
+    ///
+    /// # Errors
+    /// With Envoy's details when it breaks the rules.
+    pub(super) fn response(self) -> Result<ResponseHead, &'static str> {
+        if let Some(fault) = self.fault {
+            return Err(fault);
+        }
+        // RFC 9113 §8.6: there is no 101 in HTTP/2.
+        if self.status < 100 || self.status == 101 {
+            return Err(MESSAGING);
+        }
+        Ok(ResponseHead {
+            status: self.status,
+            headers: self.headers,
+        })
+    }
+
+    /// Trailers.
+    ///
+    /// # Errors
+    /// With Envoy's details when they break the rules.
+    pub(super) fn trailers(self) -> Result<Headers, &'static str> {
+        match self.fault {
+            Some(fault) => Err(fault),
+            None => Ok(self.headers),
+        }
+    }
+}
+
+fn shared_method(method: &[u8]) -> Bytes {
+    match method {
+        b"GET" => Bytes::from_static(b"GET"),
+        b"POST" => Bytes::from_static(b"POST"),
+        b"PUT" => Bytes::from_static(b"PUT"),
+        b"HEAD" => Bytes::from_static(b"HEAD"),
+        b"DELETE" => Bytes::from_static(b"DELETE"),
+        b"OPTIONS" => Bytes::from_static(b"OPTIONS"),
+        b"PATCH" => Bytes::from_static(b"PATCH"),
+        b"CONNECT" => Bytes::from_static(b"CONNECT"),
+        _ => Bytes::copy_from_slice(method),
+    }
+}
+
+/// Schemes are the same in any case (RFC 3986 §3.1); what decides by them sees lower case only.
+fn shared_scheme(scheme: &[u8]) -> Bytes {
+    if scheme.eq_ignore_ascii_case(b"http") {
+        Bytes::from_static(b"http")
+    } else if scheme.eq_ignore_ascii_case(b"https") {
+        Bytes::from_static(b"https")
+    } else {
+        Bytes::from(scheme.to_ascii_lowercase())
+    }
+}
+
+fn status(value: &[u8]) -> Option<u16> {
+    let [a, b, c] = value else { return None };
+    let digit = |byte: &u8| byte.is_ascii_digit().then(|| u16::from(byte - b'0'));
+    let status = digit(a)? * 100 + digit(b)? * 10 + digit(c)?;
+    (status >= 100).then_some(status)
+}
+
+fn length(value: &[u8]) -> Option<u64> {
+    if value.is_empty() {
+        return None;
+    }
+    value.iter().try_fold(0u64, |length, byte| {
+        let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
+        length.checked_mul(10)?.checked_add(digit)
+    })
+}
