@@ -181,7 +181,9 @@ impl ParseError {
     /// Envoy's `%RESPONSE_CODE_DETAILS%`.
     pub fn details(self) -> &'static str {
         match self {
-            ParseError::Codec | ParseError::Truncated => "http1.codec_error",
+            ParseError::Codec | ParseError::InvalidUrl | ParseError::Truncated => {
+                "http1.codec_error"
+            }
             ParseError::InvalidCharacters => "http1.invalid_characters",
             ParseError::HeadersTooLarge => "http1.headers_too_large",
             ParseError::TooManyHeaders => "http1.too_many_headers",
@@ -190,7 +192,6 @@ impl ParseError {
             ParseError::InvalidTransferEncoding => "http1.invalid_transfer_encoding",
             ParseError::ChunkedContentLength => "http1.content_length_and_chunked_not_allowed",
             ParseError::BodyDisallowed => "http1.body_disallowed",
-            ParseError::InvalidUrl => "http1.invalid_url",
             ParseError::InvalidScheme => "http1.invalid_scheme",
             ParseError::InvalidAuthority => "http.invalid_authority",
             ParseError::ConnectionHeader => "http1.connection_header_rejected",

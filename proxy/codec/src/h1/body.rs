@@ -300,6 +300,7 @@ impl BodyDecoder {
         let fields = match httparse::parse_headers(&text, &mut fields) {
             Ok(httparse::Status::Complete((_, fields))) => fields,
             Err(httparse::Error::TooManyHeaders) => return Err(ParseError::TooManyTrailers),
+            Err(httparse::Error::HeaderValue) => return Err(ParseError::InvalidCharacters),
             Ok(httparse::Status::Partial) | Err(_) => return Err(ParseError::Codec),
         };
         if !self.enable_trailers {

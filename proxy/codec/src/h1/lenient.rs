@@ -33,12 +33,22 @@ pub(super) fn head(
 /// The headers, or trailers, that whole `lines` mean, an empty line at the end included.
 pub(super) fn fields(lines: &[u8], out: &mut Vec<u8>) -> Option<()> {
     let mut begun = false;
+    let mut framing = false;
+    let mut ended = false;
     for line in lines.split_inclusive(|b| *b == b'\n') {
-        let line = trim_end(line.strip_suffix(b"\n")?);
-        match line.first() {
-            // A line that continues the value of the one before. RFC 9112 §5.2: a space takes the place of the break.
+        if ended {
+            // An empty line that not every reader takes for one.
+            return None;
+        }
+        let line = line.strip_suffix(b"\n")?;
+        match line.iter().find(|b| **b != b'\r') {
+            // A line that continues the value of the one before: as if there were no break. RFC 9112 §5.2.
             Some(b' ' | b'\t') => {
                 if !begun {
+                    return None;
+                }
+                let line = line.strip_suffix(b"\r").unwrap_or(line);
+                if framing && line.contains(&b'\r') {
                     return None;
                 }
                 out.truncate(out.len() - 2);
@@ -47,14 +57,16 @@ pub(super) fn fields(lines: &[u8], out: &mut Vec<u8>) -> Option<()> {
             Some(_) => {
                 let colon = line.iter().position(|b| *b == b':')?;
                 let (name, rest) = line.split_at(colon);
-                if rest.contains(&b'\r') && is_framing(name) {
+                let rest = rest.strip_suffix(b"\r").unwrap_or(rest);
+                framing = is_framing(name);
+                if framing && rest.contains(&b'\r') {
                     return None;
                 }
                 out.extend_from_slice(name);
                 value(rest, out);
                 begun = true;
             }
-            None => {}
+            None => ended = true,
         }
         out.extend_from_slice(b"\r\n");
     }

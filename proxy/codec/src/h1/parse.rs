@@ -82,8 +82,8 @@ impl Scan {
 
 /// Why a text is not a head.
 enum Trouble {
-    /// Its form; it may be one in another.
-    Form,
+    /// Its form; it may be one in another. The error is for when it is not.
+    Form(ParseError),
     /// What it says.
     Refused(ParseError),
 }
@@ -98,12 +98,12 @@ impl From<httparse::Error> for Trouble {
     fn from(error: httparse::Error) -> Trouble {
         match error {
             httparse::Error::TooManyHeaders => Trouble::Refused(ParseError::TooManyHeaders),
+            httparse::Error::HeaderValue => Trouble::Form(ParseError::InvalidCharacters),
             httparse::Error::HeaderName
-            | httparse::Error::HeaderValue
             | httparse::Error::NewLine
             | httparse::Error::Status
             | httparse::Error::Token
-            | httparse::Error::Version => Trouble::Form,
+            | httparse::Error::Version => Trouble::Form(ParseError::Codec),
         }
     }
 }
@@ -165,7 +165,7 @@ fn parse<T>(
     let found = match read(text) {
         Ok(found) => found,
         Err(Trouble::Refused(error)) => return Err(error),
-        Err(Trouble::Form) => {
+        Err(Trouble::Form(_)) => {
             let end = lenient::end(text, 0);
             let lines = match end {
                 Some(end) => end,
@@ -183,7 +183,7 @@ fn parse<T>(
                 (Ok(Some((head, _))), Some(end)) => Some((head, end)),
                 // Bad lines are refused at once, others wait for the rest.
                 (Ok(None), None) => None,
-                (Err(Trouble::Refused(error)), _) => return Err(error),
+                (Err(Trouble::Refused(error) | Trouble::Form(error)), _) => return Err(error),
                 _ => return Err(ParseError::Codec),
             }
         }
@@ -230,7 +230,7 @@ fn read_request(
     let (Some(method), Some(target), Some(version)) =
         (request.method, request.path, request.version)
     else {
-        return Err(Trouble::Form);
+        return Err(Trouble::Form(ParseError::Codec));
     };
     let method = self::method(method.as_bytes(), limits)?;
     if !target.is_ascii() {
@@ -362,7 +362,7 @@ fn read_response(
         httparse::Status::Partial => return Ok(None),
     };
     let (Some(status), Some(version)) = (response.code, response.version) else {
-        return Err(Trouble::Form);
+        return Err(Trouble::Form(ParseError::Codec));
     };
     if status < 100 {
         return Err(ParseError::Codec.into());

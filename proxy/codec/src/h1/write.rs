@@ -67,7 +67,8 @@ pub fn write_request(
     if head_out.has_spaces_but(1) {
         return Err(head_out.abandon());
     }
-    head_out.put(b" HTTP/1.1\r\nhost: ");
+    head_out.line(b" HTTP/1.1\r\n");
+    head_out.put(b"host: ");
     head_out.put(&head.authority);
     head_out.end_line();
     let length = match framing {
