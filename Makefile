@@ -38,9 +38,22 @@ e2e: $(ENVOY) ## Only the end-to-end tests
 	ENVOY_BIN=$(abspath $(ENVOY)) $(CARGO) test -p e2e -- --test-threads=1
 
 .PHONY: bench
-bench: $(ENVOY) ## CPU per request and memory beside stock Envoy; writes docs/benchmarks.md
-	$(CARGO) build --release -p proxy -p e2e --bins
-	target/release/bench target/release/proxy $(ENVOY) --out docs/benchmarks.md
+bench: $(ENVOY) ## The proxy beside stock Envoy and a plain relay; writes docs/benchmarks.md (ARGS="--quick" for a look)
+	$(CARGO) build --release -p proxy -p lateen-bench --bins
+	target/release/bench --envoy $(ENVOY) $(if $(ARGS),$(ARGS),--document docs/benchmarks.md)
+
+# ACCEPT=1 records what was counted instead of comparing.
+.PHONY: bench-gate
+bench-gate: ## Instructions of the hot paths against the recorded ones; over 5 % more fails
+	@command -v valgrind >/dev/null || { apt-get update -qq && apt-get install -y -qq valgrind; }
+	$(CARGO) build --release -p proxy -p lateen-bench --bins
+	target/release/bench gate $(if $(ACCEPT),--accept)
+
+SOAK_SECONDS ?= 1200
+.PHONY: soak
+soak: ## Mixed load while everything changes, for SOAK_SECONDS: nothing fails, memory stays flat
+	$(CARGO) build --release -p proxy -p lateen-bench --bins
+	target/release/bench soak --seconds $(SOAK_SECONDS)
 
 # What cargo-fuzz would pass, without needing it. Only our targets are instrumented, not build scripts.
 FUZZ_SECONDS ?= 60

@@ -1,0 +1,124 @@
+//! `make bench`: our proxy beside stock Envoy and a plain TCP relay, from the same bootstrap files.
+//!
+//! The proxies have one processor, load and upstream the other. What counts is the proxies' CPU time,
+//! which the kernel tells in nanoseconds, as a ratio to Envoy's and to the relay's in the same minutes.
+//! `scenario` (what) → `bootstrap`, `certificates` → `process` (who) → `compare` (turns) → `load`, `upstream`,
+//! `relay` → `report`, `plot`.
+
+mod bootstrap;
+mod certificates;
+mod compare;
+mod frame;
+mod load;
+mod plot;
+mod process;
+mod relay;
+mod report;
+mod scenario;
+mod upstream;
+mod wire;
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::Context as _;
+
+use crate::compare::{Findings, Settings};
+
+const USAGE: &str = "\
+usage: bench [--scenario NAME]... [--rounds N] [--seconds S] [--quick]
+             [--proxy PATH] [--envoy PATH] [--json FILE] [--document FILE]";
+
+/// What `bench` without a subcommand does.
+#[derive(Debug)]
+struct Arguments {
+    settings: Settings,
+    quick: bool,
+    json: Option<PathBuf>,
+    document: Option<PathBuf>,
+}
+
+fn arguments(words: impl Iterator<Item = String>) -> anyhow::Result<Arguments> {
+    let mut words = words;
+    let mut arguments = Arguments {
+        settings: Settings {
+            ours: "target/release/proxy".into(),
+            envoy: ".venv/envoy".into(),
+            scenarios: Vec::new(),
+            rounds: 5,
+            window: Duration::from_millis(1500),
+            idle_connections: 4000,
+        },
+        quick: false,
+        json: None,
+        document: None,
+    };
+    while let Some(flag) = words.next() {
+        if flag == "--quick" {
+            arguments.quick = true;
+            arguments.settings.rounds = 2;
+            arguments.settings.window = Duration::from_millis(600);
+            arguments.settings.idle_connections = 1000;
+            continue;
+        }
+        let value = words.next().context(USAGE)?;
+        let settings = &mut arguments.settings;
+        match flag.as_str() {
+            "--scenario" => settings.scenarios.push(value),
+            "--rounds" => settings.rounds = value.parse().context(USAGE)?,
+            "--seconds" => {
+                settings.window = Duration::try_from_secs_f64(value.parse().context(USAGE)?)?;
+            }
+            "--proxy" => settings.ours = value.into(),
+            "--envoy" => settings.envoy = value.into(),
+            "--json" => arguments.json = Some(value.into()),
+            "--document" => arguments.document = Some(value.into()),
+            _ => anyhow::bail!(USAGE),
+        }
+    }
+    let settings = &arguments.settings;
+    anyhow::ensure!(settings.rounds > 0 && !settings.window.is_zero(), USAGE);
+    for program in [&settings.ours, &settings.envoy] {
+        anyhow::ensure!(program.is_file(), "{} is not there", program.display());
+    }
+    Ok(arguments)
+}
+
+fn main() -> anyhow::Result<()> {
+    let mut words = std::env::args().skip(1).peekable();
+    match words.peek().map(String::as_str) {
+        Some("relay") => {
+            let [_, listen, upstream] = &words.collect::<Vec<_>>()[..] else {
+                anyhow::bail!(USAGE);
+            };
+            relay::run(listen.parse()?, upstream.parse()?)
+        }
+        _ => run(&arguments(words)?),
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    process::raise_file_limit()?;
+    let settings = &arguments.settings;
+    let Findings { rows, failures } = compare::run(settings)?;
+    report::print(&rows);
+    if let Some(file) = &arguments.json {
+        std::fs::write(file, serde_json::to_string_pretty(&report::json(&rows))?)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    if let Some(file) = &arguments.document {
+        let how = format!(
+            "{} rounds of {:.1} s each; idle connections: {}.",
+            settings.rounds,
+            settings.window.as_secs_f64(),
+            settings.idle_connections
+        );
+        report::document(&rows, &failures, file, &how)?;
+    }
+    anyhow::ensure!(failures.is_empty(), "not measured: {}", failures.join("; "));
+    let bad: u64 = rows.iter().map(|row| row.bad).sum();
+    anyhow::ensure!(
+        bad == 0,
+        "{bad} answers were not the expected ones: the run does not count"
+    );
+    Ok(())
+}
