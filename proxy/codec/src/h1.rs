@@ -122,15 +122,9 @@ pub enum ParseError {
     /// The head, or the trailers, are longer than the limit.
     #[error("headers size exceeds limit")]
     HeadersTooLarge,
-    /// There are more headers than the limit.
+    /// There are more headers, or trailers, than the limit.
     #[error("headers count exceeds limit")]
     TooManyHeaders,
-    /// The trailers are longer than the limit.
-    #[error("trailers size exceeds limit")]
-    TrailersTooLarge,
-    /// There are more trailers than the limit.
-    #[error("trailers count exceeds limit")]
-    TooManyTrailers,
     /// A transfer coding other than `chunked`.
     #[error("unsupported transfer encoding")]
     InvalidTransferEncoding,
@@ -161,10 +155,7 @@ impl ParseError {
     /// What a server answers before it closes the connection.
     pub fn status(self) -> u16 {
         match self {
-            ParseError::HeadersTooLarge
-            | ParseError::TooManyHeaders
-            | ParseError::TrailersTooLarge
-            | ParseError::TooManyTrailers => 431,
+            ParseError::HeadersTooLarge | ParseError::TooManyHeaders => 431,
             ParseError::InvalidTransferEncoding => 501,
             ParseError::Codec
             | ParseError::InvalidCharacters
@@ -181,17 +172,14 @@ impl ParseError {
     /// Envoy's `%RESPONSE_CODE_DETAILS%`.
     pub fn details(self) -> &'static str {
         match self {
-            ParseError::Codec | ParseError::InvalidUrl | ParseError::Truncated => {
-                "http1.codec_error"
-            }
+            ParseError::Codec | ParseError::Truncated => "http1.codec_error",
             ParseError::InvalidCharacters => "http1.invalid_characters",
             ParseError::HeadersTooLarge => "http1.headers_too_large",
             ParseError::TooManyHeaders => "http1.too_many_headers",
-            ParseError::TrailersTooLarge => "http1.trailers_too_large",
-            ParseError::TooManyTrailers => "http1.too_many_trailers",
             ParseError::InvalidTransferEncoding => "http1.invalid_transfer_encoding",
             ParseError::ChunkedContentLength => "http1.content_length_and_chunked_not_allowed",
             ParseError::BodyDisallowed => "http1.body_disallowed",
+            ParseError::InvalidUrl => "http1.invalid_url",
             ParseError::InvalidScheme => "http1.invalid_scheme",
             ParseError::InvalidAuthority => "http.invalid_authority",
             ParseError::ConnectionHeader => "http1.connection_header_rejected",

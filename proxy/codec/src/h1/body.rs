@@ -274,13 +274,13 @@ impl BodyDecoder {
                 // Whether an empty line has begun before `seen` shows in the two bytes before.
                 let Some(end) = lenient::end(text, seen.saturating_sub(2)) else {
                     if text.len() > self.head_bytes {
-                        return Err(ParseError::TrailersTooLarge);
+                        return Err(ParseError::HeadersTooLarge);
                     }
                     self.state = State::Trailers { seen: text.len() };
                     return Ok(None);
                 };
                 if end > self.head_bytes {
-                    return Err(ParseError::TrailersTooLarge);
+                    return Err(ParseError::HeadersTooLarge);
                 }
                 let trailers = self.read_trailers(text.get(..end).unwrap_or_default())?;
                 input.advance(end);
@@ -299,7 +299,7 @@ impl BodyDecoder {
         let mut fields = vec![httparse::EMPTY_HEADER; self.headers];
         let fields = match httparse::parse_headers(&text, &mut fields) {
             Ok(httparse::Status::Complete((_, fields))) => fields,
-            Err(httparse::Error::TooManyHeaders) => return Err(ParseError::TooManyTrailers),
+            Err(httparse::Error::TooManyHeaders) => return Err(ParseError::TooManyHeaders),
             Err(httparse::Error::HeaderValue) => return Err(ParseError::InvalidCharacters),
             Ok(httparse::Status::Partial) | Err(_) => return Err(ParseError::Codec),
         };

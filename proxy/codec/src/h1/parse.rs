@@ -686,7 +686,7 @@ fn target(
             },
         });
     }
-    let (scheme, rest) = given.split_once("://").ok_or(ParseError::InvalidUrl)?;
+    let (scheme, rest) = given.split_once("://").ok_or(ParseError::Codec)?;
     let scheme = if scheme.eq_ignore_ascii_case("http") {
         http
     } else if scheme.eq_ignore_ascii_case("https") {
@@ -699,6 +699,9 @@ fn target(
     let authority = authority
         .rsplit_once('@')
         .map_or(authority, |(_, authority)| authority);
+    if !is_authority(authority.as_bytes()) {
+        return Err(ParseError::Codec);
+    }
     let (host, port) = match authority.rsplit_once(':') {
         Some((host, port)) if !port.contains(']') => (host, Some(port)),
         _ => (authority, None),

@@ -1,5 +1,8 @@
 use bytes::{Bytes, BytesMut};
 
+mod against_hyper;
+mod properties;
+
 use super::*;
 use crate::head::{Headers, Known, Name, Protocol, RequestHead, ResponseHead};
 
@@ -125,9 +128,11 @@ fn targets() {
         ),
         ("CONNECT b:1 HTTP/1.1", Ok(("http", "b:1", ""))),
         ("CONNECT [::1]:1 HTTP/1.1", Ok(("http", "[::1]:1", ""))),
-        ("GET * HTTP/1.1", Err(ParseError::InvalidUrl)),
-        ("GET x HTTP/1.1", Err(ParseError::InvalidUrl)),
-        ("GET http:/x HTTP/1.1", Err(ParseError::InvalidUrl)),
+        ("GET * HTTP/1.1", Err(ParseError::Codec)),
+        ("GET x HTTP/1.1", Err(ParseError::Codec)),
+        ("GET http:/x HTTP/1.1", Err(ParseError::Codec)),
+        ("GET http://a\"b/ HTTP/1.1", Err(ParseError::Codec)),
+        ("GET http://a:/ HTTP/1.1", Err(ParseError::InvalidUrl)),
         ("GET http://a:99999/ HTTP/1.1", Err(ParseError::InvalidUrl)),
         ("GET http:///x HTTP/1.1", Err(ParseError::InvalidUrl)),
         ("GET ftp://b/x HTTP/1.1", Err(ParseError::InvalidScheme)),
@@ -777,15 +782,15 @@ fn trailers_are_bounded_and_hold_nothing_of_the_hop() {
     assert_eq!(end("host: a\r\n"), Ok(Some(None)));
     assert_eq!(
         end(&"x: y\r\n".repeat(101)),
-        Err(ParseError::TooManyTrailers)
+        Err(ParseError::TooManyHeaders)
     );
     assert_eq!(
         end(&format!("x: {}\r\n", "y".repeat(limits.head_bytes))),
-        Err(ParseError::TrailersTooLarge)
+        Err(ParseError::HeadersTooLarge)
     );
     let endless = format!("0\r\nx: {}", "y".repeat(limits.head_bytes));
     let (_, end, _) = decode(Framing::Chunked, &limits, endless.as_bytes(), &[1000; 100]);
-    assert_eq!(end, Err(ParseError::TrailersTooLarge));
+    assert_eq!(end, Err(ParseError::HeadersTooLarge));
 }
 
 #[test]
@@ -1158,11 +1163,7 @@ fn errors_are_told_as_envoy_tells_them() {
     for (error, status, details) in [
         (ParseError::Codec, 400, "http1.codec_error"),
         (ParseError::TooManyHeaders, 431, "http1.too_many_headers"),
-        (
-            ParseError::TrailersTooLarge,
-            431,
-            "http1.trailers_too_large",
-        ),
+        (ParseError::HeadersTooLarge, 431, "http1.headers_too_large"),
         (
             ParseError::InvalidTransferEncoding,
             501,
