@@ -9,6 +9,7 @@ use lateen_protocols::envoy::{
         extensions::filters::{
             http::{
                 cors::v3::{Cors as CorsProto, CorsPolicy},
+                ext_authz::v3::{ExtAuthz as ExtAuthzProto, ExtAuthzPerRoute},
                 fault::v3::HttpFault,
                 rbac::v3::{Rbac as RbacProto, RbacPerRoute},
                 router::v3::Router as RouterProto,
@@ -38,7 +39,10 @@ use crate::{
 };
 
 pub mod cors;
+pub mod ext_authz;
 pub mod fault;
+mod gather;
+mod per_cluster;
 pub mod rbac;
 
 /// The filters of a connection manager, in order; the router ends the list and is not in it.
@@ -68,6 +72,8 @@ pub enum HttpFilter {
     Cors(cors::Cors),
     /// Who may do what.
     Rbac(rbac::HttpRbac),
+    /// Asks a service.
+    ExtAuthz(Box<ext_authz::ExtAuthz>),
     /// Asks Mixer, and reports.
     Mixer(Box<HttpMixer>),
 }
@@ -96,6 +102,8 @@ pub enum RouteFilterConfig {
     Cors(Arc<cors::CorsRules>),
     /// Of the RBAC filter.
     Rbac(Arc<rbac::RbacRules>),
+    /// Of the external authorization filter.
+    ExtAuthz(Arc<ext_authz::ExtAuthzRoute>),
     /// Of the Mixer filter.
     Mixer(Arc<mixer::Service>),
 }
@@ -136,6 +144,7 @@ pub struct ResponseContext<'a> {
 pub struct FilterState {
     cors: Option<cors::Allowed>,
     fault: Option<fault::Active>,
+    ext_authz: Option<ext_authz::Kept>,
     mixer: Option<mixer::MixerState>,
 }
 
@@ -217,7 +226,7 @@ impl HttpFilters {
         &'a self,
         cx: &mut FilterContext<'a>,
         head: &mut RequestHead,
-        _body: &mut Body,
+        body: &mut Body,
     ) -> Result<(), Reject> {
         for entry in &self.list {
             cx.filter = &entry.name;
@@ -233,6 +242,9 @@ impl HttpFilters {
                 HttpFilter::Fault(fault) => Box::pin(fault.on_request(cx, head)).await?,
                 HttpFilter::Cors(cors) => cors.on_request(cx, head)?,
                 HttpFilter::Rbac(rbac) => rbac.on_request(cx, head)?,
+                HttpFilter::ExtAuthz(authz) => {
+                    Box::pin(authz.on_request(cx, head, body)).await?;
+                }
                 HttpFilter::Mixer(mixer) => {
                     let mut state = None;
                     let outcome = Box::pin(mixer.on_request(cx, head, &mut state)).await;
@@ -335,6 +347,11 @@ impl Entry {
                     mixer.on_response(kept, head);
                 }
             }
+            HttpFilter::ExtAuthz(_) => {
+                if let Some(kept) = state.ext_authz.take() {
+                    kept.on_response(head);
+                }
+            }
             HttpFilter::Fault(_) | HttpFilter::Rbac(_) => {}
         }
     }
@@ -360,6 +377,10 @@ impl HttpFilter {
                 &rbac, scope,
             )?)));
         }
+        if let Some(authz) = unpack::<ExtAuthzProto>(any)? {
+            let authz = ext_authz::ExtAuthz::compile(&authz, scope)?;
+            return Ok(Some(HttpFilter::ExtAuthz(Box::new(authz))));
+        }
         if let Some(config) = unpack::<HttpClientConfig>(any)? {
             let mixer = HttpMixer::compile(&config, shared)?;
             return Ok(Some(HttpFilter::Mixer(Box::new(mixer))));
@@ -375,7 +396,10 @@ impl HttpFilter {
                 }
             }
             // They keep what they count in the state, which ends with the stream, or count at once.
-            HttpFilter::Fault(_) | HttpFilter::Cors(_) | HttpFilter::Rbac(_) => {}
+            HttpFilter::Fault(_)
+            | HttpFilter::Cors(_)
+            | HttpFilter::Rbac(_)
+            | HttpFilter::ExtAuthz(_) => {}
         }
     }
 }
@@ -474,6 +498,11 @@ impl RouteFilterConfig {
         if let Some(rbac) = unpack::<RbacPerRoute>(any)? {
             return Ok(Some(RouteFilterConfig::Rbac(Arc::new(
                 rbac::RbacRules::compile_route(&rbac)?,
+            ))));
+        }
+        if let Some(authz) = unpack::<ExtAuthzPerRoute>(any)? {
+            return Ok(Some(RouteFilterConfig::ExtAuthz(Arc::new(
+                ext_authz::ExtAuthzRoute::compile(&authz)?,
             ))));
         }
         if let Some(service) = unpack::<ServiceConfig>(any)? {

@@ -11,6 +11,7 @@ use crate::{
     config_error::ConfigError,
     head::{Headers, Known, Name, Protocol, RequestHead, ResponseHead},
     info::{ConnectionInfo, StreamInfo},
+    reject::Reject,
     route::policy::{ForwardPolicy, Target},
     router,
     shared::Shared,
@@ -85,6 +86,7 @@ impl Upstream {
                 &action,
                 &route::Route::default(),
                 &route::VirtualHost::default(),
+                &Default::default(),
             )?,
             target: Target {
                 cluster: cluster.into(),
@@ -127,6 +129,27 @@ impl Upstream {
             protocol: Protocol::Http2,
             headers,
         };
+        let (response, body) = self
+            .exchange(shared, head, Body::full(body))
+            .await
+            .map_err(|reject| CallError::Rejected(reject.body.into_owned()))?;
+        if (200..300).contains(&response.status) {
+            Ok((response, body))
+        } else {
+            Err(CallError::Http(response.status))
+        }
+    }
+
+    /// Sends a request as it is and waits for the head of the answer.
+    ///
+    /// # Errors
+    /// What the router answers in the upstream's place.
+    pub async fn exchange(
+        &self,
+        shared: &Arc<Shared>,
+        head: RequestHead,
+        body: Body,
+    ) -> Result<(ResponseHead, Body), Reject> {
         let nobody = SocketAddr::from(([127, 0, 0, 1], 0));
         let connection = ConnectionInfo {
             id: 0,
@@ -140,21 +163,7 @@ impl Upstream {
         };
         let info = StreamInfo::new(Rc::new(connection), Some(Protocol::Http2));
         let info = Rc::new(RefCell::new(info));
-        let (response, body) = router::forward(
-            shared,
-            &self.policy,
-            &self.target,
-            head,
-            Body::full(body),
-            &info,
-        )
-        .await
-        .map_err(|reject| CallError::Rejected(reject.body.into_owned()))?;
-        if (200..300).contains(&response.status) {
-            Ok((response, body))
-        } else {
-            Err(CallError::Http(response.status))
-        }
+        router::forward(shared, &self.policy, &self.target, head, body, &info).await
     }
 
     /// One unary gRPC call; answers of more than `limit` bytes are refused.

@@ -48,6 +48,8 @@ pub struct NetworkRbac {
 pub struct RbacRules {
     enforced: Option<Engine>,
     shadow: Option<Engine>,
+    /// Whether each policy is counted.
+    each: bool,
 }
 
 #[derive(Debug)]
@@ -56,8 +58,8 @@ struct Stats {
     denied: Counter,
     shadow_allowed: Counter,
     shadow_denied: Counter,
-    /// Of each policy by its name, when wanted.
-    policies: Option<Scope>,
+    /// Of each policy by its name, of the rules and of the shadow rules.
+    policies: [Scope; 2],
 }
 
 /// One set of policies.
@@ -104,7 +106,6 @@ impl HttpRbac {
                 &scope.scope("rbac."),
                 &config.rules_stat_prefix,
                 &config.shadow_rules_stat_prefix,
-                config.track_per_rule_stats,
             ),
         })
     }
@@ -174,12 +175,12 @@ impl NetworkRbac {
                 enforced: engine(&config.rules).map_err(|error| error.within("rules"))?,
                 shadow: engine(&config.shadow_rules)
                     .map_err(|error| error.within("shadow_rules"))?,
+                each: false,
             },
             stats: Stats::new(
                 &stats.scope(&format!("{prefix}rbac.")),
                 "",
                 &config.shadow_rules_stat_prefix,
-                false,
             ),
         })
     }
@@ -221,14 +222,14 @@ fn joined(prefix: &str) -> String {
 }
 
 impl Stats {
-    fn new(scope: &Scope, rules: &str, shadow: &str, each: bool) -> Stats {
+    fn new(scope: &Scope, rules: &str, shadow: &str) -> Stats {
         let (rules, shadow) = (joined(rules), joined(shadow));
         Stats {
             allowed: scope.counter(&format!("{rules}allowed")),
             denied: scope.counter(&format!("{rules}denied")),
             shadow_allowed: scope.counter(&format!("{shadow}shadow_allowed")),
             shadow_denied: scope.counter(&format!("{shadow}shadow_denied")),
-            policies: each.then(|| scope.scope("policy.")),
+            policies: [&rules, &shadow].map(|prefix| scope.scope(&format!("{prefix}policy."))),
         }
     }
 
@@ -240,10 +241,18 @@ impl Stats {
                 true => self.shadow_allowed.inc(),
                 false => self.shadow_denied.inc(),
             }
-            self.count_policy(&verdict, ["shadow_allowed", "shadow_denied"]);
+            if rules.each {
+                count(
+                    &self.policies[1],
+                    &verdict,
+                    ["shadow_allowed", "shadow_denied"],
+                );
+            }
         }
         let verdict = rules.enforced.as_ref()?.decide(subject);
-        self.count_policy(&verdict, ["allowed", "denied"]);
+        if rules.each {
+            count(&self.policies[0], &verdict, ["allowed", "denied"]);
+        }
         if verdict.allowed {
             self.allowed.inc();
             return None;
@@ -251,12 +260,13 @@ impl Stats {
         self.denied.inc();
         Some(details(verdict.policy))
     }
+}
 
-    fn count_policy(&self, verdict: &Verdict<'_>, [allowed, denied]: [&str; 2]) {
-        if let (Some(scope), Some(policy)) = (&self.policies, verdict.policy) {
-            let outcome = if verdict.allowed { allowed } else { denied };
-            scope.counter(&format!("{policy}.{outcome}")).inc();
-        }
+/// Counts what a policy decided.
+fn count(scope: &Scope, verdict: &Verdict<'_>, [allowed, denied]: [&str; 2]) {
+    if let Some(policy) = verdict.policy {
+        let outcome = if verdict.allowed { allowed } else { denied };
+        scope.counter(&format!("{policy}.{outcome}")).inc();
     }
 }
 
@@ -281,6 +291,7 @@ impl RbacRules {
         Ok(RbacRules {
             enforced: engine(&config.rules).map_err(|error| error.within("rules"))?,
             shadow: engine(&config.shadow_rules).map_err(|error| error.within("shadow_rules"))?,
+            each: config.track_per_rule_stats,
         })
     }
 
