@@ -172,8 +172,7 @@ pub enum Event {
         end: bool,
     },
     /// A request that breaks the rules so that it gets no stream: it was reset, and unless
-    /// `stream_error_on_invalid_http_messaging` is set (or it is too large, or its length is wrong) the connection
-    /// fails next.
+    /// `stream_error_on_invalid_http_messaging` is set or it is only too large the connection fails next.
     Malformed {
         /// Envoy's details.
         details: &'static str,

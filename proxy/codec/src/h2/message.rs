@@ -8,12 +8,14 @@ use super::{
 };
 use crate::head::{Headers, Known, Protocol, RequestHead, ResponseHead};
 
-/// Envoy's details of a message that breaks RFC 9113 §8.
+/// Envoy's details of a message that as a whole breaks RFC 9113 §8.
 pub(super) const MESSAGING: &str = "http2.violation.of.messaging.rule";
-/// Envoy's details of a name or value with bytes that HTTP forbids.
+/// Envoy's details of a header that HTTP forbids, by its bytes, its name or its place.
 pub(super) const INVALID_FIELD: &str = "http2.invalid.header.field";
-/// Envoy's details of a head with more headers or bytes than allowed.
+/// Envoy's details of a head with more headers than allowed.
 pub(super) const TOO_MANY: &str = "http2.too_many_headers";
+/// Envoy's details of a head with more bytes than allowed.
+pub(super) const TOO_LARGE: &str = "http2.header_list_size_too_large";
 
 /// Judges a header by its bytes alone: the name in lower case and a token, the value without control
 /// characters. The decoder remembers the verdict with the entry of its table.
@@ -52,9 +54,18 @@ fn valid_method(method: &[u8]) -> bool {
 }
 
 fn valid_authority(authority: &[u8]) -> bool {
-    authority
-        .iter()
-        .all(|byte| matches!(byte, b'!'..=b'~') && !b"/?#\"<>\\^`{|}".contains(byte))
+    !authority.is_empty()
+        && authority
+            .iter()
+            .all(|byte| matches!(byte, b'!'..=b'~') && !b"/?#\"<>\\^`{|}".contains(byte))
+}
+
+/// RFC 3986 §3.1.
+fn valid_scheme(scheme: &[u8]) -> bool {
+    scheme.first().is_some_and(u8::is_ascii_alphabetic)
+        && scheme
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(byte))
 }
 
 fn valid_path(path: &[u8], method: &[u8]) -> bool {
@@ -154,7 +165,10 @@ impl Message {
         if self.fault.is_some() {
             return;
         }
-        if self.bytes > self.max_bytes || self.count > self.max_count {
+        if self.bytes > self.max_bytes {
+            return self.fail(TOO_LARGE);
+        }
+        if self.count > self.max_count {
             return self.fail(TOO_MANY);
         }
         if !field.valid {
@@ -196,7 +210,7 @@ impl Message {
                 if self.first(STATUS, Kind::Response) {
                     match status(value) {
                         Some(status) => self.status = status,
-                        None => self.fail(MESSAGING),
+                        None => self.fail(INVALID_FIELD),
                     }
                 }
             }
@@ -206,7 +220,7 @@ impl Message {
     /// Whether a pseudo header may stand here: of this kind of message, once, before all others.
     fn first(&mut self, which: u8, kind: Kind) -> bool {
         if self.kind != kind || self.regular || self.pseudo & which != 0 {
-            self.fail(MESSAGING);
+            self.fail(INVALID_FIELD);
             return false;
         }
         self.pseudo |= which;
@@ -220,13 +234,13 @@ impl Message {
             | Known::KeepAlive
             | Known::ProxyConnection
             | Known::TransferEncoding
-            | Known::Upgrade => return self.fail(MESSAGING),
+            | Known::Upgrade => return self.fail(INVALID_FIELD),
             Known::Te if !value.eq_ignore_ascii_case(b"trailers") => {
-                return self.fail(MESSAGING);
+                return self.fail(INVALID_FIELD);
             }
             Known::Host if self.kind == Kind::Request => {
                 if self.host.is_some() {
-                    return self.fail(MESSAGING);
+                    return self.fail(INVALID_FIELD);
                 }
                 self.host = Some(Bytes::copy_from_slice(value));
                 return;
@@ -241,12 +255,11 @@ impl Message {
             }
             Known::ContentLength if self.kind != Kind::Trailers => {
                 let Some(length) = length(value) else {
-                    return self.fail(MESSAGING);
+                    return self.fail(INVALID_FIELD);
                 };
-                match self.content_length.replace(length) {
-                    None => {}
-                    Some(before) if before == length => return,
-                    Some(_) => return self.fail(MESSAGING),
+                // Also when both say the same, as Envoy.
+                if self.content_length.replace(length).is_some() {
+                    return self.fail(INVALID_FIELD);
                 }
             }
             _ => {}
@@ -287,13 +300,16 @@ impl Message {
         } else {
             has(METHOD | SCHEME | PATH | AUTHORITY) && (!extended || (connect && allow_connect))
         };
-        let sound = complete
-            && valid_method(&self.method)
+        if !complete {
+            return Err(MESSAGING);
+        }
+        let sound = valid_method(&self.method)
             && valid_authority(&self.authority)
             && (connect && !extended || valid_path(&self.path, &self.method))
+            && (self.pseudo & SCHEME == 0 || valid_scheme(&self.scheme))
             && !(extended && self.protocol.is_empty());
         if !sound {
-            return Err(MESSAGING);
+            return Err(INVALID_FIELD);
         }
         if extended {
             self.method = Bytes::from_static(b"GET");

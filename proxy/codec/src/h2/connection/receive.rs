@@ -6,7 +6,7 @@ use super::{
     super::{
         Code, Event, Fatal, Role, StreamId,
         frame::{HEAD, Head, MAX_FRAME_SIZE, PREFACE, flag, kind, setting},
-        message::{self, Kind, MESSAGING, Message, TOO_MANY},
+        message::{self, Kind, MESSAGING, Message, TOO_LARGE, TOO_MANY},
         streams::Stream,
     },
     Connection, End, LARGEST_WINDOW,
@@ -20,7 +20,7 @@ const COPIED: usize = 1024;
 const FRAGMENTS: u32 = 64;
 
 /// Envoy's name for a fault in the frames themselves.
-const CODEC: &str = "http2.unknown.oghttp2.error";
+const CODEC: &str = "http2.unknown.nghttp2.error";
 
 /// A block of headers in the making.
 #[derive(Debug)]
@@ -427,7 +427,7 @@ impl Connection {
         };
         block.fragments += 1;
         if block.fragments > FRAGMENTS {
-            return Err(flood(TOO_MANY, "header_overflow"));
+            return Err(flood(TOO_LARGE, "header_overflow"));
         }
         let mut bytes = std::mem::take(&mut block.rest);
         bytes.extend_from_slice(payload);
@@ -527,12 +527,9 @@ impl Connection {
         let head = match message.request(self.options.allow_connect) {
             Ok(head) if !(end && length.is_some_and(|length| length > 0)) => head,
             result => {
-                let details = result.err();
-                // A wrong length ends the stream only, as in Envoy.
-                let mild = details.is_none();
-                let details = details.unwrap_or(MESSAGING);
+                let details = result.err().unwrap_or(MESSAGING);
                 on(Event::Malformed { details });
-                return self.message_error(id, details, mild, on);
+                return self.message_error(id, details, on);
             }
         };
         self.opened = self.opened.saturating_add(1);
@@ -562,11 +559,11 @@ impl Connection {
         let length = message.content_length();
         let mut head = match message.response() {
             Ok(head) => head,
-            Err(details) => return self.message_error(stream.id, details, false, on),
+            Err(details) => return self.message_error(stream.id, details, on),
         };
         if head.status < 200 {
             if end {
-                return self.message_error(stream.id, MESSAGING, false, on);
+                return self.message_error(stream.id, MESSAGING, on);
             }
             on(Event::Informational { stream, head });
             return Ok(());
@@ -577,7 +574,7 @@ impl Connection {
         let tunnel = state.upgrade && head.status < 300;
         state.content_left = if tunnel || bodiless { None } else { length };
         if end && state.content_left.is_some_and(|left| left > 0) {
-            return self.message_error(stream.id, MESSAGING, true, on);
+            return self.message_error(stream.id, MESSAGING, on);
         }
         state.remote_closed = end;
         if tunnel && let Some(protocol) = state.protocol.take() {
@@ -598,10 +595,10 @@ impl Connection {
     ) -> Result<(), Fatal> {
         let left = self.streams.at(stream.slot).content_left;
         let trailers = match message.trailers() {
-            Err(details) => return self.message_error(stream.id, details, false, on),
-            Ok(_) if !end => return self.message_error(stream.id, MESSAGING, false, on),
+            Err(details) => return self.message_error(stream.id, details, on),
+            Ok(_) if !end => return self.message_error(stream.id, MESSAGING, on),
             Ok(_) if left.is_some_and(|left| left > 0) => {
-                return self.message_error(stream.id, MESSAGING, true, on);
+                return self.message_error(stream.id, MESSAGING, on);
             }
             Ok(trailers) => trailers,
         };
@@ -611,22 +608,22 @@ impl Connection {
         Ok(())
     }
 
-    /// A message is malformed (RFC 9113 §8.1.1): its stream ends, and the connection with it unless the fault is
-    /// `mild` or it was configured otherwise.
+    /// A message is malformed (RFC 9113 §8.1.1): its stream ends, and the connection with it unless the message is
+    /// only too large or it was configured otherwise.
     fn message_error(
         &mut self,
         id: u32,
         details: &'static str,
-        mild: bool,
         on: &mut impl FnMut(Event),
     ) -> Result<(), Fatal> {
-        let code = if details == TOO_MANY {
+        let large = [TOO_MANY, TOO_LARGE].contains(&details);
+        let code = if large {
             Code::INTERNAL_ERROR
         } else {
             Code::PROTOCOL_ERROR
         };
         self.stream_error(id, code, details, on);
-        if mild || details == TOO_MANY || self.options.stream_error_on_invalid_http_messaging {
+        if large || self.options.stream_error_on_invalid_http_messaging {
             return Ok(());
         }
         Err(fatal(code, details))
@@ -668,7 +665,7 @@ impl Connection {
             * (1 + u64::from(self.opened));
         if u64::from(self.priority_frames) > borne {
             return Err(flood(
-                "http2.inbound_priority_frames_flood",
+                "codec_error:Too_many_PRIORITY_frames",
                 "inbound_priority_frames_flood",
             ));
         }
@@ -897,7 +894,7 @@ impl Connection {
         let borne = 5 + 2 * (u64::from(self.opened) + per_data * u64::from(self.data_frames_sent));
         if u64::from(self.window_updates) > borne {
             return Err(flood(
-                "http2.inbound_window_update_frames_flood",
+                "codec_error:Too_many_WINDOW_UPDATE_frames",
                 "inbound_window_update_frames_flood",
             ));
         }

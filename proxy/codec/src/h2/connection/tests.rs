@@ -1,3 +1,5 @@
 //! Both roles against each other, and each against raw frames.
 
+mod flood;
 mod pair;
+mod raw;
