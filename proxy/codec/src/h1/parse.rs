@@ -80,6 +80,9 @@ impl Scan {
     }
 }
 
+/// A head and its length, if the text holds a whole one.
+type Read<T> = Result<Option<(T, usize)>, Trouble>;
+
 /// Why a text is not a head.
 enum Trouble {
     /// Its form; it may be one in another. The error is for when it is not.
@@ -159,7 +162,7 @@ fn parse<T>(
     text: &[u8],
     limits: &Limits,
     scan: &mut Scan,
-    read: impl Fn(&[u8]) -> Result<Option<(T, usize)>, Trouble>,
+    read: impl Fn(&[u8]) -> Read<T>,
     first_line: fn(&[u8], &mut Vec<u8>) -> Option<()>,
 ) -> Result<Parsed<T>, ParseError> {
     let found = match read(text) {
@@ -217,10 +220,7 @@ macro_rules! places {
     };
 }
 
-fn read_request(
-    text: &[u8],
-    limits: &Limits,
-) -> Result<Option<((RequestHead, RequestMeta), usize)>, Trouble> {
+fn read_request(text: &[u8], limits: &Limits) -> Read<(RequestHead, RequestMeta)> {
     places!(places, limits);
     let mut request = httparse::Request::new(&mut []);
     let used = match request.parse_with_uninit_headers(text, places)? {
@@ -350,7 +350,7 @@ fn read_response(
     text: &[u8],
     limits: &Limits,
     method: &[u8],
-) -> Result<Option<((ResponseHead, ResponseMeta), usize)>, Trouble> {
+) -> Read<(ResponseHead, ResponseMeta)> {
     places!(places, limits);
     let mut response = httparse::Response::new(&mut []);
     let used = match httparse::ParserConfig::default().parse_response_with_uninit_headers(
@@ -735,7 +735,18 @@ fn is_port(port: &str) -> bool {
 
 /// The characters of an authority. RFC 3986 §3.2, as Envoy reads it.
 fn is_authority(authority: &[u8]) -> bool {
-    authority
-        .iter()
-        .all(|b| matches!(b, b'!'..=b'~') && !b"/?#\"<>\\^`{|}".contains(b))
+    authority.iter().all(|b| AUTHORITY[usize::from(*b)])
 }
+
+static AUTHORITY: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = b'!';
+    while byte <= b'~' {
+        table[byte as usize] = !matches!(
+            byte,
+            b'/' | b'?' | b'#' | b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}'
+        );
+        byte += 1;
+    }
+    table
+};
