@@ -3,18 +3,20 @@
 //! The proxies have one processor, load and upstream the other. What counts is the proxies' CPU time,
 //! which the kernel tells in nanoseconds, as a ratio to Envoy's and to the relay's in the same minutes.
 //! `scenario` (what) → `bootstrap`, `certificates` → `process` (who) → `compare` (turns) → `load`, `upstream`,
-//! `relay` → `report`, `plot`.
+//! `relay` → `report`, `plot`. Beside it `gate` (instruction counts) and `soak`.
 
 mod bootstrap;
 mod certificates;
 mod compare;
 mod frame;
+mod gate;
 mod load;
 mod plot;
 mod process;
 mod relay;
 mod report;
 mod scenario;
+mod soak;
 mod upstream;
 mod wire;
 
@@ -26,7 +28,11 @@ use crate::compare::{Findings, Settings};
 
 const USAGE: &str = "\
 usage: bench [--scenario NAME]... [--rounds N] [--seconds S] [--quick]
-             [--proxy PATH] [--envoy PATH] [--json FILE] [--document FILE]";
+             [--proxy PATH] [--envoy PATH] [--json FILE] [--document FILE]
+       bench gate [--accept] [--proxy PATH]
+       bench soak [--seconds N] [--proxy PATH]";
+/// Where `make` puts it.
+const PROXY: &str = "target/release/proxy";
 
 /// What `bench` without a subcommand does.
 #[derive(Debug)]
@@ -41,7 +47,7 @@ fn arguments(words: impl Iterator<Item = String>) -> anyhow::Result<Arguments> {
     let mut words = words;
     let mut arguments = Arguments {
         settings: Settings {
-            ours: "target/release/proxy".into(),
+            ours: PROXY.into(),
             envoy: ".venv/envoy".into(),
             scenarios: Vec::new(),
             rounds: 5,
@@ -91,6 +97,44 @@ fn main() -> anyhow::Result<()> {
                 anyhow::bail!(USAGE);
             };
             relay::run(listen.parse()?, upstream.parse()?)
+        }
+        Some("upstream") => {
+            let [_, http1, grpc] = &words.collect::<Vec<_>>()[..] else {
+                anyhow::bail!(USAGE);
+            };
+            soak::upstream(http1.parse()?, grpc.parse()?)
+        }
+        Some("gate") => {
+            let mut settings = gate::Settings {
+                proxy: PROXY.into(),
+                accept: false,
+            };
+            words.next();
+            while let Some(flag) = words.next() {
+                match flag.as_str() {
+                    "--accept" => settings.accept = true,
+                    "--proxy" => settings.proxy = words.next().context(USAGE)?.into(),
+                    _ => anyhow::bail!(USAGE),
+                }
+            }
+            gate::run(&settings)
+        }
+        Some("soak") => {
+            let mut settings = soak::Settings {
+                proxy: PROXY.into(),
+                seconds: 1200,
+            };
+            words.next();
+            while let Some(flag) = words.next() {
+                let value = words.next().context(USAGE)?;
+                match flag.as_str() {
+                    "--seconds" => settings.seconds = value.parse().context(USAGE)?,
+                    "--proxy" => settings.proxy = value.into(),
+                    _ => anyhow::bail!(USAGE),
+                }
+            }
+            process::raise_file_limit()?;
+            soak::run(&settings)
         }
         _ => run(&arguments(words)?),
     }

@@ -41,7 +41,7 @@ pub(crate) struct Site {
     echo: SocketAddr,
     source: SocketAddr,
     sink: SocketAddr,
-    tls: Arc<ClientConfig>,
+    pub(crate) tls: Arc<ClientConfig>,
     mutual: Arc<ClientConfig>,
 }
 
