@@ -8,9 +8,13 @@ use lateen_protocols::envoy::{
         config::route::v3 as route_proto,
         extensions::filters::{
             http::{
+                buffer::v3::{Buffer as BufferProto, BufferPerRoute},
                 cors::v3::{Cors as CorsProto, CorsPolicy},
                 ext_authz::v3::{ExtAuthz as ExtAuthzProto, ExtAuthzPerRoute},
                 fault::v3::HttpFault,
+                grpc_stats::v3::FilterConfig as GrpcStatsProto,
+                header_mutation::v3::{HeaderMutation as MutationProto, HeaderMutationPerRoute},
+                health_check::v3::HealthCheck as HealthProto,
                 rbac::v3::{Rbac as RbacProto, RbacPerRoute},
                 router::v3::Router as RouterProto,
             },
@@ -38,11 +42,17 @@ use crate::{
     stats::Scope,
 };
 
+pub mod buffer;
 pub mod cors;
 pub mod ext_authz;
 pub mod fault;
 mod gather;
+pub mod grpc_stats;
+pub mod header_mutation;
+pub mod health_check;
 mod per_cluster;
+#[cfg(test)]
+mod tests;
 pub mod rbac;
 
 /// The filters of a connection manager, in order; the router ends the list and is not in it.
@@ -72,6 +82,14 @@ pub enum HttpFilter {
     Cors(cors::Cors),
     /// Who may do what.
     Rbac(rbac::HttpRbac),
+    /// Waits for the whole body.
+    Buffer(buffer::Buffer),
+    /// Counts gRPC calls.
+    GrpcStats(Box<grpc_stats::GrpcStats>),
+    /// Changes headers.
+    HeaderMutation(header_mutation::HeaderMutation),
+    /// Answers health checks.
+    HealthCheck(Box<health_check::HealthCheck>),
     /// Asks a service.
     ExtAuthz(Box<ext_authz::ExtAuthz>),
     /// Asks Mixer, and reports.
@@ -102,6 +120,10 @@ pub enum RouteFilterConfig {
     Cors(Arc<cors::CorsRules>),
     /// Of the RBAC filter.
     Rbac(Arc<rbac::RbacRules>),
+    /// Of the buffer filter.
+    Buffer(Arc<buffer::Buffer>),
+    /// Of the header mutation filter.
+    HeaderMutation(Arc<header_mutation::Mutations>),
     /// Of the external authorization filter.
     ExtAuthz(Arc<ext_authz::ExtAuthzRoute>),
     /// Of the Mixer filter.
@@ -145,6 +167,8 @@ pub struct FilterState {
     cors: Option<cors::Allowed>,
     fault: Option<fault::Active>,
     ext_authz: Option<ext_authz::Kept>,
+    grpc_stats: Option<grpc_stats::Active>,
+    health_check: Option<health_check::Check>,
     mixer: Option<mixer::MixerState>,
 }
 
@@ -217,6 +241,11 @@ impl HttpFilters {
         }
     }
 
+    /// Whether there is none but the router.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
     /// Runs the filters over a request; the first refusal ends it. A filter that needs the body reads it
     /// and puts another in its place.
     ///
@@ -242,6 +271,12 @@ impl HttpFilters {
                 HttpFilter::Fault(fault) => Box::pin(fault.on_request(cx, head)).await?,
                 HttpFilter::Cors(cors) => cors.on_request(cx, head)?,
                 HttpFilter::Rbac(rbac) => rbac.on_request(cx, head)?,
+                HttpFilter::GrpcStats(stats) => stats.on_request(cx, head, body)?,
+                HttpFilter::HeaderMutation(mutation) => mutation.on_request(cx, head)?,
+                HttpFilter::HealthCheck(check) => check.on_request(cx, head)?,
+                HttpFilter::Buffer(buffer) => {
+                    Box::pin(buffer.on_request(cx, head, body)).await?;
+                }
                 HttpFilter::ExtAuthz(authz) => {
                     Box::pin(authz.on_request(cx, head, body)).await?;
                 }
@@ -331,10 +366,10 @@ impl RouterOptions {
 impl Entry {
     fn on_response(
         &self,
-        _cx: &ResponseContext<'_>,
+        cx: &ResponseContext<'_>,
         state: &mut FilterState,
         head: &mut ResponseHead,
-        _body: &mut Body,
+        body: &mut Body,
     ) {
         match &self.filter {
             HttpFilter::Cors(_) => {
@@ -352,7 +387,27 @@ impl Entry {
                     kept.on_response(head);
                 }
             }
-            HttpFilter::Fault(_) | HttpFilter::Rbac(_) => {}
+            HttpFilter::GrpcStats(stats) => stats.on_response(state, body),
+            HttpFilter::HeaderMutation(mutation) => {
+                if let Some(own) = self.runs(cx) {
+                    mutation.on_response(cx, own, head);
+                }
+            }
+            HttpFilter::HealthCheck(check) => {
+                if self.runs(cx).is_some() {
+                    check.on_response(cx, state, head);
+                }
+            }
+            HttpFilter::Fault(_) | HttpFilter::Rbac(_) | HttpFilter::Buffer(_) => {}
+        }
+    }
+
+    /// The route's configuration, unless the filter does not run for this stream.
+    fn runs<'a>(&self, cx: &ResponseContext<'a>) -> Option<Option<&'a RouteFilterConfig>> {
+        match cx.route.and_then(|route| route.filter_config(&self.name)) {
+            None if self.disabled => None,
+            Some(RouteFilterConfig::Disabled) => None,
+            own => Some(own),
         }
     }
 }
@@ -377,6 +432,21 @@ impl HttpFilter {
                 &rbac, scope,
             )?)));
         }
+        if let Some(buffer) = unpack::<BufferProto>(any)? {
+            return Ok(Some(HttpFilter::Buffer(buffer::Buffer::compile(&buffer)?)));
+        }
+        if let Some(stats) = unpack::<GrpcStatsProto>(any)? {
+            let stats = grpc_stats::GrpcStats::compile(&stats)?;
+            return Ok(Some(HttpFilter::GrpcStats(Box::new(stats))));
+        }
+        if let Some(mutation) = unpack::<MutationProto>(any)? {
+            let mutation = header_mutation::HeaderMutation::compile(&mutation)?;
+            return Ok(Some(HttpFilter::HeaderMutation(mutation)));
+        }
+        if let Some(check) = unpack::<HealthProto>(any)? {
+            let check = health_check::HealthCheck::compile(&check)?;
+            return Ok(Some(HttpFilter::HealthCheck(Box::new(check))));
+        }
         if let Some(authz) = unpack::<ExtAuthzProto>(any)? {
             let authz = ext_authz::ExtAuthz::compile(&authz, scope)?;
             return Ok(Some(HttpFilter::ExtAuthz(Box::new(authz))));
@@ -399,7 +469,15 @@ impl HttpFilter {
             HttpFilter::Fault(_)
             | HttpFilter::Cors(_)
             | HttpFilter::Rbac(_)
+            | HttpFilter::Buffer(_)
+            | HttpFilter::HeaderMutation(_)
+            | HttpFilter::HealthCheck(_)
             | HttpFilter::ExtAuthz(_) => {}
+            HttpFilter::GrpcStats(stats) => {
+                if let Some(active) = &completed.state.grpc_stats {
+                    stats.on_complete(active, &completed.facts);
+                }
+            }
         }
     }
 }
@@ -499,6 +577,14 @@ impl RouteFilterConfig {
             return Ok(Some(RouteFilterConfig::Rbac(Arc::new(
                 rbac::RbacRules::compile_route(&rbac)?,
             ))));
+        }
+        if let Some(buffer) = unpack::<BufferPerRoute>(any)? {
+            return buffer::Buffer::compile_route(&buffer).map(Some);
+        }
+        if let Some(mutation) = unpack::<HeaderMutationPerRoute>(any)? {
+            return Ok(Some(RouteFilterConfig::HeaderMutation(
+                header_mutation::Mutations::compile_route(&mutation)?,
+            )));
         }
         if let Some(authz) = unpack::<ExtAuthzPerRoute>(any)? {
             return Ok(Some(RouteFilterConfig::ExtAuthz(Arc::new(

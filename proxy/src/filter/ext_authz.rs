@@ -3,7 +3,10 @@
 //! The service speaks gRPC (`envoy.service.auth.v3.Authorization`) or plain HTTP. `encode` writes the
 //! question, `grpc` and `http` ask it, `decision` is what comes back; here is what becomes of the request.
 
-use std::{net::SocketAddr, time::SystemTime};
+use std::{
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    time::SystemTime,
+};
 
 use lateen_protocols::envoy::envoy::{
     config::core::v3::ApiVersion,
@@ -435,6 +438,21 @@ fn invalid_answer() -> Reject {
 
 fn is_upgrade(head: &RequestHead) -> bool {
     head.headers.known(crate::head::Known::Upgrade).is_some() || *head.method == *b"CONNECT"
+}
+
+/// Whose address questions carry in `x-forwarded-for`: ours, as the network sees it. Envoy: the address of
+/// `LocalInfo`. Nothing is sent to find it out.
+fn local_address() -> String {
+    let routed = || {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.connect((Ipv4Addr::new(198, 51, 100, 1), 9))?;
+        socket.local_addr()
+    };
+    routed()
+        .map_or(Ipv4Addr::LOCALHOST.into(), |address: SocketAddr| {
+            address.ip()
+        })
+        .to_string()
 }
 
 fn within(field: &'static str) -> impl Fn(ConfigError) -> ConfigError {

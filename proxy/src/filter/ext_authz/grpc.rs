@@ -13,12 +13,12 @@ use lateen_protocols::envoy::envoy::{
 use super::{
     Question,
     decision::{Allowed, Change, Decision, How, Refusal},
-    encode,
+    encode, local_address,
 };
 use crate::{
     config_error::ConfigError,
     grpc::Upstream,
-    head::Name,
+    head::{Known, Name},
     proto::{invalid, timeout},
     shared::Shared,
 };
@@ -54,10 +54,11 @@ impl GrpcService {
             }
             Ok((Name::new(&header.key), Bytes::from(header.value.clone())))
         });
+        let from = (Known::XForwardedFor.into(), local_address().into());
         Ok(GrpcService {
             upstream: Upstream::new(&target.cluster_name, timeout)?
                 .with_authority(&target.authority),
-            metadata: metadata.collect::<Result<_, _>>()?,
+            metadata: metadata.chain([Ok(from)]).collect::<Result<_, _>>()?,
         })
     }
 

@@ -1,0 +1,213 @@
+use std::net::SocketAddr;
+
+use crate::testing::{Proxy, exchange};
+
+const FILTERS: &str = "type.googleapis.com/envoy.extensions.filters.http";
+
+/// A listener with these filters before the router, and these routes.
+fn listen(proxy: &Proxy, filters: &str, routes: &str) -> Result<SocketAddr, String> {
+    let yaml = format!(
+        "filter_chains: [{{filters: [{{name: hcm, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.\
+         filters.network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: t, route_config: \
+         {{virtual_hosts: [{{name: v, domains: ['*'], routes: [{routes}]}}]}}, http_filters: [{filters}, \
+         {{name: router, typed_config: {{\"@type\": {FILTERS}.router.v3.Router}}}}]}}}}]}}]"
+    );
+    let listener = proxy.compile("l", &yaml)?;
+    proxy
+        .workers
+        .add_listener(listener)
+        .map_err(|e| e.to_string())?;
+    Ok(proxy.workers.addresses("l")[0])
+}
+
+fn filter(name: &str, kind: &str, fields: &str) -> String {
+    format!("{{name: {name}, typed_config: {{\"@type\": {FILTERS}.{kind}, {fields}}}}}")
+}
+
+fn route(path: &str, filter: &str, config: &str) -> String {
+    let own = match config {
+        "" => String::new(),
+        config => format!(", typed_per_filter_config: {{{filter}: {config}}}"),
+    };
+    format!(
+        "{{match: {{prefix: {path}}}, direct_response: {{status: 200, body: {{inline_string: ok}}}}{own}}}"
+    )
+}
+
+async fn status(address: SocketAddr, request: &str) -> String {
+    let request = request.replace("HTTP/1.1", "HTTP/1.1\r\nhost: a\r\nconnection: close");
+    let answer = exchange(address, request.as_bytes()).await;
+    answer.lines().next().unwrap_or_default().to_owned()
+}
+
+#[tokio::test]
+async fn a_route_turns_filters_off_and_on() {
+    let proxy = Proxy::start();
+    let nobody = filter("rbac", "rbac.v3.RBAC", "rules: {}");
+    let off = filter("off", "rbac.v3.RBAC", "rules: {}")
+        .replace("typed_config", "disabled: true, typed_config");
+    let wrapped = "{\"@type\": type.googleapis.com/envoy.config.route.v3.FilterConfig, ";
+    let routes = [
+        route("/off", "rbac", &format!("{wrapped} disabled: true}}")),
+        route(
+            "/none",
+            "rbac",
+            &format!("{{\"@type\": {FILTERS}.rbac.v3.RBACPerRoute}}"),
+        ),
+        route(
+            "/on",
+            "off",
+            &format!(
+                "{wrapped} config: {{\"@type\": {FILTERS}.rbac.v3.RBACPerRoute, rbac: {{rules: {{}}}}}}}}"
+            ),
+        ),
+        route("/", "", ""),
+    ];
+    let address = listen(&proxy, &nobody, &routes.join(", ")).unwrap();
+    assert_eq!(
+        status(address, "GET / HTTP/1.1\r\n\r\n").await,
+        "HTTP/1.1 403 Forbidden"
+    );
+    assert_eq!(
+        status(address, "GET /off HTTP/1.1\r\n\r\n").await,
+        "HTTP/1.1 200 OK"
+    );
+    assert_eq!(
+        status(address, "GET /none HTTP/1.1\r\n\r\n").await,
+        "HTTP/1.1 200 OK"
+    );
+    proxy.wait_for("http.t.rbac.denied", 1).await;
+
+    let proxy = Proxy::start();
+    let address = listen(&proxy, &off, &routes.join(", ")).unwrap();
+    assert_eq!(
+        status(address, "GET / HTTP/1.1\r\n\r\n").await,
+        "HTTP/1.1 200 OK"
+    );
+    assert_eq!(
+        status(address, "GET /on HTTP/1.1\r\n\r\n").await,
+        "HTTP/1.1 403 Forbidden"
+    );
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_fit_is_refused() {
+    let proxy = Proxy::start();
+    let buffer = filter("buffer", "buffer.v3.Buffer", "max_request_bytes: 5");
+    let off = format!("{{\"@type\": {FILTERS}.buffer.v3.BufferPerRoute, disabled: true}}");
+    let wide = format!(
+        "{{\"@type\": {FILTERS}.buffer.v3.BufferPerRoute, buffer: {{max_request_bytes: 6}}}}"
+    );
+    let routes = [
+        route("/off", "buffer", &off),
+        route("/wide", "buffer", &wide),
+        route("/", "", ""),
+    ];
+    let address = listen(&proxy, &buffer, &routes.join(", ")).unwrap();
+    let post = |path: &str, body: &str| {
+        format!(
+            "POST {path} HTTP/1.1\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    };
+    for (path, body, want) in [
+        ("/", "12345", "HTTP/1.1 200 OK"),
+        ("/", "123456", "HTTP/1.1 413 Payload Too Large"),
+        ("/off", "123456", "HTTP/1.1 200 OK"),
+        ("/wide", "123456", "HTTP/1.1 200 OK"),
+    ] {
+        assert_eq!(
+            status(address, &post(path, body)).await,
+            want,
+            "{path} {body}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn headers_are_changed_in_the_order_of_the_list() {
+    let proxy = Proxy::start();
+    let mutation = filter(
+        "m",
+        "header_mutation.v3.HeaderMutation",
+        "mutations: {request_mutations: [{append: {header: {key: x-a, value: '%REQ(:PATH)%'}, append_action: \
+         OVERWRITE_IF_EXISTS_OR_ADD}}, {remove_on_match: {key_matcher: {prefix: x-gone}}}], response_mutations: \
+         [{append: {header: {key: x-out, value: 'a=%REQ(X-A)% gone=%REQ(X-GONE-1)%'}}}]}",
+    );
+    let own = format!(
+        "{{\"@type\": {FILTERS}.header_mutation.v3.HeaderMutationPerRoute, mutations: {{response_mutations: \
+         [{{remove: x-out}}]}}}}"
+    );
+    let routes = [route("/own", "m", &own), route("/", "", "")];
+    let address = listen(&proxy, &mutation, &routes.join(", ")).unwrap();
+    let ask = |path: &str| {
+        format!(
+            "GET {path} HTTP/1.1\r\nhost: a\r\nx-a: 0\r\nx-gone-1: 1\r\nconnection: close\r\n\r\n"
+        )
+    };
+    let answer = exchange(address, ask("/x").as_bytes()).await;
+    assert!(answer.contains("x-out: a=/x gone=\r\n"), "{answer}");
+    let answer = exchange(address, ask("/own").as_bytes()).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && !answer.contains("x-out"),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn health_checks_are_answered() {
+    let proxy = Proxy::start();
+    let check = filter(
+        "hc",
+        "health_check.v3.HealthCheck",
+        "pass_through_mode: false, headers: [{name: ':path', string_match: {exact: /check}}], \
+         cluster_min_healthy_percentages: {a: {value: 50}}",
+    );
+    let address = listen(&proxy, &check, &route("/", "", "")).unwrap();
+    let ask = "GET /check HTTP/1.1\r\n\r\n";
+    assert_eq!(
+        status(address, ask).await,
+        "HTTP/1.1 503 Service Unavailable"
+    );
+    proxy.cluster("a", address, "");
+    assert_eq!(status(address, ask).await, "HTTP/1.1 200 OK");
+    proxy.shared.drain.set_health_check_failing(true);
+    assert_eq!(
+        status(address, ask).await,
+        "HTTP/1.1 503 Service Unavailable"
+    );
+    let other = exchange(
+        address,
+        b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
+    )
+    .await;
+    assert!(
+        other.starts_with("HTTP/1.1 200")
+            && other.contains("x-envoy-immediate-health-check-fail: true"),
+        "{other}"
+    );
+    for fields in ["headers: []", "pass_through_mode: false, cache_time: 1s"] {
+        let bad = filter("hc", "health_check.v3.HealthCheck", fields);
+        assert!(listen(&proxy, &bad, &route("/", "", "")).is_err());
+    }
+}
+
+#[tokio::test]
+async fn a_cached_health_check_does_not_reach_the_upstream() {
+    let proxy = Proxy::start();
+    let check = filter(
+        "hc",
+        "health_check.v3.HealthCheck",
+        "pass_through_mode: true, cache_time: 3600s, headers: [{name: ':path', string_match: {exact: /check}}]",
+    );
+    let address = listen(&proxy, &check, &route("/", "", "")).unwrap();
+    for _ in 0..2 {
+        let answer = status(address, "GET /check HTTP/1.1\r\n\r\n").await;
+        assert_eq!(answer, "HTTP/1.1 200 OK");
+    }
+    proxy.wait_for("http.t.downstream_rq_completed", 2).await;
+    assert_eq!(proxy.counter("http.t.rq_direct_response"), 1);
+    proxy.shared.drain.set_health_check_failing(true);
+    let answer = status(address, "GET /check HTTP/1.1\r\n\r\n").await;
+    assert_eq!(answer, "HTTP/1.1 503 Service Unavailable");
+}
