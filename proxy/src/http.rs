@@ -1,18 +1,23 @@
 //! The HTTP connection manager: carries the requests of one downstream connection through filters and
-//! routes to the router, and their responses back. hyper does the framing for now (`connection`, `convert`).
+//! routes to the router, and their responses back.
+//!
+//! `connection` finds out which HTTP is spoken and when the connection ends; `h1` and `h2` drive the codecs;
+//! `stream` takes each request through filters and route to the router; `record` writes down what became of it.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use lateen_protocols::envoy::envoy::{
+use lateen_codec::{h1::Limits as Http1, h2::Options as Http2};
+use lateen_protocols::envoy::{envoy::{
     config::{
         core::v3::{
-            CidrRange, TrafficDirection, http_protocol_options::HeadersWithUnderscoresAction,
+            CidrRange, HttpProtocolOptions, TrafficDirection,
+            http_protocol_options::HeadersWithUnderscoresAction,
         },
         route::v3::RouteConfiguration,
     },
     extensions::filters::network::http_connection_manager::v3 as proto,
-};
+}, google::protobuf::{BoolValue, UInt32Value}};
 use proto::http_connection_manager::{
     CodecType, ForwardClientCertDetails, PathWithEscapedSlashesAction, RouteSpecifier,
     ServerHeaderTransformation, StripPortMode,
@@ -30,9 +35,15 @@ use crate::{
 };
 
 mod connection;
+mod h1;
+mod h2;
+mod output;
 mod stream;
-mod convert;
 pub mod mutate;
+mod connect;
+mod local_reply;
+mod limits;
+mod record;
 pub mod cert;
 #[cfg(test)]
 mod tests;
@@ -49,6 +60,8 @@ const STREAM_IDLE: Duration = Duration::from_secs(5 * 60);
 const CONNECTION_IDLE: Duration = Duration::from_secs(60 * 60);
 /// Envoy's default for `drain_timeout`: how long a peer that was told to go (GOAWAY) may stay.
 const DRAIN: Duration = Duration::from_secs(5);
+/// Envoy's default for `delayed_close_timeout`.
+const DELAYED_CLOSE: Duration = Duration::from_secs(1);
 /// A request head must arrive in this time. Envoy has no limit unless told; a head that trickles in for
 /// longer is an attack, not a client.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
@@ -61,6 +74,7 @@ pub struct ConnectionManager {
     pub(crate) access_log: Vec<AccessLog>,
     pub(crate) tracer: Option<Arc<Tracer>>,
     pub(crate) stats: Stats,
+    stats_h2: Http2Stats,
     routes: Routes,
     codec: CodecType,
     limits: Limits,
@@ -82,6 +96,10 @@ pub struct ConnectionManager {
     escaped_slashes: PathWithEscapedSlashesAction,
     strip_port: StripPort,
     strip_trailing_dot: bool,
+    h1: Http1,
+    h2: Arc<Http2>,
+    local_replies: Option<local_reply::LocalReplies>,
+    proxy_100_continue: bool,
     accept_http_10: bool,
     default_host_for_http_10: String,
     underscores: HeadersWithUnderscoresAction,
@@ -104,19 +122,16 @@ enum Routes {
 
 #[derive(Debug)]
 struct Limits {
-    headers_bytes: u32,
-    headers_count: u32,
     stream_idle: Option<Duration>,
     request: Option<Duration>,
     head: Option<Duration>,
     connection_idle: Option<Duration>,
     connection_duration: Option<Duration>,
     drain: Duration,
+    delayed_close: Option<Duration>,
     stream_duration: Option<Duration>,
     requests_per_connection: u64,
-    concurrent_streams: u32,
-    stream_window: u32,
-    connection_window: u32,
+    /// Interval of PINGs, and how long their answer may take.
     keepalive: Option<(Duration, Duration)>,
 }
 
@@ -186,6 +201,56 @@ stats! {
     router_rq_total: counter = "rq_total",
 }
 
+/// `http2.*`: what the codec counts, under Envoy's names.
+#[derive(Debug)]
+struct Http2Stats {
+    scope: Scope,
+    rx_reset: Counter,
+    tx_reset: Counter,
+    rx_messaging_error: Counter,
+    trailers: Counter,
+    keepalive_timeout: Counter,
+    tx_flush_timeout: Counter,
+    requests_rejected_with_underscores_in_headers: Counter,
+}
+
+impl Http2Stats {
+    fn new(scope: Scope) -> Http2Stats {
+        Http2Stats {
+            rx_reset: scope.counter("rx_reset"),
+            tx_reset: scope.counter("tx_reset"),
+            rx_messaging_error: scope.counter("rx_messaging_error"),
+            trailers: scope.counter("trailers"),
+            keepalive_timeout: scope.counter("keepalive_timeout"),
+            tx_flush_timeout: scope.counter("tx_flush_timeout"),
+            requests_rejected_with_underscores_in_headers: scope
+                .counter("requests_rejected_with_underscores_in_headers"),
+            scope,
+        }
+    }
+
+    /// Counts what ended a connection, by the codec's name for it.
+    fn count(&self, name: Option<&'static str>) {
+        if let Some(name) = name {
+            self.scope.counter(name).inc();
+        }
+    }
+}
+
+impl Stats {
+    /// Counts a response.
+    fn count_status(&self, status: u16) {
+        match status {
+            100..=199 => self.rq_1xx.inc(),
+            200..=299 => self.rq_2xx.inc(),
+            300..=399 => self.rq_3xx.inc(),
+            400..=499 => self.rq_4xx.inc(),
+            500..=599 => self.rq_5xx.inc(),
+            _ => {}
+        }
+    }
+}
+
 impl ConnectionManager {
     /// Compiles Envoy's `HttpConnectionManager`; `direction` is its listener's.
     ///
@@ -213,9 +278,6 @@ impl ConnectionManager {
         client_cert_details.chain = false;
         let mut upgrades = Vec::new();
         for upgrade in &config.upgrade_configs {
-            if upgrade.upgrade_type.eq_ignore_ascii_case("CONNECT") {
-                return Err(invalid("upgrade_configs", "CONNECT is not supported"));
-            }
             if !upgrade.filters.is_empty() {
                 return Err(invalid(
                     "upgrade_configs",
@@ -227,8 +289,8 @@ impl ConnectionManager {
                 upgrade.enabled.as_ref().is_none_or(|enabled| enabled.value),
             ));
         }
-        let truth = |value: Option<&lateen_protocols::envoy::google::protobuf::BoolValue>,
-                     default| { value.map_or(default, |value| value.value) };
+        let truth =
+            |value: Option<&BoolValue>, default| value.map_or(default, |value| value.value);
         Ok(ConnectionManager {
             shared: shared.clone(),
             filters: HttpFilters::compile(&config.http_filters, &scope, shared)?,
@@ -239,6 +301,7 @@ impl ConnectionManager {
                     .map_err(|error| error.within("tracing"))?,
             },
             stats: Stats::new(&scope),
+            stats_h2: Http2Stats::new(shared.stats.scope("http2.")),
             routes: routes(config, &scope, shared)?,
             codec: config.codec_type(),
             limits: limits(config)?,
@@ -274,6 +337,22 @@ impl ConnectionManager {
                 _ => StripPort::Keep,
             },
             strip_trailing_dot: config.strip_trailing_host_dot,
+            h1: Http1 {
+                head_bytes: headers_bytes(config) as usize,
+                headers: headers_count(&common) as usize,
+                allow_chunked_length: http1.allow_chunked_length,
+                allow_absolute_url: truth(http1.allow_absolute_url.as_ref(), true),
+                enable_trailers: http1.enable_trailers,
+                ..Http1::default()
+            },
+            h2: Arc::new(http2_options(config, &common)),
+            local_replies: config
+                .local_reply_config
+                .as_ref()
+                .map(local_reply::LocalReplies::compile)
+                .transpose()
+                .map_err(|error| error.within("local_reply_config"))?,
+            proxy_100_continue: config.proxy_100_continue,
             accept_http_10: http1.accept_http_10,
             default_host_for_http_10: http1.default_host_for_http_10,
             underscores: common.headers_with_underscores_action(),
@@ -318,7 +397,6 @@ fn refuse_unsupported(config: &proto::HttpConnectionManager) -> Result<(), Confi
             "forward_client_cert_matcher",
             config.forward_client_cert_matcher.is_some(),
         ),
-        ("local_reply_config", config.local_reply_config.is_some()),
         (
             "path_normalization_options",
             config.path_normalization_options.is_some(),
@@ -373,10 +451,76 @@ fn inline(table: &RouteConfiguration, shared: &Arc<Shared>) -> Result<Routes, Co
     Ok(Routes::Inline(Arc::new(compiled)))
 }
 
+fn headers_bytes(config: &proto::HttpConnectionManager) -> u32 {
+    config
+        .max_request_headers_kb
+        .as_ref()
+        .map_or(HEADERS_KIB, |kib| kib.value)
+        .clamp(1, 8192)
+        * 1024
+}
+
+fn headers_count(common: &HttpProtocolOptions) -> u32 {
+    common
+        .max_headers_count
+        .as_ref()
+        .map_or(HEADERS_COUNT, |count| count.value)
+}
+
+fn http2_options(config: &proto::HttpConnectionManager, common: &HttpProtocolOptions) -> Http2 {
+    let http2 = config.http2_protocol_options.clone().unwrap_or_default();
+    let number = |value: Option<&UInt32Value>, default| value.map_or(default, |value| value.value);
+    let default = Http2::default();
+    Http2 {
+        hpack_table_size: number(http2.hpack_table_size.as_ref(), default.hpack_table_size),
+        max_concurrent_streams: number(
+            http2.max_concurrent_streams.as_ref(),
+            default.max_concurrent_streams,
+        ),
+        initial_stream_window_size: number(
+            http2.initial_stream_window_size.as_ref(),
+            default.initial_stream_window_size,
+        ),
+        initial_connection_window_size: number(
+            http2.initial_connection_window_size.as_ref(),
+            default.initial_connection_window_size,
+        ),
+        allow_connect: http2.allow_connect,
+        max_outbound_frames: number(
+            http2.max_outbound_frames.as_ref(),
+            default.max_outbound_frames,
+        ),
+        max_outbound_control_frames: number(
+            http2.max_outbound_control_frames.as_ref(),
+            default.max_outbound_control_frames,
+        ),
+        max_consecutive_inbound_frames_with_empty_payload: number(
+            http2
+                .max_consecutive_inbound_frames_with_empty_payload
+                .as_ref(),
+            default.max_consecutive_inbound_frames_with_empty_payload,
+        ),
+        max_inbound_priority_frames_per_stream: number(
+            http2.max_inbound_priority_frames_per_stream.as_ref(),
+            default.max_inbound_priority_frames_per_stream,
+        ),
+        max_inbound_window_update_frames_per_data_frame_sent: number(
+            http2
+                .max_inbound_window_update_frames_per_data_frame_sent
+                .as_ref(),
+            default.max_inbound_window_update_frames_per_data_frame_sent,
+        ),
+        stream_error_on_invalid_http_messaging: http2
+            .override_stream_error_on_invalid_http_message
+            .as_ref()
+            .map_or(false, |on| on.value),
+        max_header_bytes: headers_bytes(config),
+        max_headers: headers_count(common),
+        ..default
+    }
+}
+
 fn limits(config: &proto::HttpConnectionManager) -> Result<Limits, ConfigError> {
-    const STREAMS: u32 = 1024; // Envoy: max_concurrent_streams
-    const WINDOW: u32 = 16 * 1024 * 1024; // Envoy 1.40: initial_stream_window_size
-    const CONNECTION_WINDOW: u32 = 24 * 1024 * 1024; // Envoy 1.40: initial_connection_window_size
     let common = config.common_http_protocol_options.unwrap_or_default();
     let http2 = config.http2_protocol_options.clone().unwrap_or_default();
     let keepalive =
@@ -386,16 +530,6 @@ fn limits(config: &proto::HttpConnectionManager) -> Result<Limits, ConfigError> 
                 .zip(timeout("timeout", keepalive.timeout.as_ref(), None)?),
         };
     Ok(Limits {
-        headers_bytes: config
-            .max_request_headers_kb
-            .as_ref()
-            .map_or(HEADERS_KIB, |kib| kib.value)
-            .clamp(1, 8192)
-            * 1024,
-        headers_count: common
-            .max_headers_count
-            .as_ref()
-            .map_or(HEADERS_COUNT, |count| count.value),
         stream_idle: timeout(
             "stream_idle_timeout",
             config.stream_idle_timeout.as_ref(),
@@ -419,6 +553,11 @@ fn limits(config: &proto::HttpConnectionManager) -> Result<Limits, ConfigError> 
         )?,
         drain: timeout("drain_timeout", config.drain_timeout.as_ref(), Some(DRAIN))?
             .unwrap_or_default(),
+        delayed_close: timeout(
+            "delayed_close_timeout",
+            config.delayed_close_timeout.as_ref(),
+            Some(DELAYED_CLOSE),
+        )?,
         stream_duration: timeout(
             "max_stream_duration",
             common.max_stream_duration.as_ref(),
@@ -428,18 +567,6 @@ fn limits(config: &proto::HttpConnectionManager) -> Result<Limits, ConfigError> 
             .max_requests_per_connection
             .as_ref()
             .map_or(0, |max| u64::from(max.value)),
-        concurrent_streams: http2
-            .max_concurrent_streams
-            .as_ref()
-            .map_or(STREAMS, |max| max.value),
-        stream_window: http2
-            .initial_stream_window_size
-            .as_ref()
-            .map_or(WINDOW, |size| size.value),
-        connection_window: http2
-            .initial_connection_window_size
-            .as_ref()
-            .map_or(CONNECTION_WINDOW, |size| size.value),
         keepalive,
     })
 }

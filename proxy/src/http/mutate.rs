@@ -3,11 +3,14 @@
 
 use std::{
     borrow::Cow,
+    cell::Cell,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     sync::LazyLock,
+    time::SystemTime,
 };
 
 use bytes::Bytes;
+use chrono::DateTime;
 use lateen_protocols::envoy::envoy::{
     config::core::v3::http_protocol_options::HeadersWithUnderscoresAction,
     extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
@@ -17,7 +20,7 @@ use lateen_protocols::envoy::envoy::{
 
 use crate::{
     head::{Headers, Known, Name, Protocol, RequestHead, ResponseHead},
-    http::{ConnectionManager, StripPort, cert},
+    http::{ConnectionContext, ConnectionManager, StripPort, cert},
     info::{ConnectionInfo, ResponseFlags},
     reject::Reject,
     route::{matcher::joined, without_port},
@@ -31,6 +34,31 @@ pub(super) struct Origin {
     /// Whether it is inside the mesh.
     pub internal: bool,
 }
+
+/// What only clients inside the mesh may say.
+const OF_INTERNAL_CLIENTS: &[&[u8]] = &[
+    b"x-envoy-retriable-status-codes",
+    b"x-envoy-retriable-header-names",
+    b"x-envoy-retry-on",
+    b"x-envoy-retry-grpc-on",
+    b"x-envoy-max-retries",
+    b"x-envoy-upstream-alt-stat-name",
+    b"x-envoy-upstream-rq-timeout-ms",
+    b"x-envoy-upstream-rq-per-try-timeout-ms",
+    b"x-envoy-upstream-rq-timeout-alt-response",
+    b"x-envoy-expected-rq-timeout-ms",
+    b"x-envoy-force-trace",
+    b"x-envoy-ip-tags",
+    b"x-envoy-original-url",
+    b"x-envoy-hedge-on-per-try-timeout",
+];
+/// What the edge takes from clients outside the mesh besides.
+const OF_THE_EDGE: &[&[u8]] = &[
+    b"x-envoy-decorator-operation",
+    b"x-envoy-downstream-service-cluster",
+    b"x-envoy-downstream-service-node",
+    b"x-envoy-original-path",
+];
 
 fn bad_request(details: &'static str) -> Reject {
     Reject::new(
@@ -50,16 +78,9 @@ impl ConnectionManager {
         &self,
         head: &mut RequestHead,
         names_host: bool,
-        connection: &ConnectionInfo,
+        cx: &ConnectionContext,
     ) -> Result<Origin, Reject> {
-        if head.headers.len() > self.limits.headers_count as usize {
-            return Err(Reject::new(
-                431,
-                "",
-                ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR,
-                "too_many_headers",
-            ));
-        }
+        let connection = &*cx.info;
         if head.protocol == Protocol::Http10 && !self.accept_http_10 {
             return Err(Reject::new(
                 426,
@@ -75,7 +96,7 @@ impl ConnectionManager {
                 return Err(bad_request("missing_host_header"));
             }
         }
-        self.underscores(&mut head.headers)?;
+        self.underscores(head)?;
         self.normalize(head)?;
         self.strip_host(head, connection.local.port());
         let origin = self.origin(head, connection);
@@ -108,8 +129,7 @@ impl ConnectionManager {
             .is_some_and(|id| !id.is_empty())
             && (!edge || self.preserve_request_id);
         if self.generate_request_id && !keep {
-            head.headers
-                .set(Known::XRequestId, uuid::Uuid::new_v4().to_string());
+            head.headers.set(Known::XRequestId, request_id());
         }
         cert::forward(
             self.client_cert,
@@ -120,17 +140,21 @@ impl ConnectionManager {
         Ok(origin)
     }
 
-    fn underscores(&self, headers: &mut Headers) -> Result<(), Reject> {
+    fn underscores(&self, head: &mut RequestHead) -> Result<(), Reject> {
         if self.underscores == HeadersWithUnderscoresAction::Allow {
             return Ok(());
         }
+        let headers = &mut head.headers;
         let bad: Vec<Name> = headers
             .iter()
             .filter(|(name, _)| name.as_bytes().contains(&b'_'))
             .map(|(name, _)| name.to_name())
             .collect();
         if !bad.is_empty() && self.underscores == HeadersWithUnderscoresAction::RejectRequest {
-            return Err(bad_request("unexpected_underscore"));
+            return Err(bad_request(match head.protocol {
+                Protocol::Http2 => "http2.unexpected_underscore",
+                Protocol::Http10 | Protocol::Http11 => "http1.unexpected_underscore",
+            }));
         }
         for name in &bad {
             headers.remove(name);
@@ -230,43 +254,24 @@ impl ConnectionManager {
 
     /// Takes away what only trusted clients may say.
     fn sanitize(&self, headers: &mut Headers, origin: &Origin) {
-        let internal = Name::new("x-envoy-internal");
-        headers.remove(&internal);
-        if origin.internal {
-            headers.append(internal, "true");
-            return;
-        }
-        if self.use_remote_address {
-            for name in [
-                "x-envoy-decorator-operation",
-                "x-envoy-downstream-service-cluster",
-                "x-envoy-downstream-service-node",
-                "x-envoy-original-path",
-            ] {
-                headers.remove(&Name::new(name));
+        headers.retain(|name, _| {
+            let name = name.as_bytes();
+            if !name.starts_with(b"x-envoy-") {
+                return true;
             }
+            let own = name == b"x-envoy-internal";
+            let outside = !origin.internal
+                && (OF_INTERNAL_CLIENTS.contains(&name)
+                    || self.use_remote_address && OF_THE_EDGE.contains(&name));
+            !(own || outside)
+        });
+        if origin.internal {
+            headers.append(Name::new("x-envoy-internal"), "true");
+        } else if self.use_remote_address {
             headers.set(
                 Name::new("x-envoy-external-address"),
                 origin.remote.ip().to_string(),
             );
-        }
-        for name in [
-            "x-envoy-retriable-status-codes",
-            "x-envoy-retriable-header-names",
-            "x-envoy-retry-on",
-            "x-envoy-retry-grpc-on",
-            "x-envoy-max-retries",
-            "x-envoy-upstream-alt-stat-name",
-            "x-envoy-upstream-rq-timeout-ms",
-            "x-envoy-upstream-rq-per-try-timeout-ms",
-            "x-envoy-upstream-rq-timeout-alt-response",
-            "x-envoy-expected-rq-timeout-ms",
-            "x-envoy-force-trace",
-            "x-envoy-ip-tags",
-            "x-envoy-original-url",
-            "x-envoy-hedge-on-per-try-timeout",
-        ] {
-            headers.remove(&Name::new(name));
         }
     }
 
@@ -336,6 +341,9 @@ impl ConnectionManager {
             }
             ServerHeader::AppendIfAbsent | ServerHeader::PassThrough => {}
         }
+        if head.headers.known(Known::Date).is_none() {
+            append_date(&mut head.headers);
+        }
         if !self.via.is_empty() {
             append_via(&mut head.headers, &self.via);
         }
@@ -352,6 +360,48 @@ impl ConnectionManager {
             .iter()
             .any(|(n, allowed)| *allowed && n == name)
     }
+}
+
+/// A random UUID (version 4) in text.
+fn request_id() -> [u8; 36] {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let mut bits: u128 = rand::random();
+    bits &= !(0xf << 76 | 0xc << 60);
+    bits |= 0x4 << 76 | 0x8 << 60;
+    let mut text = [b'-'; 36];
+    let mut shift = 128;
+    for (at, place) in text.iter_mut().enumerate() {
+        if !matches!(at, 8 | 13 | 18 | 23) {
+            shift -= 4;
+            *place = HEX[(bits >> shift & 0xf) as usize];
+        }
+    }
+    text
+}
+
+/// Adds `date`, whose text is made once a second.
+fn append_date(headers: &mut Headers) {
+    thread_local! {
+        static DATE: Cell<(u64, [u8; 29])> = const { Cell::new((u64::MAX, [0; 29])) };
+    }
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    let (mut second, mut text) = DATE.get();
+    if second != now {
+        second = now;
+        let date = i64::try_from(now)
+            .ok()
+            .and_then(|seconds| DateTime::from_timestamp(seconds, 0))
+            .unwrap_or_default()
+            .format("%a, %d %b %Y %H:%M:%S GMT")
+            .to_string();
+        if let Ok(date) = date.as_bytes().try_into() {
+            text = date;
+        }
+        DATE.set((second, text));
+    }
+    headers.append(Known::Date, text);
 }
 
 fn append_via(headers: &mut Headers, via: &Bytes) {
@@ -504,6 +554,19 @@ mod tests {
             assert_eq!(got.as_deref(), want, "{path}");
         }
         assert_eq!(unescape_slashes(b"/a%2fb%5Cc%20"), b"/a/b\\c%20");
+    }
+
+    #[test]
+    fn request_ids_are_uuids() {
+        let ids: Vec<_> = (0..100)
+            .map(|_| uuid::Uuid::try_parse_ascii(&request_id()).unwrap())
+            .collect();
+        assert!(
+            ids.iter().all(|id| {
+                id.get_version_num() == 4 && id.get_variant() == uuid::Variant::RFC4122
+            })
+        );
+        assert_ne!(ids[0], ids[1]);
     }
 
     #[test]

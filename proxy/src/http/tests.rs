@@ -153,14 +153,21 @@ async fn slow_heads_and_idle_connections_are_cut() {
     let slow = proxy.listen("slow", &http(DIRECT, "request_headers_timeout: 0.1s"));
     let idle = proxy.listen(
         "idle",
-        &http(DIRECT, "common_http_protocol_options: {idle_timeout: 0.1s}"),
+        &http(
+            DIRECT,
+            "drain_timeout: 0.05s, common_http_protocol_options: {idle_timeout: 0.1s}",
+        ),
     );
     let mut stream = TcpStream::connect(slow).await.unwrap();
     stream
         .write_all(b"GET /hello HTTP/1.1\r\nhost: a\r\nx-a")
         .await
         .unwrap();
-    assert_eq!(read_all(&mut stream).await, "");
+    let got = read_all(&mut stream).await;
+    assert!(
+        got.starts_with("HTTP/1.1 408") && got.ends_with("request header timeout"),
+        "{got}"
+    );
     assert_eq!(proxy.counter("http.t.downstream_rq_header_timeout"), 1);
     let got = exchange(idle, b"GET /hello HTTP/1.1\r\nhost: a\r\n\r\n").await;
     assert!(got.ends_with("hello"), "{got}");

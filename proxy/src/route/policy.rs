@@ -58,6 +58,8 @@ pub struct ForwardPolicy {
     pub mirrors: Vec<Mirror>,
     /// Upgrades this route allows or forbids, by lower case name; others as the connection manager says.
     pub upgrades: Vec<(String, bool)>,
+    /// CONNECT ends here: its tunnel goes on as plain TCP. Envoy: `connect_config`.
+    pub ends_connect: bool,
     /// Which subset of the cluster's hosts may be used.
     pub subset: Option<SubsetMatch>,
     /// Circuit breakers of the high priority apply.
@@ -287,6 +289,10 @@ impl ForwardPolicy {
                     )
                 })
                 .collect(),
+            ends_connect: action
+                .upgrade_configs
+                .iter()
+                .any(|u| u.connect_config.is_some()),
             subset: subset(action.metadata_match.as_ref()),
             high_priority: action.priority() == core::RoutingPriority::High,
             host_rewrite: host_rewrite(action.host_rewrite_specifier.as_ref())?,
