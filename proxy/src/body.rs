@@ -72,7 +72,8 @@ pub struct Body {
 enum Kind {
     #[default]
     Empty,
-    Full(Bytes),
+    /// All that is left of it; not both are absent.
+    Held(Bytes, Option<Headers>),
     Stream(Pin<Box<dyn Source>>),
 }
 
@@ -84,11 +85,15 @@ impl Body {
 
     /// One piece of data.
     pub fn full(data: impl Into<Bytes>) -> Body {
-        let data = data.into();
-        let kind = if data.is_empty() {
+        Body::whole(data.into(), None)
+    }
+
+    /// A body that is at hand, trailers and all.
+    pub fn whole(data: Bytes, trailers: Option<Headers>) -> Body {
+        let kind = if data.is_empty() && trailers.is_none() {
             Kind::Empty
         } else {
-            Kind::Full(data)
+            Kind::Held(data, trailers)
         };
         Body { kind }
     }
@@ -100,11 +105,34 @@ impl Body {
         }
     }
 
+    /// Whether all of it is at hand: reading it waits for nothing and cannot fail.
+    pub fn is_whole(&self) -> bool {
+        !matches!(self.kind, Kind::Stream(_))
+    }
+
+    /// The trailers of a body that is at hand.
+    pub fn trailers(&self) -> Option<&Headers> {
+        match &self.kind {
+            Kind::Held(_, trailers) => trailers.as_ref(),
+            Kind::Empty | Kind::Stream(_) => None,
+        }
+    }
+
+    /// A copy of a body that is at hand.
+    pub fn try_clone(&self) -> Option<Body> {
+        let kind = match &self.kind {
+            Kind::Empty => Kind::Empty,
+            Kind::Held(data, trailers) => Kind::Held(data.clone(), trailers.clone()),
+            Kind::Stream(_) => return None,
+        };
+        Some(Body { kind })
+    }
+
     /// Whether it is known that no frame will come (then the head may say so).
     pub fn is_end_stream(&self) -> bool {
         match &self.kind {
             Kind::Empty => true,
-            Kind::Full(_) => false,
+            Kind::Held(..) => false,
             Kind::Stream(source) => source.is_end_stream(),
         }
     }
@@ -113,7 +141,7 @@ impl Body {
     pub fn exact_length(&self) -> Option<u64> {
         match &self.kind {
             Kind::Empty => Some(0),
-            Kind::Full(data) => Some(data.len() as u64),
+            Kind::Held(data, _) => Some(data.len() as u64),
             Kind::Stream(source) => source.exact_length(),
         }
     }
@@ -122,10 +150,20 @@ impl Body {
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         match &mut self.kind {
             Kind::Empty => Poll::Ready(None),
-            Kind::Full(data) => {
+            Kind::Held(data, trailers) => {
                 let data = std::mem::take(data);
-                self.kind = Kind::Empty;
-                Poll::Ready(Some(Ok(Frame::Data(data))))
+                let trailers = trailers.take();
+                let (frame, left) = match (data.is_empty(), trailers) {
+                    (true, Some(trailers)) => (Some(Ok(Frame::Trailers(trailers))), Kind::Empty),
+                    (true, None) => (None, Kind::Empty),
+                    (false, None) => (Some(Ok(Frame::Data(data))), Kind::Empty),
+                    (false, trailers) => (
+                        Some(Ok(Frame::Data(data))),
+                        Kind::Held(Bytes::new(), trailers),
+                    ),
+                };
+                self.kind = left;
+                Poll::Ready(frame)
             }
             Kind::Stream(source) => {
                 let polled = source.as_mut().poll_frame(cx);
@@ -167,7 +205,7 @@ impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
             Kind::Empty => f.write_str("Body(empty)"),
-            Kind::Full(data) => write!(f, "Body({} bytes)", data.len()),
+            Kind::Held(data, _) => write!(f, "Body({} bytes)", data.len()),
             Kind::Stream(_) => f.write_str("Body(stream)"),
         }
     }

@@ -11,14 +11,16 @@ mod timeouts;
 
 use std::{
     cell::{Cell, RefCell},
-    future::pending,
+    future::{poll_fn, Future as _},
     net::SocketAddr,
+    pin::pin,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context, Poll},
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 
 use self::{
     replay::Replay,
@@ -39,7 +41,10 @@ use crate::{
         policy::{ForwardPolicy, HostRewrite, Target},
     },
     shared::Shared,
-    upstream::{ConnectError, LocalCluster, Pick, Refusal, WorkerClusters, is_upgrade},
+    timer::Deadline,
+    upstream::{
+        ConnectError, LocalCluster, OnInformational, Pick, Refusal, Upgrade, WorkerClusters,
+    },
 };
 
 /// A stream's facts, shared by the request's task and the wrappers around its bodies.
@@ -63,15 +68,36 @@ pub async fn forward(
     body: Body,
     info: &SharedInfo,
 ) -> Result<(ResponseHead, Body), Reject> {
+    forward_informed(shared, policy, target, &mut head, body, info, &|_| {}).await
+}
+
+/// As [`forward`], and hands on each `1xx` response that comes before the final one. The head is changed
+/// to what was sent upstream last.
+///
+/// # Errors
+/// The local reply when there is no upstream response.
+pub async fn forward_informed(
+    shared: &Arc<Shared>,
+    policy: &ForwardPolicy,
+    target: &Target,
+    head: &mut RequestHead,
+    body: Body,
+    info: &SharedInfo,
+    on_informational: &dyn Fn(ResponseHead),
+) -> Result<(ResponseHead, Body), Reject> {
     let worker = WorkerClusters::of(&shared.clusters);
-    info.borrow_mut().upstream_cluster = Some(target.cluster.clone());
+    let suppress = {
+        let mut info = info.borrow_mut();
+        info.upstream_cluster = Some(target.cluster.clone());
+        info.suppress_envoy_headers
+    };
     let Some(local) = worker.get(&target.cluster) else {
         return Err(Reject::no_cluster(policy.cluster_not_found));
     };
-    let suppress = info.borrow().suppress_envoy_headers;
-    let timeouts = Timeouts::of(policy, &mut head, !suppress);
-    let retry = RetryState::new(policy.retry.as_ref(), &mut head);
-    let upgrade = is_upgrade(&head);
+    let timeouts = Timeouts::of(policy, head, !suppress);
+    let retry = RetryState::new(policy.retry.as_ref(), head);
+    let kind = Upgrade::of(head);
+    let upgrade = kind != Upgrade::None;
     let keep = !upgrade && (retry.is_enabled() || !policy.mirrors.is_empty());
     let limit = policy
         .buffer_limit
@@ -81,13 +107,13 @@ pub async fn forward(
         let info = info.borrow();
         hash::of(
             &policy.hash,
-            &head,
+            head,
             info.downstream_remote,
             info.connection.local,
         )
     };
     if !upgrade {
-        mirror::start(shared, policy, &head, &replay, timeouts.global);
+        mirror::start(shared, policy, head, &replay, timeouts.global);
     }
     let request = Request {
         worker,
@@ -96,26 +122,34 @@ pub async fn forward(
         info,
         timeouts,
         upgrade,
-        connect: &*head.method == b"CONNECT",
+        connect: kind == Upgrade::Connect,
         suppress,
         hash: hashed.hash,
         replay: CancelOnDrop(replay),
         current: RefCell::default(),
-        left: Rc::default(),
+        left: upgrade.then(Rc::default),
+        on_informational,
     };
     let mut attempts = Attempts {
         local,
         retry,
         tried: Vec::new(),
+        number: 0,
         after_timeout: false,
         flags: ResponseFlags::default(),
         permit: None,
     };
-    // The timer goes first: when both are ready, time is up. Dropping the attempts resets their stream.
-    let result = tokio::select! {
-        biased;
-        () = request.time_is_up() => Err(request.timed_out()),
-        result = Box::pin(request.run(&mut attempts, &mut head)) => result,
+    let mut clock = Clock::new(timeouts.global);
+    let result = {
+        let mut run = pin!(request.run(&mut attempts, head));
+        // The timer goes first: when both are ready, time is up. Dropping the attempts resets their stream.
+        poll_fn(|cx| {
+            if clock.poll(&request.replay.0, cx).is_ready() {
+                return Poll::Ready(Err(request.timed_out()));
+            }
+            run.as_mut().poll(cx)
+        })
+        .await
     };
     match result {
         Ok(mut answer) => {
@@ -123,7 +157,7 @@ pub async fn forward(
                 answer.head.headers.append(Known::SetCookie, cookie);
             }
             let Attempts { flags, .. } = attempts;
-            Ok(finish(request, flags, answer))
+            Ok(finish(request, flags, answer, clock))
         }
         Err(mut reject) => {
             let mut flags = attempts.flags;
@@ -136,6 +170,42 @@ pub async fn forward(
             }
             Err(reject)
         }
+    }
+}
+
+/// Counts the time of a request, or of an attempt, from the end of the request's body on.
+struct Clock {
+    limit: Option<Duration>,
+    /// Not counted before this.
+    not_before: Option<Instant>,
+    deadline: Deadline,
+    runs: bool,
+}
+
+impl Clock {
+    fn new(limit: Option<Duration>) -> Clock {
+        Clock {
+            limit,
+            not_before: None,
+            deadline: Deadline::default(),
+            runs: false,
+        }
+    }
+
+    /// Ready when time is up; never without a limit.
+    fn poll(&mut self, replay: &Replay, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(limit) = self.limit else {
+            return Poll::Pending;
+        };
+        if !self.runs {
+            let Poll::Ready(ended) = replay.poll_ended(cx) else {
+                return Poll::Pending;
+            };
+            self.runs = true;
+            let from = self.not_before.map_or(ended, |began| began.max(ended));
+            self.deadline.set(from + limit);
+        }
+        self.deadline.poll(cx)
     }
 }
 
@@ -154,8 +224,9 @@ struct Request<'a> {
     replay: CancelOnDrop,
     /// Where the attempt under way went.
     current: RefCell<Option<(Rc<LocalCluster>, Arc<Host>)>>,
-    /// The downstream has ended its half of the tunnel.
-    left: Rc<Cell<bool>>,
+    /// For a tunnel: whether the downstream has ended its half.
+    left: Option<Rc<Cell<bool>>>,
+    on_informational: OnInformational<'a>,
 }
 
 /// When the request is given up, so is its body.
@@ -171,7 +242,10 @@ impl Drop for CancelOnDrop {
 struct Attempts<'a> {
     local: Rc<LocalCluster>,
     retry: RetryState<'a>,
+    /// The hosts of earlier attempts.
     tried: Vec<Arc<Host>>,
+    /// Of the present attempt, from 1.
+    number: u32,
     /// The attempt before this one ran out of time.
     after_timeout: bool,
     flags: ResponseFlags,
@@ -193,17 +267,6 @@ enum Ended {
 }
 
 impl Request<'_> {
-    /// Completes when the route's timeout runs out, counted from the end of the request.
-    async fn time_is_up(&self) {
-        match self.timeouts.global {
-            None => pending().await,
-            Some(limit) => {
-                let ended = self.replay.0.ended().await;
-                sleep_until(ended + limit).await;
-            }
-        }
-    }
-
     fn timed_out(&self) -> Reject {
         if let Some((local, host)) = &*self.current.borrow() {
             let stats = &local.cluster.stats;
@@ -255,7 +318,7 @@ impl Request<'_> {
                                 .borrow_mut()
                                 .upstream_transport_failure
                                 .clone_from(&transport);
-                            return Err(reject(reset, attempts.tried.len() > 1));
+                            return Err(reject(reset, attempts.number > 1));
                         }
                     }
                 }
@@ -314,18 +377,25 @@ impl Request<'_> {
         if let Some(present) = self.worker.get(&self.target.cluster) {
             attempts.local = present;
         }
+        if let Some((_, host)) = self.current.take() {
+            attempts.tried.push(host);
+        }
         let local = attempts.local.clone();
         let Some(host) = self.pick(attempts, head) else {
             local.cluster.stats.upstream_cx_none_healthy.inc();
             return Ended::Final(Reject::no_healthy_upstream());
         };
-        attempts.tried.push(host.clone());
+        attempts.number += 1;
         self.address_to(attempts, &host, head);
         *self.current.borrow_mut() = Some((local.clone(), host.clone()));
         let pool = local.pool(&host, head, self.policy.high_priority);
         let mut resent = false;
         loop {
-            let lease = match pool.acquire().await {
+            let acquired = match pool.try_acquire() {
+                Some(acquired) => acquired,
+                None => pool.acquire().await,
+            };
+            let lease = match acquired {
                 Ok(lease) => lease,
                 Err(refusal) => return self.refused(&local, &host, refusal),
             };
@@ -335,18 +405,23 @@ impl Request<'_> {
                 info.upstream_tls.clone_from(&facts.tls);
             }
             local.cluster.report(&host, Outcome::Connected);
-            let body = if self.upgrade {
-                response::noting_end(self.replay.0.take_source(), self.left.clone())
-            } else {
-                self.replay.0.body()
+            let body = match &self.left {
+                Some(left) => response::noting_end(self.replay.0.take_source(), left.clone()),
+                None => self.replay.0.body(),
             };
-            let sent = tokio::select! {
+            let mut clock = Clock::new(self.timeouts.per_try);
+            clock.not_before = clock.limit.map(|_| Instant::now());
+            let sent = {
+                let mut sending = pin!(lease.send(head, body, self.on_informational));
                 // A head that arrived counts even if time ran out at the same moment.
-                biased;
-                sent = lease.send(head, body) => sent,
-                () = self.try_is_up() => {
-                    return self.try_timed_out(&local, &host);
-                }
+                poll_fn(|cx| match sending.as_mut().poll(cx) {
+                    Poll::Ready(sent) => Poll::Ready(Some(sent)),
+                    Poll::Pending => clock.poll(&self.replay.0, cx).map(|()| None),
+                })
+                .await
+            };
+            let Some(sent) = sent else {
+                return self.try_timed_out(&local, &host);
             };
             match sent {
                 Ok((answer, body)) => {
@@ -427,7 +502,7 @@ impl Request<'_> {
 
     /// Writes into head and facts what depends on the host and the number of the attempt.
     fn address_to(&self, attempts: &Attempts<'_>, host: &Host, head: &mut RequestHead) {
-        let number = u32::try_from(attempts.tried.len()).unwrap_or(u32::MAX);
+        let number = attempts.number;
         let mut info = self.info.borrow_mut();
         info.upstream_attempts = number;
         info.upstream_host = host.address.socket();
@@ -481,16 +556,6 @@ impl Request<'_> {
             sent: false,
             transport,
         }
-    }
-
-    /// Completes when the attempt has had its time, counted from the end of the request if that is later.
-    async fn try_is_up(&self) {
-        let Some(limit) = self.timeouts.per_try else {
-            return pending().await;
-        };
-        let began = Instant::now();
-        let ended = self.replay.0.ended().await;
-        sleep_until(ended.max(began) + limit).await;
     }
 
     fn try_timed_out(&self, local: &LocalCluster, host: &Arc<Host>) -> Ended {

@@ -5,9 +5,9 @@
 //! or removed; a change of hosts closes only the connections to those that went.
 
 mod connect;
-mod convert;
+mod h1;
+mod h2;
 mod pool;
-mod tunnel;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -24,13 +24,13 @@ use tokio::{task::spawn_local, time::MissedTickBehavior};
 
 pub use self::connect::ConnectError;
 pub(crate) use self::{
-    connect::{Stream, connect},
-    pool::{Pool, Refusal, Wanted},
+    connect::connect,
+    pool::{OnInformational, Pool, Refusal, Wanted},
 };
 use crate::{
     balance::Balancer,
     cluster::{Address, Cluster, ClusterManager, Discovery, Fallback, Host, HttpVersion, Subsets},
-    head::{Headers, Name, Protocol, RequestHead},
+    head::{Headers, Known as Header, Name, Protocol, RequestHead},
     route::policy::SubsetMatch,
 };
 
@@ -186,9 +186,26 @@ async fn tidy(worker: Rc<WorkerClusters>, _leaving: Leaving) {
     }
 }
 
-/// Whether a request asks for its connection to become a tunnel.
-pub(crate) fn is_upgrade(head: &RequestHead) -> bool {
-    convert::Upgrade::of(head) != convert::Upgrade::None
+/// What a request asks the connection to become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Upgrade {
+    None,
+    /// `upgrade: websocket` and the like.
+    Protocol,
+    /// `CONNECT`.
+    Connect,
+}
+
+impl Upgrade {
+    pub(crate) fn of(head: &RequestHead) -> Upgrade {
+        if &*head.method == b"CONNECT" {
+            Upgrade::Connect
+        } else if head.headers.known(Header::Upgrade).is_some() {
+            Upgrade::Protocol
+        } else {
+            Upgrade::None
+        }
+    }
 }
 
 /// What decides which host is picked.
@@ -359,10 +376,10 @@ impl LocalCluster {
         for pool in pools {
             pool.sweep();
         }
-        // Each connection holds its pool, and so does each request that asks for one.
+        // A request that asks for a connection holds the pool, too.
         self.pools
             .borrow_mut()
-            .retain(|_, pool| Rc::strong_count(pool) > 1);
+            .retain(|_, pool| pool.is_used() || Rc::strong_count(pool) > 1);
         // Held by the table only: no pool and no request uses it.
         self.balancers
             .borrow_mut()

@@ -8,10 +8,7 @@ use std::{
 use bytes::Bytes;
 use tokio::task::spawn_local;
 
-use super::{
-    reject,
-    replay::{Replay, frames},
-};
+use super::{reject, replay::Replay};
 use crate::{
     body::{Body, Frame},
     head::{Headers, Known, Name, RequestHead, ResponseHead},
@@ -49,7 +46,7 @@ pub(super) fn start(
         // The copy is a request of our own.
         head.headers.set(Name::new("x-envoy-internal"), "true");
         append_own_address(&mut head.headers);
-        let (shared, replay) = (shared.clone(), replay.clone());
+        let (shared, replay) = (shared.clone(), replay.share());
         spawn_local(async move {
             let Some(body) = replay.whole().await else {
                 return;
@@ -59,7 +56,7 @@ pub(super) fn start(
                 &shared,
                 &cluster,
                 head,
-                frames(body),
+                body,
                 timeout.unwrap_or(LONGEST),
             )
             .await;
@@ -153,7 +150,7 @@ async fn call(
                 }
                 Err(Refusal::Connect(_)) => return Err(reject(Reset::ConnectFailure, false)),
             };
-            match lease.send(&head, replay.body()).await {
+            match lease.send(&head, replay.body(), &|_| {}).await {
                 Ok(answer) => return Ok(answer),
                 Err(failure) if failure.reused && !failure.sent && !resent && replay.is_whole() => {
                     resent = true
@@ -180,13 +177,13 @@ async fn call(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::Chance;
+    use crate::{layers::Fraction, proto::Chance};
 
     #[test]
     fn the_suffix_goes_before_the_port() {
         let mut mirror = Mirror {
             cluster: WeightedName::Name("m".into()),
-            chance: Chance::ALWAYS,
+            chance: crate::layers::Fraction::fixed(Chance::ALWAYS),
             shadow_suffix: true,
             host_rewrite: None,
         };

@@ -13,8 +13,18 @@ use tokio::time::Instant;
 use crate::body::{Body, BodyError, Frame, Source};
 
 /// The one body of a request, from which each attempt gets its own. Only the latest attempt's moves.
-#[derive(Clone)]
-pub(super) struct Replay(Rc<RefCell<Inner>>);
+pub(super) struct Replay(Kind);
+
+enum Kind {
+    /// All of it is at hand, which costs nothing to keep.
+    Whole {
+        body: Body,
+        ended: Instant,
+        /// It must not be kept: there may be no other attempt.
+        too_long: bool,
+    },
+    Parts(Rc<RefCell<Inner>>),
+}
 
 struct Inner {
     source: Body,
@@ -42,12 +52,20 @@ enum End {
 impl Replay {
     /// `limit` bounds what is kept; nothing is with `None`.
     pub(super) fn new(source: Body, limit: Option<u64>) -> Replay {
+        if source.is_whole() {
+            let length = source.exact_length().unwrap_or(0);
+            return Replay(Kind::Whole {
+                body: source,
+                ended: Instant::now(),
+                too_long: limit.is_some_and(|limit| length > limit),
+            });
+        }
         let end = if source.is_end_stream() {
             End::Came(Instant::now())
         } else {
             End::Coming
         };
-        Replay(Rc::new(RefCell::new(Inner {
+        Replay(Kind::Parts(Rc::new(RefCell::new(Inner {
             source,
             kept: Vec::new(),
             kept_bytes: 0,
@@ -57,18 +75,38 @@ impl Replay {
             end,
             attempt: 0,
             wakers: Vec::new(),
-        })))
+        }))))
+    }
+
+    /// Another hold on the same body.
+    pub(super) fn share(&self) -> Replay {
+        Replay(match &self.0 {
+            Kind::Whole {
+                body,
+                ended,
+                too_long,
+            } => Kind::Whole {
+                body: body.try_clone().unwrap_or_default(),
+                ended: *ended,
+                too_long: *too_long,
+            },
+            Kind::Parts(inner) => Kind::Parts(inner.clone()),
+        })
     }
 
     /// The body for the next attempt; bodies of earlier ones end with an error.
     pub(super) fn body(&self) -> Body {
-        let mut inner = self.0.borrow_mut();
+        let shared = match &self.0 {
+            Kind::Whole { body, .. } => return body.try_clone().unwrap_or_default(),
+            Kind::Parts(inner) => inner,
+        };
+        let mut inner = shared.borrow_mut();
         inner.attempt += 1;
         if inner.kept.is_empty() && matches!(inner.end, End::Came(_)) {
             return Body::empty();
         }
         Body::stream(Attempt {
-            inner: self.0.clone(),
+            inner: shared.clone(),
             number: inner.attempt,
             next: 0,
         })
@@ -76,66 +114,93 @@ impl Replay {
 
     /// The body itself, for an upgraded stream that is not replayed.
     pub(super) fn take_source(&self) -> Body {
-        std::mem::take(&mut self.0.borrow_mut().source)
+        match &self.0 {
+            Kind::Whole { body, .. } => body.try_clone().unwrap_or_default(),
+            Kind::Parts(inner) => std::mem::take(&mut inner.borrow_mut().source),
+        }
     }
 
     /// Whether another attempt would see all of it.
     pub(super) fn is_whole(&self) -> bool {
-        let inner = self.0.borrow();
-        !inner.lost && !matches!(inner.end, End::Failed(_) | End::Dropped)
+        match &self.0 {
+            Kind::Whole { too_long, .. } => !too_long,
+            Kind::Parts(inner) => {
+                let inner = inner.borrow();
+                !inner.lost && !matches!(inner.end, End::Failed(_) | End::Dropped)
+            }
+        }
     }
 
     /// Whether something was lost because the limit was passed.
     pub(super) fn passed_limit(&self) -> bool {
-        let inner = self.0.borrow();
-        inner.lost && inner.limit > 0
+        match &self.0 {
+            Kind::Whole { too_long, .. } => *too_long,
+            Kind::Parts(inner) => {
+                let inner = inner.borrow();
+                inner.lost && inner.limit > 0
+            }
+        }
     }
 
     /// Forgets what was kept: there will be no other attempt.
     pub(super) fn stop_keeping(&self) {
-        let mut inner = self.0.borrow_mut();
-        // The attempt under way may be behind; what it has not sent stays.
-        inner.keep = false;
+        if let Kind::Parts(inner) = &self.0 {
+            // The attempt under way may be behind; what it has not sent stays.
+            inner.borrow_mut().keep = false;
+        }
     }
 
     /// Why the downstream's body broke, if it did.
     pub(super) fn failure(&self) -> Option<BodyError> {
-        match &self.0.borrow().end {
-            End::Failed(error) => Some(error.clone()),
-            _ => None,
+        match &self.0 {
+            Kind::Whole { .. } => None,
+            Kind::Parts(inner) => match &inner.borrow().end {
+                End::Failed(error) => Some(error.clone()),
+                End::Coming | End::Came(_) | End::Dropped => None,
+            },
         }
     }
 
     /// When the downstream had sent all of it.
     pub(super) fn ended_at(&self) -> Option<Instant> {
-        match self.0.borrow().end {
-            End::Came(at) => Some(at),
-            _ => None,
+        match &self.0 {
+            Kind::Whole { ended, .. } => Some(*ended),
+            Kind::Parts(inner) => match inner.borrow().end {
+                End::Came(at) => Some(at),
+                End::Coming | End::Failed(_) | End::Dropped => None,
+            },
         }
     }
 
-    /// Waits for the end of the body; for ever if it breaks.
-    pub(super) async fn ended(&self) -> Instant {
-        poll_fn(|cx| {
-            let mut inner = self.0.borrow_mut();
-            match inner.end {
-                End::Came(at) => Poll::Ready(at),
-                _ => {
-                    inner.wait(cx);
-                    Poll::Pending
+    /// Ready at the end of the body, with when that was; never if it breaks.
+    pub(super) fn poll_ended(&self, cx: &Context<'_>) -> Poll<Instant> {
+        match &self.0 {
+            Kind::Whole { ended, .. } => Poll::Ready(*ended),
+            Kind::Parts(inner) => {
+                let mut inner = inner.borrow_mut();
+                match inner.end {
+                    End::Came(at) => Poll::Ready(at),
+                    End::Coming | End::Failed(_) | End::Dropped => {
+                        inner.wait(cx);
+                        Poll::Pending
+                    }
                 }
             }
-        })
-        .await
+        }
     }
 
     /// Waits for the whole body; `None` if it breaks, is dropped or is too large.
-    pub(super) async fn whole(&self) -> Option<Vec<Frame>> {
+    pub(super) async fn whole(&self) -> Option<Body> {
+        let inner = match &self.0 {
+            Kind::Whole { too_long: true, .. } => return None,
+            Kind::Whole { body, .. } => return body.try_clone(),
+            Kind::Parts(inner) => inner,
+        };
         poll_fn(|cx| {
-            let mut inner = self.0.borrow_mut();
+            let mut inner = inner.borrow_mut();
             match inner.end {
                 _ if inner.lost => Poll::Ready(None),
-                End::Came(_) => Poll::Ready(Some(inner.kept.clone())),
+                End::Came(_) => Poll::Ready(Some(frames(inner.kept.clone()))),
                 End::Coming => {
                     inner.wait(cx);
                     Poll::Pending
@@ -148,7 +213,8 @@ impl Replay {
 
     /// Nobody will read on: the attempt's body ends with an error, and who waits is told.
     pub(super) fn cancel(&self) {
-        let mut inner = self.0.borrow_mut();
+        let Kind::Parts(inner) = &self.0 else { return };
+        let mut inner = inner.borrow_mut();
         if inner.end == End::Coming {
             inner.end = End::Dropped;
             inner.source = Body::empty();
@@ -275,7 +341,7 @@ impl Source for Attempt {
 }
 
 /// A body of frames that are at hand.
-pub(super) fn frames(frames: Vec<Frame>) -> Body {
+fn frames(frames: Vec<Frame>) -> Body {
     if frames.is_empty() {
         return Body::empty();
     }
@@ -340,7 +406,8 @@ mod tests {
         assert_eq!(first.frame().await, Some(Err(BodyError::Disconnected)));
         assert!(replay.is_whole() && replay.ended_at().is_some());
         assert_eq!(read(&mut replay.body()).await, Ok("onetwothree".to_owned()));
-        assert_eq!(replay.whole().await.map(|frames| frames.len()), Some(3));
+        let mut whole = replay.whole().await.unwrap();
+        assert_eq!(read(&mut whole).await, Ok("onetwothree".to_owned()));
     }
 
     #[tokio::test]
@@ -348,7 +415,7 @@ mod tests {
         let replay = Replay::new(body(&["one", "two"]), Some(5));
         assert_eq!(read(&mut replay.body()).await, Ok("onetwo".to_owned()));
         assert!(!replay.is_whole() && replay.passed_limit());
-        assert_eq!(replay.whole().await, None);
+        assert!(replay.whole().await.is_none());
     }
 
     #[tokio::test]
@@ -357,13 +424,22 @@ mod tests {
         let mut first = replay.body();
         replay.cancel();
         assert_eq!(first.frame().await, Some(Err(BodyError::Disconnected)));
-        assert_eq!(replay.whole().await, None);
+        assert!(replay.whole().await.is_none());
     }
 
     #[tokio::test]
-    async fn an_empty_body_has_ended() {
+    async fn what_is_at_hand_has_ended_and_can_be_had_again() {
         let replay = Replay::new(Body::empty(), None);
-        replay.ended().await;
-        assert!(replay.body().is_end_stream() && replay.is_whole());
+        assert!(replay.ended_at().is_some() && replay.is_whole());
+        assert!(replay.body().is_end_stream());
+        let replay = Replay::new(Body::full("one"), None);
+        assert!(replay.ended_at().is_some() && replay.is_whole());
+        for _ in 0..2 {
+            assert_eq!(read(&mut replay.body()).await, Ok("one".to_owned()));
+        }
+        let replay = Replay::new(Body::full("one"), Some(2));
+        assert_eq!(read(&mut replay.body()).await, Ok("one".to_owned()));
+        assert!(!replay.is_whole() && replay.passed_limit());
+        assert!(replay.whole().await.is_none());
     }
 }

@@ -5,12 +5,13 @@ use std::{
     pin::Pin,
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
+    time::Duration,
 };
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
-use super::{CancelOnDrop, Request, SharedInfo};
+use super::{CancelOnDrop, Clock, Request, SharedInfo, timeouts::Decimal};
 use crate::{
     body::{Body, BodyError, Frame, Source},
     cluster::Host,
@@ -18,6 +19,7 @@ use crate::{
     info::ResponseFlags,
     outlier::Outcome,
     retry::number,
+    timer::Deadline,
     upstream::LocalCluster,
 };
 
@@ -34,6 +36,7 @@ pub(super) fn finish(
     request: Request<'_>,
     flags: ResponseFlags,
     answer: Answer,
+    mut clock: Clock,
 ) -> (ResponseHead, Body) {
     let Answer {
         mut head,
@@ -51,15 +54,19 @@ pub(super) fn finish(
     if let Some(ended) = ended
         && !request.suppress
     {
-        let ms = now.duration_since(ended).as_millis();
+        let ms = u64::try_from(now.duration_since(ended).as_millis()).unwrap_or(u64::MAX);
         head.headers
-            .set(Known::XEnvoyUpstreamServiceTime, ms.to_string());
+            .set(Known::XEnvoyUpstreamServiceTime, Decimal::of(ms));
     }
     let mut info = request.info.borrow_mut();
     info.flags.set(flags);
     info.upstream_first_byte = Some(now.duration_since(info.start));
     info.response_code_details = "via_upstream".into();
-    info.grpc_status = head.headers.known(Known::GrpcStatus).and_then(number);
+    info.grpc_status = body
+        .trailers()
+        .and_then(|trailers| trailers.known(Known::GrpcStatus))
+        .or_else(|| head.headers.known(Known::GrpcStatus))
+        .and_then(number);
     if request.policy.include_attempt_count_in_response && !request.suppress {
         head.headers.set(
             Known::XEnvoyAttemptCount,
@@ -69,27 +76,24 @@ pub(super) fn finish(
     drop(info);
     let tunnelled = request.upgrade && (head.status == 101 || request.connect && head.status < 300);
     local.cluster.stats.answered(head.status);
-    let deadline = request
-        .timeouts
-        .global
-        .filter(|_| !request.upgrade)
-        .map(|limit| {
-            let replay = replay.0.clone();
-            let wait: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
-                let ended = replay.ended().await;
-                sleep_until(ended + limit).await;
-            });
-            wait
-        });
+    let began = ended.unwrap_or(now);
+    if body.is_whole() && !tunnelled {
+        // The rest of the request, if there is any, goes with `replay`.
+        record_time(&local, now.duration_since(began));
+        return (head, body);
+    }
+    if request.upgrade {
+        clock.limit = None;
+    }
     let mut watched = Watched {
         body,
-        deadline,
+        clock,
         info: request.info.clone(),
         local,
         host,
         replay: Some(replay),
-        began: ended.unwrap_or(now),
-        tunnel: tunnelled.then(|| request.left.clone()),
+        began,
+        tunnel: request.left.filter(|_| tunnelled),
         broken: None,
         done: false,
     };
@@ -101,9 +105,14 @@ pub(super) fn finish(
     (head, Body::stream(watched))
 }
 
+fn record_time(local: &LocalCluster, time: Duration) {
+    let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    local.cluster.stats.upstream_rq_time.record(ms);
+}
+
 struct Watched {
     body: Body,
-    deadline: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    clock: Clock,
     info: SharedInfo,
     local: Rc<LocalCluster>,
     host: Arc<Host>,
@@ -121,10 +130,8 @@ impl Watched {
     fn done(&mut self) {
         if !self.done {
             self.done = true;
-            self.deadline = None;
-            self.replay = None;
-            let ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-            self.local.cluster.stats.upstream_rq_time.record(ms);
+            self.stop();
+            record_time(&self.local, self.began.elapsed());
             if let Some(left) = &self.tunnel {
                 // A tunnel has no end of its own: one of the two sides left.
                 self.info.borrow_mut().flags.set(if left.get() {
@@ -136,10 +143,16 @@ impl Watched {
         }
     }
 
+    /// What is left of the request is not wanted any more, nor is the timer.
+    fn stop(&mut self) {
+        self.clock.limit = None;
+        self.clock.deadline.clear();
+        self.replay = None;
+    }
+
     fn failed(&mut self, error: &BodyError) {
         self.done = true;
-        self.deadline = None;
-        self.replay = None;
+        self.stop();
         let stats = &self.local.cluster.stats;
         let (flag, details) = match error {
             BodyError::Disconnected => (
@@ -212,18 +225,15 @@ impl Source for Watched {
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
-            Poll::Pending => match this
-                .deadline
-                .as_mut()
-                .map(|deadline| deadline.as_mut().poll(cx))
-            {
-                Some(Poll::Ready(())) => {
-                    this.body = Body::empty();
-                    this.failed(&BodyError::Timeout);
-                    Poll::Ready(Some(Err(BodyError::Timeout)))
-                }
-                Some(Poll::Pending) | None => Poll::Pending,
-            },
+            Poll::Pending => {
+                let Some(replay) = &this.replay else {
+                    return Poll::Pending;
+                };
+                ready!(this.clock.poll(&replay.0, cx));
+                this.body = Body::empty();
+                this.failed(&BodyError::Timeout);
+                Poll::Ready(Some(Err(BodyError::Timeout)))
+            }
         }
     }
 
@@ -250,15 +260,17 @@ pub(super) fn until(body: Body, deadline: Instant) -> Body {
     if body.is_end_stream() {
         return Body::empty();
     }
+    let mut timer = Deadline::default();
+    timer.set(deadline);
     Body::stream(Until {
         body,
-        deadline: Box::pin(sleep_until(deadline)),
+        deadline: timer,
     })
 }
 
 struct Until {
     body: Body,
-    deadline: Pin<Box<tokio::time::Sleep>>,
+    deadline: Deadline,
 }
 
 impl Source for Until {
@@ -268,7 +280,7 @@ impl Source for Until {
     ) -> Poll<Option<Result<Frame, BodyError>>> {
         let this = self.get_mut();
         match this.body.poll_frame(cx) {
-            Poll::Pending if this.deadline.as_mut().poll(cx).is_ready() => {
+            Poll::Pending if this.deadline.poll(cx).is_ready() => {
                 this.body = Body::empty();
                 Poll::Ready(Some(Err(BodyError::Timeout)))
             }

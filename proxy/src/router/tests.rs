@@ -110,7 +110,13 @@ fn policy(yaml: &str) -> ForwardPolicy {
     let Some(proto::route::Action::Route(action)) = &route.action else {
         panic!("a route");
     };
-    ForwardPolicy::compile(action, &route, &proto::VirtualHost::default()).unwrap()
+    ForwardPolicy::compile(
+        action,
+        &route,
+        &proto::VirtualHost::default(),
+        &Default::default(),
+    )
+    .unwrap()
 }
 
 fn new_info() -> SharedInfo {
@@ -785,7 +791,7 @@ async fn h2_server(
                 match tls {
                     None => serve(stream).await,
                     Some(tls) => {
-                        if let Ok((stream, _)) = tls.accept(stream).await {
+                        if let Ok((stream, _, _)) = tls.accept(stream.into(), Vec::new()).await {
                             serve(stream).await;
                         }
                     }

@@ -50,14 +50,44 @@ impl Timeouts {
         if let Some(expected) = timeouts.per_try.or(timeouts.global) {
             let ms = expected.as_millis();
             if tell {
-                head.headers
-                    .set(Known::XEnvoyExpectedRqTimeoutMs, ms.to_string());
+                let value = Decimal::of(u64::try_from(ms).unwrap_or(u64::MAX));
+                head.headers.set(Known::XEnvoyExpectedRqTimeoutMs, value);
             }
             if by_grpc.is_some() {
                 head.headers.set(Known::GrpcTimeout, format!("{ms}m"));
             }
         }
         timeouts
+    }
+}
+
+/// A number as headers carry it, without memory of its own.
+pub(super) struct Decimal {
+    digits: [u8; 20],
+    from: usize,
+}
+
+impl Decimal {
+    pub(super) fn of(mut number: u64) -> Decimal {
+        let mut digits = [b'0'; 20];
+        let mut from = digits.len() - 1;
+        for (index, digit) in digits.iter_mut().enumerate().rev() {
+            #[allow(clippy::cast_possible_truncation, reason = "less than ten")]
+            let low = (number % 10) as u8;
+            *digit = b'0' + low;
+            from = index;
+            number /= 10;
+            if number == 0 {
+                break;
+            }
+        }
+        Decimal { digits, from }
+    }
+}
+
+impl AsRef<[u8]> for Decimal {
+    fn as_ref(&self) -> &[u8] {
+        self.digits.get(self.from..).unwrap_or_default()
     }
 }
 
@@ -100,6 +130,13 @@ fn parse_grpc_timeout(text: &[u8]) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_are_written() {
+        for number in [0, 7, 10, 15_000, u64::MAX] {
+            assert_eq!(Decimal::of(number).as_ref(), number.to_string().as_bytes());
+        }
+    }
 
     #[test]
     fn grpc_timeouts_are_read() {

@@ -3,26 +3,19 @@
 use std::{
     io,
     net::SocketAddr,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    task::{Context, Poll},
+    sync::{Arc, atomic::Ordering::Relaxed},
 };
 
 use rustls::CertificateError;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpSocket, TcpStream, UnixStream},
     time::Instant,
 };
-use tokio_rustls::client::TlsStream;
 
 use crate::{
-    cluster::{Address, Cluster, ClusterStats, Config, Host, Transport},
+    cluster::{Address, Cluster, ClusterStats, Config, Host, Transport as Protection},
     info::TlsInfo,
-    stats::Counter,
+    net::Transport,
 };
 
 /// Why there is no connection.
@@ -42,11 +35,10 @@ pub enum ConnectError {
 /// A connection to a host.
 #[derive(Debug)]
 pub(crate) struct Connected {
-    pub(crate) stream: Stream,
+    /// Its bytes are the user's to count.
+    pub(crate) transport: Transport,
     pub(crate) local: Option<SocketAddr>,
     pub(crate) tls: Option<Arc<TlsInfo>>,
-    /// Bytes read from it so far.
-    pub(crate) read: Arc<AtomicU64>,
 }
 
 /// Connects to `host` within the cluster's `connect_timeout`. `sni` and `alpn` replace what the host's
@@ -88,39 +80,28 @@ async fn establish(
     alpn: Option<&[Vec<u8>]>,
 ) -> Result<Connected, ConnectError> {
     let socket = match &host.address {
-        Address::Ip(address) => tcp(&cluster.config, *address).await.map(Socket::Tcp),
-        Address::Pipe(path) => UnixStream::connect(&**path).await.map(Socket::Unix),
+        Address::Ip(address) => tcp(&cluster.config, *address).await.map(Transport::Tcp),
+        Address::Pipe(path) => UnixStream::connect(&**path).await.map(Transport::Unix),
     };
     let socket = socket.map_err(|error| {
         ConnectError::Refused(format!("delayed connect error: {}", plain(&error)))
     })?;
-    let local = match &socket {
-        Socket::Tcp(stream) => stream.local_addr().ok(),
-        Socket::Unix(_) => None,
-    };
-    let (inner, tls) = match cluster.transports.get(host.transport) {
-        Transport::Plain => (Layer::Plain(socket), None),
-        Transport::Tls(context) => {
+    let local = socket.local_addr();
+    let (transport, tls) = match cluster.transports.get(host.transport) {
+        Protection::Plain => (socket, None),
+        Protection::Tls(context) => {
             let (stream, info) = context.connect(socket, sni, alpn).await.map_err(|error| {
                 count_tls_failure(&cluster.stats, &error);
                 ConnectError::Tls(plain(&error))
             })?;
             cluster.stats.ssl_handshake.inc();
-            (Layer::Tls(Box::new(stream)), Some(Arc::new(info)))
+            (stream.into(), Some(Arc::new(info)))
         }
     };
-    let read = Arc::new(AtomicU64::new(0));
-    let stream = Stream {
-        inner,
-        read: read.clone(),
-        rx: cluster.stats.upstream_cx_rx_bytes_total.clone(),
-        tx: cluster.stats.upstream_cx_tx_bytes_total.clone(),
-    };
     Ok(Connected {
-        stream,
+        transport,
         local,
         tls,
-        read,
     })
 }
 
@@ -176,136 +157,5 @@ fn plain(error: &io::Error) -> String {
     match text.find(" (os error") {
         Some(end) => text[..end].to_owned(),
         None => text,
-    }
-}
-
-/// The socket beneath.
-#[derive(Debug)]
-pub(crate) enum Socket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-#[derive(Debug)]
-enum Layer {
-    Plain(Socket),
-    Tls(Box<TlsStream<Socket>>),
-}
-
-/// A connection whose bytes are counted.
-#[derive(Debug)]
-pub(crate) struct Stream {
-    inner: Layer,
-    read: Arc<AtomicU64>,
-    rx: Counter,
-    tx: Counter,
-}
-
-macro_rules! each {
-    ($value:expr, $variants:ident :: {$($variant:ident),+}, $stream:ident => $call:expr) => {
-        match $value { $($variants::$variant($stream) => $call),+ }
-    };
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        each!(self.get_mut(), Socket::{Tcp, Unix}, s => Pin::new(s).poll_read(cx, buf))
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        each!(self.get_mut(), Socket::{Tcp, Unix}, s => Pin::new(s).poll_write(cx, buf))
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        each!(self.get_mut(), Socket::{Tcp, Unix}, s => Pin::new(s).poll_write_vectored(cx, bufs))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self.get_mut(), Socket::{Tcp, Unix}, s => Pin::new(s).poll_flush(cx))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self.get_mut(), Socket::{Tcp, Unix}, s => Pin::new(s).poll_shutdown(cx))
-    }
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let before = buf.filled().len();
-        let polled =
-            each!(&mut this.inner, Layer::{Plain, Tls}, s => Pin::new(s).poll_read(cx, buf));
-        let read = buf.filled().len() - before;
-        if read > 0 {
-            this.rx.add(read as u64);
-            this.read.fetch_add(read as u64, Relaxed);
-        }
-        polled
-    }
-}
-
-impl Stream {
-    fn wrote(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(written)) = &polled {
-            self.tx.add(*written as u64);
-        }
-        polled
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let polled =
-            each!(&mut this.inner, Layer::{Plain, Tls}, s => Pin::new(s).poll_write(cx, buf));
-        this.wrote(polled)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let polled = each!(&mut this.inner, Layer::{Plain, Tls}, s => Pin::new(s).poll_write_vectored(cx, bufs));
-        this.wrote(polled)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(&mut self.get_mut().inner, Layer::{Plain, Tls}, s => Pin::new(s).poll_flush(cx))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(&mut self.get_mut().inner, Layer::{Plain, Tls}, s => Pin::new(s).poll_shutdown(cx))
     }
 }

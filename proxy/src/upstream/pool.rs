@@ -5,46 +5,33 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     fmt,
+    future::poll_fn,
     net::SocketAddr,
-    rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    rc::{Rc, Weak},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{sync::oneshot, task::spawn_local, time::Instant};
 
 use super::{
     connect::{ConnectError, Connected, connect},
-    convert::{self, InBody, OutBody, Upgrade},
-    tunnel,
+    h1,
+    h2::{self, Slot},
 };
 use crate::{
     body::Body,
     circuit::{Circuit, Permit, Resource},
     cluster::{Cluster, Host, Transport},
-    head::{Known, Name, RequestHead, ResponseHead},
+    head::{RequestHead, ResponseHead},
     info::TlsInfo,
     retry::Reset,
+    timer::Deadline,
 };
 
-/// Envoy: `max_response_headers_kb` 60, `max_headers_count` 100.
-const MAX_HEADER_BYTES: usize = 60 * 1024;
-const MAX_HEADERS: usize = 100;
-/// Windows as large as keep a fast upstream busy over a slow network; bodies are not read ahead of the
-/// downstream beyond them.
-const STREAM_WINDOW: u32 = 1024 * 1024;
-const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
-
-/// Turns of the worker's loop it takes hyper to say that a connection is free again.
-const RETURNING_TURNS: usize = 2;
-
-type H1Sender = http1::SendRequest<OutBody>;
-type H2Sender = http2::SendRequest<OutBody>;
+/// How often pools are looked through for connections that are worn.
+pub(crate) const SWEEP: Duration = Duration::from_secs(1);
 
 /// Which HTTP version a pool's connections speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -74,99 +61,108 @@ pub(crate) struct SendFailure {
     pub(crate) reused: bool,
 }
 
+/// A head that HTTP forbids: nothing was sent, and nothing would change if it were tried again.
+pub(super) const UNSENDABLE: SendFailure = SendFailure {
+    reset: Reset::Local,
+    sent: false,
+    reused: false,
+};
+
+/// Is told of each `1xx` response before the final one.
+pub(crate) type OnInformational<'a> = &'a dyn Fn(ResponseHead);
+
 /// Facts of a connection, fixed once it stands.
 #[derive(Debug)]
 pub(crate) struct Facts {
     pub(crate) local: Option<SocketAddr>,
     pub(crate) tls: Option<Arc<TlsInfo>>,
     established: Instant,
-    /// Bytes read so far.
-    read: Arc<AtomicU64>,
     /// Version of the TLS secrets it was made with.
     secrets: u64,
 }
 
 pub(crate) struct Pool {
-    cluster: Arc<Cluster>,
+    pub(super) cluster: Arc<Cluster>,
     host: Arc<Host>,
     sni: Option<Arc<str>>,
     wanted: Wanted,
     circuit: Arc<Circuit>,
     state: RefCell<State>,
+    /// Connections that stand or are being made.
+    open: Rc<Cell<usize>>,
     draining: Cell<bool>,
 }
 
 #[derive(Default)]
 struct State {
+    /// The longest unused first.
     idle: Vec<Idle>,
-    shared: Vec<Rc<H2>>,
-    /// Connections that stand or are being made.
-    open: usize,
+    shared: Vec<Rc<h2::Conn>>,
     connecting: usize,
     waiting: VecDeque<oneshot::Sender<Result<Conn, Refusal>>>,
     /// What ALPN gave last time.
     negotiated: Option<Wanted>,
+    watcher: Watcher,
 }
 
 struct Idle {
-    conn: H1,
+    conn: Box<h1::Conn>,
     since: Instant,
 }
 
-struct H1 {
-    sender: H1Sender,
-    facts: Rc<Facts>,
-    requests: u32,
-}
-
-struct H2 {
-    sender: H2Sender,
-    facts: Rc<Facts>,
-    active: Cell<u32>,
-    requests: Cell<u32>,
-    /// Since when no stream is open.
-    idle_since: Cell<Instant>,
-    retired: Cell<bool>,
+/// The task that notices when idle connections end or have been idle too long.
+#[derive(Default)]
+struct Watcher {
+    started: bool,
+    /// Set once it runs. Whoever puts a connection back registers it for the watcher, which need not run for that.
+    waker: Option<Waker>,
+    deadline: Deadline,
+    armed: bool,
 }
 
 /// A connection for one request.
 enum Conn {
-    H1(Lent),
+    H1(Loan),
     H2(Slot),
 }
 
-/// An HTTP/1.1 connection on loan; goes back to the pool when dropped if it can serve again.
-struct Lent {
-    conn: Option<H1>,
+/// An HTTP/1.1 connection on loan. Dropped after it was used it is closed; see [`Loan::give_back`].
+pub(super) struct Loan {
+    conn: Option<Box<h1::Conn>>,
     pool: Rc<Pool>,
+    used: bool,
 }
 
-impl Drop for Lent {
-    fn drop(&mut self) {
-        if let Some(conn) = self.conn.take()
-            && conn.sender.is_ready()
-        {
+impl Loan {
+    /// The connection, to be used: from now on the peer may have seen bytes.
+    pub(super) fn begin(&mut self) -> Option<&mut h1::Conn> {
+        self.used = true;
+        self.conn.as_deref_mut()
+    }
+
+    pub(super) fn conn(&mut self) -> Option<&mut h1::Conn> {
+        self.conn.as_deref_mut()
+    }
+
+    /// The exchange ended as it should and the connection can serve again.
+    pub(super) fn give_back(mut self) {
+        if let Some(conn) = self.conn.take() {
             self.pool.put_back(conn);
         }
     }
 }
 
-/// A stream of an HTTP/2 connection.
-struct Slot {
-    conn: Rc<H2>,
-    pool: Rc<Pool>,
-}
-
-impl Drop for Slot {
+impl Drop for Loan {
     fn drop(&mut self) {
-        let left = self.conn.active.get().saturating_sub(1);
-        self.conn.active.set(left);
-        if left == 0 {
-            self.conn.idle_since.set(Instant::now());
-        }
-        self.pool.serve_waiting();
-        if self.conn.active.get() == 0 && self.pool.draining.get() {
-            self.pool.forget(&self.conn);
+        let Some(conn) = self.conn.take() else {
+            return;
+        };
+        if self.used {
+            conn.guard.closes_with_request();
+            drop(conn);
+            self.pool.open_enough();
+        } else {
+            self.pool.put_back(conn);
         }
     }
 }
@@ -178,7 +174,7 @@ pub(crate) struct Lease {
 }
 
 /// Counts one request while it is under way.
-struct RequestGuard {
+pub(super) struct RequestGuard {
     pool: Rc<Pool>,
     _permit: Permit,
 }
@@ -191,38 +187,64 @@ impl Drop for RequestGuard {
 }
 
 /// Counts one connection while it stands.
-struct ConnGuard {
-    pool: Rc<Pool>,
+pub(super) struct ConnGuard {
+    pub(super) cluster: Arc<Cluster>,
+    host: Arc<Host>,
+    open: Rc<Cell<usize>>,
     began: Instant,
+    by_peer: Cell<bool>,
+    with_request: Cell<bool>,
     _permit: Permit,
 }
 
 impl ConnGuard {
-    fn new(pool: Rc<Pool>, permit: Permit) -> ConnGuard {
+    fn new(pool: &Pool, permit: Permit) -> ConnGuard {
         let stats = &pool.cluster.stats;
         stats.upstream_cx_total.inc();
         stats.upstream_cx_active.inc();
         let numbers = &pool.host.state.numbers;
         numbers.cx_total.fetch_add(1, Relaxed);
         numbers.cx_active.fetch_add(1, Relaxed);
-        pool.state.borrow_mut().open += 1;
+        pool.open.set(pool.open.get() + 1);
         ConnGuard {
-            pool,
+            cluster: pool.cluster.clone(),
+            host: pool.host.clone(),
+            open: pool.open.clone(),
             began: Instant::now(),
+            by_peer: Cell::new(false),
+            with_request: Cell::new(false),
             _permit: permit,
         }
+    }
+
+    /// It is the peer who ends the connection.
+    pub(super) fn closes_by_peer(&self) {
+        self.by_peer.set(true);
+    }
+
+    /// It ends while a request is under way.
+    pub(super) fn closes_with_request(&self) {
+        self.with_request.set(true);
     }
 }
 
 impl Drop for ConnGuard {
     fn drop(&mut self) {
-        let stats = &self.pool.cluster.stats;
+        let stats = &self.cluster.stats;
         stats.upstream_cx_active.dec();
         stats.upstream_cx_destroy.inc();
+        if self.by_peer.get() {
+            stats.upstream_cx_destroy_remote.inc();
+        } else {
+            stats.upstream_cx_destroy_local.inc();
+        }
+        if self.with_request.get() {
+            stats.upstream_cx_destroy_with_active_rq.inc();
+        }
         let ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         stats.upstream_cx_length_ms.record(ms);
-        self.pool.host.state.numbers.cx_active.fetch_sub(1, Relaxed);
-        self.pool.state.borrow_mut().open -= 1;
+        self.host.state.numbers.cx_active.fetch_sub(1, Relaxed);
+        self.open.set(self.open.get().saturating_sub(1));
     }
 }
 
@@ -239,18 +261,6 @@ impl Drop for PendingGuard<'_> {
         if !self.served {
             self.cluster.stats.upstream_rq_cancelled.inc();
         }
-    }
-}
-
-/// Runs hyper's tasks on this worker.
-#[derive(Clone, Copy, Debug)]
-struct LocalExec;
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExec {
-    fn execute(&self, future: F) {
-        spawn_local(async move {
-            future.await;
-        });
     }
 }
 
@@ -275,25 +285,24 @@ impl Pool {
                 wanted
             },
             state: RefCell::default(),
+            open: Rc::default(),
             draining: Cell::new(false),
         })
+    }
+
+    /// A connection that is at hand, if there is one.
+    ///
+    /// # Errors
+    /// When a circuit breaker refuses.
+    pub(crate) fn try_acquire(self: &Rc<Pool>) -> Option<Result<Lease, Refusal>> {
+        self.at_hand().map(|conn| self.lease(conn))
     }
 
     /// A connection for one request: one at hand, or one that is waited for. Dropping the future leaves
     /// the queue.
     pub(crate) async fn acquire(self: &Rc<Pool>) -> Result<Lease, Refusal> {
-        for _ in 0..RETURNING_TURNS {
-            if let Some(conn) = self.at_hand() {
-                return self.lease(conn);
-            }
-            if !self.has_busy_h1() {
-                break;
-            }
-            // A response may have been read to its end just now, and its connection be on its way back.
-            tokio::task::yield_now().await;
-        }
-        if let Some(conn) = self.at_hand() {
-            return self.lease(conn);
+        if let Some(acquired) = self.try_acquire() {
+            return acquired;
         }
         let stats = &self.cluster.stats;
         let Some(permit) = self.circuit.try_acquire(Resource::Pending) else {
@@ -331,101 +340,75 @@ impl Pool {
         let idle = std::mem::take(&mut state.idle);
         let shared = std::mem::take(&mut state.shared);
         drop(state);
-        // Dropped without the borrow: that may call back into the pool.
-        drop((idle, shared));
+        // Without the borrow: both may call back into the pool.
+        drop(idle);
+        for conn in shared {
+            conn.retire();
+        }
     }
 
-    /// Closes connections that were unused for too long, are too old, or carry old credentials.
+    /// Closes connections that are too old or carry old credentials.
     pub(crate) fn sweep(&self) {
-        let config = &self.cluster.config;
-        let too_idle = |since: Instant| {
-            config
-                .idle_timeout
-                .is_some_and(|limit| since.elapsed() >= limit)
-        };
         let mut closed = Vec::new();
         let mut state = self.state.borrow_mut();
         let mut index = 0;
-        while index < state.idle.len() {
-            let idle = &state.idle[index];
-            let timed_out = too_idle(idle.since);
-            if timed_out || idle.conn.sender.is_closed() || self.is_worn(&idle.conn.facts) {
-                if timed_out {
-                    self.cluster.stats.upstream_cx_idle_timeout.inc();
-                }
+        while let Some(idle) = state.idle.get(index) {
+            if self.is_worn(&idle.conn.facts) {
                 closed.push(state.idle.remove(index));
             } else {
                 index += 1;
             }
         }
-        let mut shared = Vec::new();
+        let mut worn = Vec::new();
         state.shared.retain(|conn| {
-            let timed_out = conn.active.get() == 0 && too_idle(conn.idle_since.get());
-            if timed_out {
-                self.cluster.stats.upstream_cx_idle_timeout.inc();
-            }
-            let keep = !timed_out && !conn.sender.is_closed() && !self.is_worn(&conn.facts);
+            let keep = !self.is_worn(conn.facts());
             if !keep {
-                shared.push(conn.clone());
+                worn.push(conn.clone());
             }
             keep
         });
         drop(state);
-        drop((closed, shared));
+        drop(closed);
+        for conn in worn {
+            conn.retire();
+        }
     }
 
     pub(crate) fn host(&self) -> &Arc<Host> {
         &self.host
     }
 
+    /// Whether it has connections, or some are being made.
+    pub(crate) fn is_used(&self) -> bool {
+        self.open.get() > 0
+    }
+
     fn at_hand(self: &Rc<Pool>) -> Option<Conn> {
-        let mut closed = Vec::new();
         let mut state = self.state.borrow_mut();
-        let mut found = None;
         if let Some(conn) = self.free_shared(&state) {
-            found = Some(self.share(conn));
+            return Some(Conn::H2(Slot::new(conn, self)));
         }
-        while found.is_none() {
-            let Some(idle) = state.idle.pop() else { break };
-            if idle.conn.sender.is_ready() && !self.is_worn(&idle.conn.facts) {
-                found = Some(Conn::H1(Lent {
+        loop {
+            let mut idle = state.idle.pop()?;
+            // Costs no system call: what has come by now has been seen by the reactor.
+            if !self.is_worn(&idle.conn.facts)
+                && idle.conn.is_quiet(&mut Context::from_waker(Waker::noop()))
+            {
+                return Some(Conn::H1(Loan {
                     conn: Some(idle.conn),
                     pool: self.clone(),
+                    used: false,
                 }));
-            } else {
-                closed.push(idle);
             }
         }
-        drop(state);
-        drop(closed);
-        found
     }
 
-    fn has_busy_h1(&self) -> bool {
-        let state = self.state.borrow();
-        state.open > state.idle.len() + state.shared.len() + state.connecting
-    }
-
-    fn free_shared(&self, state: &State) -> Option<Rc<H2>> {
-        let limit = self.cluster.config.http2.max_concurrent_streams;
+    fn free_shared(&self, state: &State) -> Option<Rc<h2::Conn>> {
         state
             .shared
             .iter()
-            .find(|conn| {
-                conn.active.get() < limit
-                    && !conn.retired.get()
-                    && conn.sender.is_ready()
-                    && !self.is_worn(&conn.facts)
-            })
+            .find(|conn| conn.has_room() && !self.is_worn(conn.facts()))
             .cloned()
-    }
-
-    fn share(self: &Rc<Pool>, conn: Rc<H2>) -> Conn {
-        conn.active.set(conn.active.get() + 1);
-        Conn::H2(Slot {
-            conn,
-            pool: self.clone(),
-        })
     }
 
     fn is_worn(&self, facts: &Facts) -> bool {
@@ -445,6 +428,7 @@ impl Pool {
     fn lease(self: &Rc<Pool>, conn: Conn) -> Result<Lease, Refusal> {
         let stats = &self.cluster.stats;
         let Some(permit) = self.circuit.try_acquire(Resource::Requests) else {
+            stats.upstream_rq_pending_overflow.inc();
             return Err(Refusal::Overflow);
         };
         stats.upstream_rq_total.inc();
@@ -457,12 +441,12 @@ impl Pool {
         Ok(Lease { conn, guard })
     }
 
-    fn put_back(self: &Rc<Pool>, conn: H1) {
+    fn put_back(self: &Rc<Pool>, conn: Box<h1::Conn>) {
         let max = self.cluster.config.max_requests_per_connection;
-        if max.is_some_and(|max| conn.requests >= max) {
+        if max.is_some_and(|max| conn.requests() >= max) {
             self.cluster.stats.upstream_cx_max_requests.inc();
         } else if !self.draining.get() && !self.is_worn(&conn.facts) {
-            self.offer_h1(conn);
+            self.offer(conn);
             return;
         }
         drop(conn);
@@ -470,29 +454,96 @@ impl Pool {
     }
 
     /// Gives a free connection to who waits longest, or keeps it.
-    fn offer_h1(self: &Rc<Pool>, conn: H1) {
-        let mut lent = Lent {
-            conn: Some(conn),
-            pool: self.clone(),
-        };
+    fn offer(self: &Rc<Pool>, conn: Box<h1::Conn>) {
+        let mut conn = conn;
         loop {
             let waiter = self.state.borrow_mut().waiting.pop_front();
             let Some(waiter) = waiter else { break };
-            match waiter.send(Ok(Conn::H1(lent))) {
+            let loan = Loan {
+                conn: Some(conn),
+                pool: self.clone(),
+                used: false,
+            };
+            conn = match waiter.send(Ok(Conn::H1(loan))) {
                 Ok(()) => return,
-                Err(Ok(Conn::H1(back))) => lent = back,
+                // Who waited has left.
+                Err(Ok(Conn::H1(mut loan))) => match loan.conn.take() {
+                    Some(conn) => conn,
+                    None => return,
+                },
                 Err(_) => return,
+            };
+        }
+        if self.draining.get() {
+            return;
+        }
+        let mut state = self.state.borrow_mut();
+        let since = Instant::now();
+        let watcher = &mut state.watcher;
+        if let Some(waker) = &watcher.waker {
+            let mut cx = Context::from_waker(waker);
+            if !conn.is_quiet(&mut cx) {
+                drop(state);
+                drop(conn);
+                self.open_enough();
+                return;
             }
+            if let Some(limit) = self.cluster.config.idle_timeout
+                && !watcher.armed
+            {
+                watcher.armed = true;
+                watcher.deadline.set(since + limit);
+                if watcher.deadline.poll(&mut cx).is_ready() {
+                    waker.wake_by_ref();
+                }
+            }
+        } else if !watcher.started {
+            watcher.started = true;
+            spawn_local(watch(Rc::downgrade(self)));
         }
-        if let Some(conn) = lent.conn.take()
-            && !self.draining.get()
-        {
-            let since = Instant::now();
-            self.state.borrow_mut().idle.push(Idle { conn, since });
-        }
+        state.idle.push(Idle { conn, since });
     }
 
-    fn forget(&self, conn: &Rc<H2>) {
+    /// Looks at all idle connections, and registers `cx` for what may become of them.
+    fn look(&self, cx: &mut Context<'_>) {
+        let mut closed = Vec::new();
+        let mut state = self.state.borrow_mut();
+        let State { idle, watcher, .. } = &mut *state;
+        if !watcher
+            .waker
+            .as_ref()
+            .is_some_and(|waker| waker.will_wake(cx.waker()))
+        {
+            watcher.waker = Some(cx.waker().clone());
+        }
+        let now = Instant::now();
+        let limit = self.cluster.config.idle_timeout;
+        let mut index = 0;
+        while let Some(entry) = idle.get_mut(index) {
+            let timed_out = limit.is_some_and(|limit| now >= entry.since + limit);
+            if timed_out {
+                self.cluster.stats.upstream_cx_idle_timeout.inc();
+            }
+            if timed_out || !entry.conn.is_quiet(cx) {
+                closed.push(idle.remove(index));
+            } else {
+                index += 1;
+            }
+        }
+        watcher.armed = false;
+        if let (Some(limit), Some(first)) = (limit, idle.first()) {
+            watcher.armed = true;
+            watcher.deadline.set(first.since + limit);
+            if watcher.deadline.poll(cx).is_ready() {
+                cx.waker().wake_by_ref();
+            }
+        }
+        drop(state);
+        drop(closed);
+    }
+
+    /// An HTTP/2 connection takes no more requests.
+    pub(super) fn forget(&self, conn: &Rc<h2::Conn>) {
         self.state
             .borrow_mut()
             .shared
@@ -500,30 +551,33 @@ impl Pool {
     }
 
     /// Gives free streams to who waits, and makes connections for the others.
-    fn serve_waiting(self: &Rc<Pool>) {
+    pub(super) fn serve_waiting(self: &Rc<Pool>) {
         loop {
             let mut state = self.state.borrow_mut();
-            state.waiting.retain(|waiter| !waiter.is_closed());
             if state.waiting.is_empty() {
                 return;
             }
+            state.waiting.retain(|waiter| !waiter.is_closed());
             let Some(conn) = self.free_shared(&state) else {
                 break;
             };
             let Some(waiter) = state.waiting.pop_front() else {
-                break;
+                return;
             };
             drop(state);
             // If the waiter left meanwhile the slot comes back as an error and is freed by its drop.
-            drop(waiter.send(Ok(self.share(conn))));
+            drop(waiter.send(Ok(Conn::H2(Slot::new(conn, self)))));
         }
         self.open_enough();
     }
 
     /// Makes as many connections as those who wait need and the breaker allows.
-    fn open_enough(self: &Rc<Pool>) {
+    pub(super) fn open_enough(self: &Rc<Pool>) {
         loop {
             let mut state = self.state.borrow_mut();
+            if state.waiting.is_empty() {
+                return;
+            }
             state.waiting.retain(|waiter| !waiter.is_closed());
             let enough = match (self.wanted, state.negotiated) {
                 (Wanted::Http1, _) | (Wanted::Negotiate, Some(Wanted::Http1)) => {
@@ -540,7 +594,7 @@ impl Pool {
                     self.cluster.stats.upstream_cx_overflow.inc();
                     // Connections of others may fill the limit; without one of its own this pool would
                     // never serve those who wait. Envoy does the same.
-                    if state.open > 0 {
+                    if self.open.get() > 0 {
                         return;
                     }
                     self.circuit.acquire_beyond(Resource::Connections)
@@ -548,7 +602,7 @@ impl Pool {
             };
             state.connecting += 1;
             drop(state);
-            let guard = ConnGuard::new(self.clone(), permit);
+            let guard = ConnGuard::new(self, permit);
             spawn_local(self.clone().establish(guard));
         }
     }
@@ -563,10 +617,10 @@ impl Pool {
             alpn.as_deref(),
         )
         .await;
+        self.state.borrow_mut().connecting -= 1;
         let connected = match connected {
             Ok(connected) => connected,
             Err(error) => {
-                self.state.borrow_mut().connecting -= 1;
                 drop(guard);
                 let waiting = std::mem::take(&mut self.state.borrow_mut().waiting);
                 for waiter in waiting {
@@ -580,22 +634,25 @@ impl Pool {
         self.state.borrow_mut().negotiated = Some(version);
         let facts = Rc::new(Facts {
             local: connected.local,
-            tls: connected.tls.clone(),
+            tls: connected.tls,
             established: Instant::now(),
-            read: connected.read.clone(),
             secrets,
         });
-        let stood = match version {
-            Wanted::Http2 => self.start_h2(connected, facts, guard).await,
-            Wanted::Http1 | Wanted::Negotiate => self.start_h1(connected, facts, guard).await,
-        };
-        if let Err(error) = stood {
-            tracing::debug!(cluster = &*self.cluster.name, host = %self.host.address, %error, "handshake failed");
-            self.state.borrow_mut().connecting -= 1;
-            let waiting = std::mem::take(&mut self.state.borrow_mut().waiting);
-            for waiter in waiting {
-                let refusal = Refusal::Connect(ConnectError::Refused(error.to_string()));
-                drop(waiter.send(Err(refusal)));
+        let stats = &self.cluster.stats;
+        match version {
+            Wanted::Http2 => {
+                stats.upstream_cx_http2_total.inc();
+                let conn = h2::start(&self, connected.transport, facts, guard);
+                self.state.borrow_mut().shared.push(conn.clone());
+                self.serve_waiting();
+                if self.draining.get() {
+                    self.forget(&conn);
+                    conn.retire();
+                }
+            }
+            Wanted::Http1 | Wanted::Negotiate => {
+                stats.upstream_cx_http1_total.inc();
+                self.offer(Box::new(h1::Conn::new(connected.transport, facts, guard)));
             }
         }
     }
@@ -622,110 +679,26 @@ impl Pool {
             Wanted::Http1
         }
     }
+}
 
-    async fn start_h1(
-        self: &Rc<Pool>,
-        connected: Connected,
-        facts: Rc<Facts>,
-        guard: ConnGuard,
-    ) -> Result<(), hyper::Error> {
-        let max = self.cluster.config.max_response_headers;
-        let mut builder = http1::Builder::new();
-        builder
-            .max_headers(
-                max.and_then(|max| usize::try_from(max).ok())
-                    .unwrap_or(MAX_HEADERS),
-            )
-            .max_header_size(MAX_HEADER_BYTES)
-            .allow_obsolete_multiline_headers_in_responses(true);
-        let (sender, connection) = builder.handshake(TokioIo::new(connected.stream)).await?;
-        self.cluster.stats.upstream_cx_http1_total.inc();
-        let pool = self.clone();
-        spawn_local(async move {
-            // Errors reach whoever waits for an answer.
-            drop(connection.with_upgrades().await);
-            pool.ended(guard);
-        });
-        self.state.borrow_mut().connecting -= 1;
-        self.offer_h1(H1 {
-            sender,
-            facts,
-            requests: 0,
-        });
-        Ok(())
+impl Drop for Pool {
+    fn drop(&mut self) {
+        if let Some(waker) = self.state.get_mut().watcher.waker.take() {
+            waker.wake();
+        }
     }
+}
 
-    async fn start_h2(
-        self: &Rc<Pool>,
-        connected: Connected,
-        facts: Rc<Facts>,
-        guard: ConnGuard,
-    ) -> Result<(), hyper::Error> {
-        let options = &self.cluster.config.http2;
-        let mut builder = http2::Builder::new(LocalExec);
-        builder
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(options.stream_window.unwrap_or(STREAM_WINDOW))
-            .initial_connection_window_size(options.connection_window.unwrap_or(CONNECTION_WINDOW))
-            .max_header_list_size(u32::try_from(MAX_HEADER_BYTES).unwrap_or(u32::MAX));
-        if let Some((interval, timeout)) = options.keepalive {
-            builder
-                .keep_alive_interval(interval)
-                .keep_alive_timeout(timeout)
-                .keep_alive_while_idle(true);
+/// Lives as long as the pool.
+async fn watch(pool: Weak<Pool>) {
+    poll_fn(|cx| match pool.upgrade() {
+        Some(pool) => {
+            pool.look(cx);
+            Poll::Pending
         }
-        let (sender, connection) = builder.handshake(TokioIo::new(connected.stream)).await?;
-        self.cluster.stats.upstream_cx_http2_total.inc();
-        let pool = self.clone();
-        spawn_local(async move {
-            // Errors reach whoever waits for an answer.
-            drop(connection.await);
-            pool.ended(guard);
-        });
-        let mut state = self.state.borrow_mut();
-        state.connecting -= 1;
-        let conn = Rc::new(H2 {
-            sender,
-            facts,
-            active: Cell::new(0),
-            requests: Cell::new(0),
-            idle_since: Cell::new(Instant::now()),
-            retired: Cell::new(false),
-        });
-        state.shared.push(conn.clone());
-        drop(state);
-        self.serve_waiting();
-        if conn.active.get() == 0 && self.draining.get() {
-            self.forget(&conn);
-        }
-        Ok(())
-    }
-
-    /// A connection is gone.
-    fn ended(self: Rc<Pool>, guard: ConnGuard) {
-        drop(guard);
-        let mut closed = Vec::new();
-        let mut state = self.state.borrow_mut();
-        let mut index = 0;
-        while index < state.idle.len() {
-            if state.idle[index].conn.sender.is_closed() {
-                closed.push(state.idle.remove(index));
-            } else {
-                index += 1;
-            }
-        }
-        let mut shared = Vec::new();
-        state.shared.retain(|conn| {
-            let keep = !conn.sender.is_closed();
-            if !keep {
-                shared.push(conn.clone());
-            }
-            keep
-        });
-        drop(state);
-        drop((closed, shared));
-        self.open_enough();
-    }
+        None => Poll::Ready(()),
+    })
+    .await;
 }
 
 impl fmt::Debug for Pool {
@@ -733,7 +706,7 @@ impl fmt::Debug for Pool {
         f.debug_struct("Pool")
             .field("cluster", &self.cluster.name)
             .field("host", &self.host.address)
-            .field("open", &self.state.borrow().open)
+            .field("open", &self.open.get())
             .finish_non_exhaustive()
     }
 }
@@ -745,10 +718,10 @@ impl fmt::Debug for Lease {
 }
 
 impl Lease {
-    pub(crate) fn facts(&self) -> Option<Rc<Facts>> {
+    pub(crate) fn facts(&self) -> Option<&Rc<Facts>> {
         match &self.conn {
-            Conn::H1(lent) => lent.conn.as_ref().map(|conn| conn.facts.clone()),
-            Conn::H2(slot) => Some(slot.conn.facts.clone()),
+            Conn::H1(loan) => loan.conn.as_ref().map(|conn| &conn.facts),
+            Conn::H2(slot) => Some(slot.facts()),
         }
     }
 
@@ -758,197 +731,12 @@ impl Lease {
         self,
         head: &RequestHead,
         body: Body,
+        on_informational: OnInformational<'_>,
     ) -> Result<(ResponseHead, Body), SendFailure> {
         let Lease { conn, guard } = self;
         match conn {
-            Conn::H1(lent) => send_h1(lent, guard, head, body).await,
-            Conn::H2(slot) => send_h2(slot, guard, head, body).await,
+            Conn::H1(loan) => h1::send(loan, guard, head, body, on_informational).await,
+            Conn::H2(slot) => h2::send(slot, guard, head, body, on_informational).await,
         }
     }
 }
-
-/// A head that HTTP forbids: nothing was sent, and nothing would change if it were tried again.
-const UNSENDABLE: SendFailure = SendFailure {
-    reset: Reset::Local,
-    sent: false,
-    reused: false,
-};
-
-async fn send_h1(
-    mut lent: Lent,
-    guard: RequestGuard,
-    head: &RequestHead,
-    body: Body,
-) -> Result<(ResponseHead, Body), SendFailure> {
-    let upgrade = Upgrade::of(head);
-    let (sent_body, later) = if upgrade == Upgrade::None {
-        (body, None)
-    } else {
-        (Body::empty(), Some(body))
-    };
-    let Ok(request) = convert::request(head, sent_body, false) else {
-        return Err(UNSENDABLE);
-    };
-    let Some(conn) = lent.conn.as_mut() else {
-        return Err(UNSENDABLE);
-    };
-    let reused = conn.requests > 0;
-    conn.requests += 1;
-    let read_before = conn.facts.read.load(Relaxed);
-    let response = match conn.sender.try_send_request(request).await {
-        Ok(response) => response,
-        Err(mut error) => {
-            let sent = error.take_message().is_none();
-            let mut reset = convert::reset(error.error());
-            if reset == Reset::Termination && conn.facts.read.load(Relaxed) != read_before {
-                // It ended in the midst of the head.
-                reset = Reset::Protocol;
-            }
-            return Err(SendFailure {
-                reset,
-                sent,
-                reused,
-            });
-        }
-    };
-    let switched = match upgrade {
-        Upgrade::None => false,
-        Upgrade::Protocol => response.status() == http::StatusCode::SWITCHING_PROTOCOLS,
-        Upgrade::Connect => response.status().is_success(),
-    };
-    if !switched && response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
-        // Nobody asked for it.
-        return Err(SendFailure {
-            reset: Reset::Protocol,
-            sent: true,
-            reused,
-        });
-    }
-    if response
-        .headers()
-        .contains_key(http::header::CONTENT_LENGTH)
-        && response
-            .headers()
-            .contains_key(http::header::TRANSFER_ENCODING)
-    {
-        // Two answers to where the body ends: RFC 9112 §6.3 calls it an attempt at smuggling.
-        return Err(SendFailure {
-            reset: Reset::Protocol,
-            sent: true,
-            reused,
-        });
-    }
-    if switched {
-        return Ok(tunnelled(
-            response,
-            later.unwrap_or_default(),
-            (guard, lent),
-        ));
-    }
-    // The connection is free again when the response has been read (and the request written) to the
-    // end; until then the loan is in this task's hands. It fails, and closes, when the body is dropped.
-    spawn_local(async move {
-        if let Some(conn) = lent.conn.as_mut()
-            && conn.sender.ready().await.is_err()
-        {
-            // Closed: not to be lent again.
-            drop(lent.conn.take());
-        }
-    });
-    Ok(answered(response, guard))
-}
-
-async fn send_h2(
-    slot: Slot,
-    guard: RequestGuard,
-    head: &RequestHead,
-    body: Body,
-) -> Result<(ResponseHead, Body), SendFailure> {
-    let upgrade = Upgrade::of(head);
-    let (sent_body, later) = if upgrade == Upgrade::None {
-        (body, None)
-    } else {
-        (Body::empty(), Some(body))
-    };
-    let Ok(request) = convert::request(head, sent_body, true) else {
-        return Err(UNSENDABLE);
-    };
-    let conn = &slot.conn;
-    let reused = conn.requests.get() > 0;
-    conn.requests.set(conn.requests.get() + 1);
-    if slot
-        .pool
-        .cluster
-        .config
-        .max_requests_per_connection
-        .is_some_and(|max| conn.requests.get() >= max)
-    {
-        slot.pool.cluster.stats.upstream_cx_max_requests.inc();
-        conn.retired.set(true);
-        slot.pool
-            .state
-            .borrow_mut()
-            .shared
-            .retain(|other| !Rc::ptr_eq(other, conn));
-    }
-    let sending = conn.sender.clone().try_send_request(request);
-    let mut response = match sending.await {
-        Ok(response) => response,
-        Err(mut error) => {
-            let sent = error.take_message().is_none();
-            return Err(SendFailure {
-                reset: convert::reset(error.error()),
-                sent,
-                reused,
-            });
-        }
-    };
-    if upgrade != Upgrade::None && response.status().is_success() {
-        if upgrade == Upgrade::Protocol {
-            *response.status_mut() = http::StatusCode::SWITCHING_PROTOCOLS;
-            let (mut answer, body) = tunnelled(response, later.unwrap_or_default(), (guard, slot));
-            if let Some(protocol) = head.headers.known(Known::Upgrade) {
-                answer.headers.set(Name::Known(Known::Upgrade), protocol);
-            }
-            return Ok((answer, body));
-        }
-        return Ok(tunnelled(
-            response,
-            later.unwrap_or_default(),
-            (guard, slot),
-        ));
-    }
-    Ok(answered(response, (guard, slot)))
-}
-
-fn answered<H: Unpin + 'static>(
-    response: http::Response<hyper::body::Incoming>,
-    held: H,
-) -> (ResponseHead, Body) {
-    let (parts, incoming) = response.into_parts();
-    let head = convert::response(&parts);
-    if http_body::Body::is_end_stream(&incoming) {
-        return (head, Body::empty());
-    }
-    let body = Body::stream(InBody {
-        incoming,
-        _held: held,
-    });
-    (head, body)
-}
-
-fn tunnelled<H: 'static>(
-    mut response: http::Response<hyper::body::Incoming>,
-    downstream: Body,
-    held: H,
-) -> (ResponseHead, Body) {
-    let upgrade = hyper::upgrade::on(&mut response);
-    let (parts, _) = response.into_parts();
-    (
-        convert::response(&parts),
-        tunnel::open(upgrade, downstream, held),
-    )
-}
-
-/// How often idle connections are looked through.
-pub(crate) const SWEEP: Duration = Duration::from_secs(1);
