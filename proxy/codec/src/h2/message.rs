@@ -17,16 +17,21 @@ pub(super) const TOO_MANY: &str = "http2.too_many_headers";
 /// Envoy's details of a head with more bytes than allowed.
 pub(super) const TOO_LARGE: &str = "http2.header_list_size_too_large";
 
-/// Judges a header by its bytes alone: the name in lower case and a token, the value without control
-/// characters. The decoder remembers the verdict with the entry of its table.
+/// Judges a header by its bytes alone. The decoder remembers the verdict with the entry of its table.
 pub(super) fn valid(name: Name, text: &[u8], value: &[u8]) -> bool {
-    valid_value(value) && (name != Name::Other || valid_name(text))
+    match name {
+        Name::Known(_) | Name::Status | Name::Protocol => valid_value(value),
+        Name::Other => valid_value(value) && all(text, NAME),
+        Name::Method => all(value, METHOD_CHAR),
+        Name::Scheme => {
+            all(value, SCHEME_CHAR) && value.first().is_some_and(u8::is_ascii_alphabetic)
+        }
+        Name::Authority => all(value, AUTHORITY_CHAR),
+        Name::Path => valid_path(value),
+    }
 }
 
-fn valid_name(text: &[u8]) -> bool {
-    !text.is_empty() && text.iter().all(|byte| TOKEN[usize::from(*byte)])
-}
-
+/// No control characters but tabs. RFC 9110 §5.5.
 fn valid_value(value: &[u8]) -> bool {
     // No early end, so that the compiler makes vectors of it.
     !value.iter().fold(false, |bad, byte| {
@@ -34,48 +39,66 @@ fn valid_value(value: &[u8]) -> bool {
     })
 }
 
-/// Characters of a token (RFC 9110 §5.6.2) without the upper-case ones.
-static TOKEN: [bool; 256] = {
-    let mut table = [false; 256];
-    let others = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz";
-    let mut index = 0;
-    while index < others.len() {
-        table[others[index] as usize] = true;
-        index += 1;
-    }
-    table
-};
-
-fn valid_method(method: &[u8]) -> bool {
-    !method.is_empty()
-        && method
-            .iter()
-            .all(|byte| TOKEN[usize::from(byte.to_ascii_lowercase())])
-}
-
-fn valid_authority(authority: &[u8]) -> bool {
-    !authority.is_empty()
-        && authority
-            .iter()
-            .all(|byte| matches!(byte, b'!'..=b'~') && !b"/?#\"<>\\^`{|}".contains(byte))
-}
-
-/// RFC 3986 §3.1.
-fn valid_scheme(scheme: &[u8]) -> bool {
-    scheme.first().is_some_and(u8::is_ascii_alphabetic)
-        && scheme
-            .iter()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(byte))
-}
-
-fn valid_path(path: &[u8], method: &[u8]) -> bool {
+fn valid_path(path: &[u8]) -> bool {
     match path.first() {
         Some(b'/') => !path
             .iter()
             .fold(false, |bad, byte| bad | (*byte <= b' ') | (*byte == 0x7f)),
-        Some(b'*') => path.len() == 1 && method == b"OPTIONS",
+        Some(b'*') => path.len() == 1, // and only with OPTIONS
         _ => false,
     }
+}
+
+/// Whether there are characters and all are of a class.
+fn all(text: &[u8], class: u8) -> bool {
+    let classes = text
+        .iter()
+        .fold(class, |classes, byte| classes & CLASSES[usize::from(*byte)]);
+    !text.is_empty() && classes != 0
+}
+
+/// Of a token (RFC 9110 §5.6.2) in lower case.
+const NAME: u8 = 1;
+/// Of a token.
+const METHOD_CHAR: u8 = 2;
+/// RFC 3986 §3.1.
+const SCHEME_CHAR: u8 = 4;
+/// Of a host, a port and, as Envoy takes it, user information.
+const AUTHORITY_CHAR: u8 = 8;
+
+static CLASSES: [u8; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0x21;
+    while byte < 0x7f {
+        let char = byte as u8;
+        let lower = char.is_ascii_lowercase() || char.is_ascii_digit();
+        let punctuation = is_in(char, b"!#$%&'*+-.^_`|~");
+        if lower || punctuation {
+            table[byte] |= NAME;
+        }
+        if char.is_ascii_alphanumeric() || punctuation {
+            table[byte] |= METHOD_CHAR;
+        }
+        if char.is_ascii_alphanumeric() || is_in(char, b"+-.") {
+            table[byte] |= SCHEME_CHAR;
+        }
+        if !is_in(char, b"/?#\"<>\\^`{|}") {
+            table[byte] |= AUTHORITY_CHAR;
+        }
+        byte += 1;
+    }
+    table
+};
+
+const fn is_in(byte: u8, list: &[u8]) -> bool {
+    let mut index = 0;
+    while index < list.len() {
+        if list[index] == byte {
+            return true;
+        }
+        index += 1;
+    }
+    false
 }
 
 /// Which rules hold for a block.
@@ -242,6 +265,9 @@ impl Message {
                 if self.host.is_some() {
                     return self.fail(INVALID_FIELD);
                 }
+                if !all(value, AUTHORITY_CHAR) {
+                    return self.fail(INVALID_FIELD);
+                }
                 self.host = Some(Bytes::copy_from_slice(value));
                 return;
             }
@@ -303,12 +329,8 @@ impl Message {
         if !complete {
             return Err(MESSAGING);
         }
-        let sound = valid_method(&self.method)
-            && valid_authority(&self.authority)
-            && (connect && !extended || valid_path(&self.path, &self.method))
-            && (self.pseudo & SCHEME == 0 || valid_scheme(&self.scheme))
-            && !(extended && self.protocol.is_empty());
-        if !sound {
+        let everything = &*self.path == b"*" && &*self.method != b"OPTIONS";
+        if everything || (extended && self.protocol.is_empty()) {
             return Err(INVALID_FIELD);
         }
         if extended {

@@ -119,6 +119,9 @@ fn static_name(name: Name) -> usize {
 
 /// The static entry with this name and value, from 1; 0 is none.
 fn static_row(name: Name, value: &[u8]) -> usize {
+    if let Name::Other | Name::Authority = name {
+        return 0;
+    }
     match (name, value) {
         (Name::Method, b"GET") => 2,
         (Name::Method, b"POST") => 3,
@@ -229,7 +232,14 @@ impl Encoder {
                 watched: [0; PLACES / 4],
             })
         });
-        let name_hash = hash(text.len() as u64, text);
+        let name_hash = match name {
+            Name::Known(known) => (known as u64).wrapping_mul(MIX),
+            Name::Authority => 0x100_u64.wrapping_mul(MIX),
+            Name::Path => 0x101_u64.wrapping_mul(MIX),
+            Name::Protocol | Name::Method | Name::Scheme | Name::Status | Name::Other => {
+                hash(text.len() as u64, text)
+            }
+        };
         let name_place = (name_hash >> 58) as usize % memory.names.len();
         let mut row_place = 0;
         if policy != Policy::Vary {
@@ -238,7 +248,8 @@ impl Encoder {
             let place = self.added.wrapping_sub(memory.rows[row_place]);
             if let Some(row) = self.table.get(usize::from(place))
                 && row.value == value
-                && row.text == text
+                && row.name == name
+                && (name != Name::Other || row.text == text)
             {
                 integer(out, 0x80, 7, STATIC.len() + 1 + usize::from(place));
                 return;
@@ -257,7 +268,8 @@ impl Encoder {
         if name_index == 0 {
             let place = self.added.wrapping_sub(memory.names[name_place]);
             if let Some(row) = self.table.get(usize::from(place))
-                && row.text == text
+                && row.name == name
+                && (name != Name::Other || row.text == text)
             {
                 name_index = STATIC.len() + 1 + usize::from(place);
             } else if policy == Policy::Vary {
@@ -309,6 +321,7 @@ impl Encoder {
 }
 
 /// An integer with a prefix of `bits` bits below `first`. §5.1.
+#[inline]
 fn integer(out: &mut Vec<u8>, first: u8, bits: u32, value: usize) {
     let mask = (1usize << bits) - 1;
     if value < mask {
@@ -316,7 +329,10 @@ fn integer(out: &mut Vec<u8>, first: u8, bits: u32, value: usize) {
         return;
     }
     out.push(first | mask as u8);
-    let mut rest = value - mask;
+    long_integer(out, value - mask);
+}
+
+fn long_integer(out: &mut Vec<u8>, mut rest: usize) {
     while rest >= 0x80 {
         out.push(rest as u8 | 0x80);
         rest >>= 7;
@@ -324,9 +340,10 @@ fn integer(out: &mut Vec<u8>, first: u8, bits: u32, value: usize) {
     out.push(rest as u8);
 }
 
+const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// Mixes text into `seed`. Not for tables that an attacker could fill: a collision here costs bytes only.
 fn hash(seed: u64, text: &[u8]) -> u64 {
-    const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
     let mut hash = (seed ^ text.len() as u64).wrapping_mul(MIX);
     let mut chunks = text.chunks_exact(8);
     for chunk in &mut chunks {
@@ -334,10 +351,13 @@ fn hash(seed: u64, text: &[u8]) -> u64 {
             hash = (hash.rotate_left(23) ^ u64::from_le_bytes(bytes)).wrapping_mul(MIX);
         }
     }
-    let rest = chunks.remainder();
-    let mut tail = 0u64;
-    for byte in rest {
-        tail = (tail << 8) | u64::from(*byte);
-    }
+    let tail = match text.last_chunk::<8>() {
+        // Some bytes twice: nothing to loop over.
+        Some(last) => u64::from_le_bytes(*last),
+        None => chunks
+            .remainder()
+            .iter()
+            .fold(0, |tail, byte| (tail << 8) | u64::from(*byte)),
+    };
     (hash.rotate_left(23) ^ tail).wrapping_mul(MIX)
 }

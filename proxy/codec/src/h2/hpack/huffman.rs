@@ -107,8 +107,8 @@ pub(super) fn decode(coded: &[u8], out: &mut Vec<u8>) -> Result<(), Malformed> {
             have -= length;
             round += 1;
         }
-        if round == 5 {
-            continue;
+        if round > 0 {
+            continue; // with as many bits as there are
         }
         if have < 8 && rest.len() == 0 {
             // RFC 7541 §5.2: padding is less than a byte of the end symbol's first bits.
@@ -119,12 +119,8 @@ pub(super) fn decode(coded: &[u8], out: &mut Vec<u8>) -> Result<(), Malformed> {
                 Err(Malformed)
             };
         }
-        let entry = CODE.fast[(window >> (64 - FAST)) as usize];
-        if entry != 0 {
-            if u32::from(entry >> 8) > have {
-                return Err(Malformed);
-            }
-            continue; // it was only short of bits
+        if CODE.fast[(window >> (64 - FAST)) as usize] != 0 {
+            return Err(Malformed); // a code that is cut
         }
         let top = window >> 32;
         let mut length = FAST as usize + 1;
