@@ -2,7 +2,7 @@
 //! access logs, metrics and the Mixer report. Envoy calls it `StreamInfo`.
 
 use std::{
-    borrow::Cow,
+    fmt,
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
@@ -66,6 +66,68 @@ impl TlsInfo {
     /// Whether the peer presented a certificate that was verified.
     pub fn is_mutual(&self) -> bool {
         self.peer_certificate_der.is_some()
+    }
+}
+
+/// Envoy's `%RESPONSE_CODE_DETAILS%`: mostly text that is known beforehand.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Details {
+    /// Known beforehand.
+    Known(&'static str),
+    /// Made for this stream; boxed, so that replies stay small.
+    Made(Box<String>),
+}
+
+impl Default for Details {
+    fn default() -> Details {
+        Details::Known("")
+    }
+}
+
+impl std::ops::Deref for Details {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        match self {
+            Details::Known(text) => text,
+            Details::Made(text) => text,
+        }
+    }
+}
+
+impl From<&'static str> for Details {
+    fn from(text: &'static str) -> Details {
+        Details::Known(text)
+    }
+}
+
+impl From<String> for Details {
+    fn from(text: String) -> Details {
+        Details::Made(Box::new(text))
+    }
+}
+
+impl PartialEq<str> for Details {
+    fn eq(&self, other: &str) -> bool {
+        **self == *other
+    }
+}
+
+impl PartialEq<&str> for Details {
+    fn eq(&self, other: &&str) -> bool {
+        **self == **other
+    }
+}
+
+impl fmt::Debug for Details {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&**self, f)
+    }
+}
+
+impl fmt::Display for Details {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self)
     }
 }
 
@@ -148,19 +210,28 @@ impl ResponseFlags {
 
     /// Envoy's short form, in the order in which they were set: `UF,URX`, or `-`.
     pub fn short(self) -> String {
+        let mut out = Vec::new();
+        self.write_short(&mut out);
+        String::from_utf8(out).unwrap_or_default()
+    }
+
+    /// Writes [`ResponseFlags::short`].
+    pub fn write_short(self, out: &mut Vec<u8>) {
         if self.is_empty() {
-            return "-".to_owned();
+            out.push(b'-');
+            return;
         }
-        let names: Vec<_> = self
-            .numbers()
-            .filter_map(|number| {
-                ResponseFlags::ALL
-                    .iter()
-                    .find(|(flag, _)| flag.order == number)
-                    .map(|(_, short)| *short)
-            })
-            .collect();
-        names.join(",")
+        let names = self.numbers().filter_map(|number| {
+            ResponseFlags::ALL
+                .iter()
+                .find(|(flag, _)| flag.order == number)
+        });
+        for (index, (_, short)) in names.enumerate() {
+            if index > 0 {
+                out.push(b',');
+            }
+            out.extend_from_slice(short.as_bytes());
+        }
     }
 
     fn numbers(self) -> impl Iterator<Item = u64> {
@@ -202,7 +273,7 @@ pub struct StreamInfo {
     /// Status sent downstream; 0 while none was sent.
     pub response_code: u16,
     /// Envoy's `%RESPONSE_CODE_DETAILS%`, e.g. `via_upstream`.
-    pub response_code_details: Cow<'static, str>,
+    pub response_code_details: Details,
     /// Why the response is not the upstream's.
     pub flags: ResponseFlags,
     /// Body bytes received from the downstream.
@@ -255,7 +326,7 @@ impl StreamInfo {
             upstream_tls: None,
             upstream_attempts: 0,
             response_code: 0,
-            response_code_details: Cow::Borrowed(""),
+            response_code_details: Details::default(),
             flags: ResponseFlags::default(),
             bytes_received: 0,
             bytes_sent: 0,

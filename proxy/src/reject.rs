@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::{
     body::Body,
     head::{Headers, Known, Name, ResponseHead},
-    info::ResponseFlags,
+    info::{Details, ResponseFlags},
 };
 
 /// A local reply: status, body and flags as Envoy gives them.
@@ -21,7 +21,7 @@ pub struct Reject {
     /// What `%RESPONSE_FLAGS%` prints.
     pub flags: ResponseFlags,
     /// What `%RESPONSE_CODE_DETAILS%` prints.
-    pub details: Cow<'static, str>,
+    pub details: Details,
     /// Headers of the reply besides those every local reply has.
     pub headers: Headers,
     /// gRPC status when the mapping from the HTTP status is not wanted.
@@ -34,7 +34,7 @@ impl Reject {
         status: u16,
         body: impl Into<Cow<'static, str>>,
         flags: ResponseFlags,
-        details: impl Into<Cow<'static, str>>,
+        details: impl Into<Details>,
     ) -> Reject {
         Reject {
             status,

@@ -126,8 +126,7 @@ impl Cors {
             &asked(&rules.headers, "access-control-request-headers"),
         );
         add("access-control-max-age", &rules.max_age);
-        let private =
-            get("access-control-request-private-network").is_some_and(|v| v.as_ref() == b"true");
+        let private = get("access-control-request-private-network").is_some_and(|v| v == b"true");
         if rules.private_network && private {
             add(
                 "access-control-allow-private-network",

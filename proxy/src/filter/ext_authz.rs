@@ -80,7 +80,7 @@ pub(crate) struct Kept(Vec<Change>);
 
 #[derive(Debug)]
 enum Service {
-    Grpc(grpc::GrpcService),
+    Grpc(Box<grpc::GrpcService>),
     Http(Box<http::HttpService>),
 }
 
@@ -208,9 +208,9 @@ impl ExtAuthz {
         }
         let mut allowed = patterns("allowed_headers", config.allowed_headers.as_ref())?;
         let service = match config.services.as_ref() {
-            Some(Services::GrpcService(grpc)) => {
-                Service::Grpc(grpc::GrpcService::compile(grpc).map_err(within("grpc_service"))?)
-            }
+            Some(Services::GrpcService(grpc)) => Service::Grpc(Box::new(
+                grpc::GrpcService::compile(grpc).map_err(within("grpc_service"))?,
+            )),
             Some(Services::HttpService(http)) => {
                 let (service, more) =
                     http::HttpService::compile(http).map_err(within("http_service"))?;
@@ -516,9 +516,9 @@ impl ExtAuthzRoute {
         extensions.sort();
         let service = match settings.service_override.as_ref() {
             None => None,
-            Some(ServiceOverride::GrpcService(grpc)) => Some(Service::Grpc(
+            Some(ServiceOverride::GrpcService(grpc)) => Some(Service::Grpc(Box::new(
                 grpc::GrpcService::compile(grpc).map_err(within("grpc_service"))?,
-            )),
+            ))),
             Some(ServiceOverride::HttpService(_)) => {
                 return Err(invalid("http_service", "not supported as an override"));
             }

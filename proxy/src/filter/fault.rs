@@ -209,7 +209,7 @@ impl FaultRules {
             || head
                 .headers
                 .get(&Name::new("x-envoy-downstream-service-node"))
-                .is_some_and(|node| self.nodes.iter().any(|n| n.as_bytes() == node.as_ref()))
+                .is_some_and(|node| self.nodes.iter().any(|n| n.as_bytes() == node))
     }
 
     fn delay(&self, head: &RequestHead) -> Option<Duration> {

@@ -1,7 +1,5 @@
 //! What the service decided, in the terms of a proxy.
 
-use std::borrow::Cow;
-
 use bytes::Bytes;
 
 use crate::{
@@ -149,24 +147,24 @@ impl Allowed {
     fn rewrite_query(&self, head: &mut RequestHead) {
         let query = head.query().unwrap_or_default();
         let pairs = query.split(|b| *b == b'&').filter(|pair| !pair.is_empty());
-        let mut all: Vec<(Cow<'_, [u8]>, Cow<'_, [u8]>)> = pairs
+        let mut all: Vec<(&[u8], &[u8])> = pairs
             .map(|pair| match pair.iter().position(|b| *b == b'=') {
-                Some(at) => (pair[..at].into(), pair[at + 1..].into()),
-                None => (pair.into(), Cow::default()),
+                Some(at) => (&pair[..at], &pair[at + 1..]),
+                None => (pair, &b""[..]),
             })
             .collect();
         let visible = |text: &str| text.bytes().all(|b| (0x21..0x7f).contains(&b) && b != b'#');
         all.retain(|(key, _)| {
-            let gone = |name: &str| name.as_bytes() == &**key;
+            let gone = |name: &str| name.as_bytes() == *key;
             !self.query_remove.iter().any(|name| gone(name))
                 && !self.query_set.iter().any(|(name, _)| gone(name))
         });
         for (key, value) in &self.query_set {
             if visible(key) && visible(value) {
-                all.push((key.as_bytes().into(), value.as_bytes().into()));
+                all.push((key.as_bytes(), value.as_bytes()));
             }
         }
-        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all.sort_by(|a, b| a.0.cmp(b.0));
         let mut path = head.path_only().to_vec();
         for (index, (key, value)) in all.iter().enumerate() {
             path.push(if index == 0 { b'?' } else { b'&' });
