@@ -9,11 +9,12 @@ use std::{
 };
 
 use bytes::{Buf, BytesMut};
-use rustls::server::Acceptor;
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
     time::{Instant, timeout_at},
 };
+
+use crate::tls::hello::{self, Hello};
 
 /// A ClientHello or request line longer than this is not waited for. Envoy: 16 KiB for ClientHellos.
 const LONGEST: usize = 16 * 1024;
@@ -137,46 +138,18 @@ enum Verdict {
 }
 
 fn client_hello(read: &[u8], sniffed: &mut Sniffed) -> Verdict {
-    const HANDSHAKE: u8 = 22;
-    match read.first() {
-        None => return Verdict::NeedsMore,
-        Some(&HANDSHAKE) => {}
-        Some(_) => return Verdict::Known,
-    }
-    // A second byte other than 3 is no TLS version.
-    match read.get(1) {
-        None => return Verdict::NeedsMore,
-        Some(3) => {}
-        Some(_) => return Verdict::Known,
-    }
-    let mut acceptor = Acceptor::default();
-    let mut rest = read;
-    while !rest.is_empty() {
-        match acceptor.read_tls(&mut rest) {
-            Ok(0) | Err(_) => break,
-            Ok(_) => {}
-        }
-    }
-    match acceptor.accept() {
-        Ok(None) => Verdict::NeedsMore,
+    match hello::read(read) {
+        Hello::Incomplete => return Verdict::NeedsMore,
+        Hello::NotTls => {}
         // It begins as TLS; the handshake will tell the peer what is wrong with it.
-        Err(_) => {
+        Hello::Broken => sniffed.tls = true,
+        Hello::Complete(hello) => {
             sniffed.tls = true;
-            Verdict::Known
-        }
-        Ok(Some(accepted)) => {
-            let hello = accepted.client_hello();
-            sniffed.tls = true;
-            sniffed.server_name = hello
-                .server_name()
-                .map(|name| name.to_ascii_lowercase().into());
-            sniffed.protocols = hello
-                .alpn()
-                .map(|protocols| protocols.map(<[u8]>::to_vec).collect())
-                .unwrap_or_default();
-            Verdict::Known
+            sniffed.server_name = hello.server_name;
+            sniffed.protocols = hello.protocols;
         }
     }
+    Verdict::Known
 }
 
 /// The HTTP version: `None` if more is needed, `Some(None)` if it is not HTTP.
@@ -247,17 +220,17 @@ fn proxy_v1(read: &[u8]) -> Header {
         ["PROXY", "UNKNOWN", ..] => Header::Found(end + 2, None),
         [
             "PROXY",
-            "TCP4" | "TCP6",
+            family @ ("TCP4" | "TCP6"),
             source,
             destination,
             source_port,
             destination_port,
         ] => {
             let address = |ip: &str, port: &str| -> Option<SocketAddr> {
-                Some(SocketAddr::new(
-                    ip.parse::<IpAddr>().ok()?,
-                    port.parse().ok()?,
-                ))
+                let ip: IpAddr = ip.parse().ok()?;
+                let digits = port.bytes().all(|b| b.is_ascii_digit());
+                let port = port.parse().ok().filter(|_| digits)?;
+                (ip.is_ipv4() == (*family == "TCP4")).then(|| SocketAddr::new(ip, port))
             };
             match (
                 address(source, source_port),
@@ -301,15 +274,15 @@ fn proxy_v2(read: &[u8]) -> Header {
             SocketAddr::new(destination?, port(ports + 2)?),
         ))
     };
-    match (fixed[12], fixed[13] >> 4) {
-        (0x20, _) => Header::Found(length, None),
-        (0x21, 1) => {
-            pair(v4(0), v4(4), 8).map_or(Header::Broken, |pair| Header::Found(length, Some(pair)))
-        }
-        (0x21, 2) => {
-            pair(v6(0), v6(16), 32).map_or(Header::Broken, |pair| Header::Found(length, Some(pair)))
-        }
-        (0x21, _) => Header::Found(length, None),
+    let found = |pair: Option<_>| match pair {
+        Some(pair) => Header::Found(length, Some(pair)),
+        None => Header::Broken,
+    };
+    // As Envoy: what is neither stream nor datagram, or of another family, keeps its own addresses.
+    match (fixed[12], fixed[13]) {
+        (0x21, 0x11 | 0x12) => found(pair(v4(0), v4(4), 8)),
+        (0x21, 0x21 | 0x22) => found(pair(v6(0), v6(16), 32)),
+        (0x20 | 0x21, _) => Header::Found(length, None),
         _ => Header::Broken,
     }
 }
@@ -330,6 +303,14 @@ mod tests {
         assert_eq!(proxy_header(b"PROXY TCP4 1.2.3.4"), Header::Incomplete);
         assert_eq!(proxy_header(b"PROXY TCP4 x y 5 10\r\n"), Header::Broken);
         assert_eq!(proxy_header(b"GET / HTTP/1.1"), Header::Absent);
+        for broken in [
+            &b"PROXY TCP6 1.2.3.4 6.7.8.9 5 10\r\n"[..],
+            b"PROXY TCP4 1.2.3.4 6.7.8.9 +5 10\r\n",
+            b"PROXY TCP4 1.2.3.4 6.7.8.9 5 65536\r\n",
+            b"PROXY TCP4  1.2.3.4 6.7.8.9 5 10\r\n",
+        ] {
+            assert_eq!(proxy_header(broken), Header::Broken);
+        }
         let mut v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c".to_vec();
         v2.extend_from_slice(&[1, 2, 3, 4, 6, 7, 8, 9, 0, 5, 0, 10]);
         assert_eq!(proxy_header(&v2), Header::Found(28, pair));

@@ -36,9 +36,10 @@ use crate::{
     info::{ConnectionInfo, ResponseFlags, StreamInfo},
     inspector::{Inspectors, Sniffed},
     proto::{invalid, timeout as optional_timeout, unpack},
-    rewind::Rewind,
+    net::Transport,
     shared::Shared,
     stats::{Counter, Gauge, Histogram, Scope},
+    tcp_proxy::TcpProxy,
 };
 
 /// Envoy's default for `listener_filters_timeout`.
@@ -141,13 +142,48 @@ impl Listener {
     }
 
     /// Serves an accepted connection to its end.
-    pub(crate) async fn serve(self: Arc<Self>, mut socket: TcpStream, accepted: Instant) {
+    pub(crate) async fn serve(self: Arc<Self>, socket: TcpStream, accepted: Instant) {
+        let _open = Open::new(&self.stats, accepted);
+        // Boxed each, so that a connection that waits weighs no more than what it waits in.
+        let Some(prepared) = Box::pin(self.prepare(socket, accepted)).await else {
+            return;
+        };
+        let Prepared {
+            chain,
+            transport,
+            read,
+            connection,
+        } = prepared;
+        match &chain.terminal {
+            Terminal::Http(manager) => {
+                if !chain.rbac.is_empty() {
+                    let mut info = StreamInfo::new(connection.clone(), None);
+                    if !chain.rbac.iter().all(|rbac| rbac.admits(&mut info)) {
+                        self.log(info);
+                        return;
+                    }
+                }
+                let manager = manager.clone();
+                // It holds what it needs; a chain that was replaced goes when its connections have begun.
+                drop(chain);
+                let drains = vec![self.shared.drain.clone(), self.drain.clone()];
+                Box::pin(manager.serve(transport, read, connection, drains))
+                    .await;
+            }
+            Terminal::Tcp(proxy, logs) => {
+                Box::pin(self.tcp(&chain, proxy, logs, transport, read, connection)).await;
+            }
+        }
+    }
+
+    /// What comes before the first network filter: inspectors, the choice of a chain, TLS. `None` if the
+    /// connection is not to be served.
+    async fn prepare(&self, mut socket: TcpStream, accepted: Instant) -> Option<Prepared> {
         let (Ok(direct_remote), Ok(socket_local)) = (socket.peer_addr(), socket.local_addr())
         else {
-            return; // the peer has left already
+            return None; // the peer has left already
         };
         drop(socket.set_nodelay(true));
-        let _open = Open::new(&self.stats);
         let mut read = BytesMut::new();
         let mut sniffed = Sniffed::default();
         if self.inspectors.any() {
@@ -160,14 +196,14 @@ impl Listener {
                 Ok((found, true)) => {
                     self.stats.pre_timeout.inc();
                     if !self.continue_on_timeout {
-                        return;
+                        return None;
                     }
                     sniffed = found;
                 }
                 Err(error) => {
                     self.stats.inspect_error.inc();
                     tracing::debug!(%error, listener = %self.name, "connection dropped before a filter chain was chosen");
-                    return;
+                    return None;
                 }
             }
         }
@@ -187,42 +223,42 @@ impl Listener {
             direct_remote,
             sniffed: &sniffed,
         };
-        let connection = ConnectionInfo {
+        let chain = self.chains.find(&candidate);
+        let mut connection = ConnectionInfo {
             id: next_id(),
             remote,
             direct_remote,
             local,
             local_restored: local != socket_local,
             tls: None,
-            requested_server_name: sniffed.server_name.clone(),
+            requested_server_name: sniffed.server_name,
             started: accepted,
         };
-        let Some(chain) = self.chains.find(&candidate) else {
+        let Some(chain) = chain else {
             self.stats.no_filter_chain.inc();
             self.refuse(
                 connection,
                 ResponseFlags::NO_ROUTE_FOUND,
                 "filter_chain_not_found",
             );
-            return;
+            return None;
         };
-        let stream = Rewind::new(read.freeze(), socket);
-        match &chain.tls {
-            None => self.run(&chain, stream, connection).await,
-            Some(tls) => match timeout(chain.handshake, tls.accept(stream)).await {
-                Ok(Ok((stream, info))) => {
+        let mut transport = Transport::from(socket);
+        if let Some(tls) = &chain.tls {
+            let handshake = tls.accept(transport, std::mem::take(&mut read).into());
+            match timeout(chain.handshake, handshake).await {
+                Ok(Ok((stream, info, server_name))) => {
                     self.stats.handshake.inc();
-                    let mut connection = connection;
-                    connection.requested_server_name = connection
-                        .requested_server_name
-                        .or_else(|| stream.get_ref().1.server_name().map(Arc::from));
+                    connection.requested_server_name =
+                        connection.requested_server_name.or(server_name);
                     connection.tls = Some(info);
-                    self.run(&chain, stream, connection).await;
+                    transport = stream.into();
                 }
                 Ok(Err(error)) => {
                     self.stats.handshake_error.inc();
                     tracing::debug!(%error, listener = %self.name, %remote, "TLS handshake failed");
                     self.refuse(connection, ResponseFlags::default(), "");
+                    return None;
                 }
                 Err(_) => {
                     self.stats.handshake_timeout.inc();
@@ -231,51 +267,49 @@ impl Listener {
                         ResponseFlags::default(),
                         "transport_socket_timeout",
                     );
+                    return None;
                 }
-            },
+            }
         }
+        Some(Prepared {
+            chain,
+            transport,
+            read,
+            connection: Rc::new(connection),
+        })
     }
 
-    async fn run<S>(&self, chain: &FilterChain, stream: S, connection: ConnectionInfo)
-    where
-        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
-    {
-        let connection = Rc::new(connection);
-        match &chain.terminal {
-            Terminal::Http(manager) => {
-                if !chain.rbac.is_empty() {
-                    let mut info = StreamInfo::new(connection.clone(), None);
-                    if !chain.rbac.iter().all(|rbac| rbac.admits(&mut info)) {
-                        self.log(info);
-                        return;
-                    }
-                }
-                let drains = vec![self.shared.drain.clone(), self.drain.clone()];
-                Box::pin(manager.clone().serve(stream, connection, drains)).await;
-            }
-            Terminal::Tcp(proxy, logs) => {
-                let record = TcpRecord {
-                    info: Rc::new(RefCell::new(StreamInfo::new(connection, None))),
-                    logs,
-                };
-                if !chain
-                    .rbac
-                    .iter()
-                    .all(|rbac| rbac.admits(&mut record.info.borrow_mut()))
-                {
-                    return;
-                }
-                // Reports until it is dropped, which is before the record is.
-                let _report = match &chain.mixer {
-                    None => None,
-                    Some(mixer) => match mixer.open(&self.shared, &record.info).await {
-                        Some(report) => Some(report),
-                        None => return,
-                    },
-                };
-                proxy.serve(&self.shared, stream, &record.info).await;
-            }
+    async fn tcp(
+        &self,
+        chain: &FilterChain,
+        proxy: &TcpProxy,
+        logs: &[AccessLog],
+        transport: Transport,
+        read: BytesMut,
+        connection: Rc<ConnectionInfo>,
+    ) {
+        let record = TcpRecord {
+            info: Rc::new(RefCell::new(StreamInfo::new(connection, None))),
+            logs,
+        };
+        if !chain
+            .rbac
+            .iter()
+            .all(|rbac| rbac.admits(&mut record.info.borrow_mut()))
+        {
+            return;
         }
+        // Reports until it is dropped, which is before the record is.
+        let _report = match &chain.mixer {
+            None => None,
+            Some(mixer) => match mixer.open(&self.shared, &record.info).await {
+                Some(report) => Some(report),
+                None => return,
+            },
+        };
+        proxy
+            .serve(&self.shared, transport, read.freeze(), &record.info)
+            .await;
     }
 
     /// Writes the listener's access log for a connection that no chain took.
@@ -295,6 +329,15 @@ impl Listener {
             log.write(&Facts::of_connection(&info));
         }
     }
+}
+
+/// A connection that has its filter chain, and TLS if that ends here.
+struct Prepared {
+    chain: Arc<FilterChain>,
+    transport: Transport,
+    /// What was read of it already.
+    read: BytesMut,
+    connection: Rc<ConnectionInfo>,
 }
 
 /// Writes the access log of a TCP connection when it ends.
@@ -320,13 +363,10 @@ struct Open<'a> {
 }
 
 impl<'a> Open<'a> {
-    fn new(stats: &'a Stats) -> Open<'a> {
+    fn new(stats: &'a Stats, since: Instant) -> Open<'a> {
         stats.total.inc();
         stats.active.inc();
-        Open {
-            stats,
-            since: Instant::now(),
-        }
+        Open { stats, since }
     }
 }
 

@@ -5,6 +5,7 @@
 //! the worker's [`stock`], read, and give it back when it is empty.
 
 pub mod stock;
+pub mod splice;
 
 use std::{
     fmt,

@@ -16,10 +16,8 @@ use lateen_protocols::envoy::{
     },
     google::protobuf as pb,
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::Instant,
-};
+use bytes::Bytes;
+use tokio::time::Instant;
 
 use crate::{
     balance::xxh64,
@@ -27,13 +25,14 @@ use crate::{
     cluster::Host,
     config_error::ConfigError,
     info::ResponseFlags,
+    net::Transport,
     outlier::Outcome,
     proto::{invalid, timeout},
     route::policy::SubsetMatch,
     router::{SharedInfo, original_destination},
     shared::Shared,
     stats::{Counter, Scope},
-    upstream::{ConnectError, LocalCluster, Pick, Stream, WorkerClusters, connect},
+    upstream::{ConnectError, LocalCluster, Pick, WorkerClusters, connect},
 };
 
 /// Envoy: "idle timeout ... defaults to 1 hour".
@@ -169,26 +168,35 @@ impl TcpProxy {
 
     /// Carries the connection to its end. `info` is kept up to date all the while (bytes, upstream host,
     /// flags), so that whoever watches may read it at any time; the caller writes the record afterwards.
-    /// Dropping the future closes both connections.
-    pub async fn serve<S>(&self, shared: &Arc<Shared>, downstream: S, info: &SharedInfo)
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
+    /// `read` is what was read of the connection already. Dropping the future closes both connections.
+    pub async fn serve(
+        &self,
+        shared: &Arc<Shared>,
+        downstream: Transport,
+        read: Bytes,
+        info: &SharedInfo,
+    ) {
         self.stats.downstream_cx_total.inc();
-        if let Some((upstream, _counted)) = self.connect(shared, info).await {
+        if let Some((upstream, counted)) = self.connect(shared, info).await {
             let limits = copy::Limits {
                 idle: self.idle_timeout,
                 deadline: self.max_duration.map(|limit| info.borrow().start + limit),
             };
-            let received = |n: u64| {
-                self.stats.downstream_cx_rx_bytes_total.add(n);
-                info.borrow_mut().bytes_received += n;
+            let cluster = &counted.local.cluster.stats;
+            // Bytes of the connection are counted when read from the downstream, and when written to it.
+            let tell = |place, n: u64| match place {
+                copy::Passed::FromDownstream => {
+                    self.stats.downstream_cx_rx_bytes_total.add(n);
+                    info.borrow_mut().bytes_received += n;
+                }
+                copy::Passed::ToUpstream => cluster.upstream_cx_tx_bytes_total.add(n),
+                copy::Passed::FromUpstream => cluster.upstream_cx_rx_bytes_total.add(n),
+                copy::Passed::ToDownstream => {
+                    self.stats.downstream_cx_tx_bytes_total.add(n);
+                    info.borrow_mut().bytes_sent += n;
+                }
             };
-            let sent = |n: u64| {
-                self.stats.downstream_cx_tx_bytes_total.add(n);
-                info.borrow_mut().bytes_sent += n;
-            };
-            match copy::both(downstream, upstream, &limits, received, sent).await {
+            match copy::both(downstream, read, upstream, &limits, tell).await {
                 copy::Ended::Finished => {}
                 copy::Ended::Idle => {
                     self.stats.idle_timeout.inc();
@@ -208,7 +216,7 @@ impl TcpProxy {
     }
 
     /// A connection to a host, in as many attempts as allowed; what went wrong is in `info`.
-    async fn connect(&self, shared: &Arc<Shared>, info: &SharedInfo) -> Option<(Stream, Counted)> {
+    async fn connect(&self, shared: &Arc<Shared>, info: &SharedInfo) -> Option<(Transport, Counted)> {
         let chosen = self.draw(rand::random_range(0..self.total))?;
         let worker = WorkerClusters::of(&shared.clusters);
         info.borrow_mut().upstream_cluster = Some(chosen.name.clone());
@@ -267,7 +275,7 @@ impl TcpProxy {
                     info.upstream_local = connected.local;
                     info.upstream_tls = connected.tls;
                     info.upstream_transport_failure = None;
-                    return Some((connected.stream, counted));
+                    return Some((connected.transport, counted));
                 }
                 Err(error) => {
                     let outcome = match error {

@@ -4,9 +4,12 @@
 //! Sessions are resumed only where nothing was proven by a certificate: a resumed handshake does not
 //! look at certificates again, so with mutual TLS a peer could outlive its own.
 
-pub mod peer;
-pub mod verify;
+pub mod hello;
 mod stream;
+mod gate;
+mod scratch;
+pub mod verify;
+pub mod peer;
 
 use std::{
     fmt, io,
@@ -21,24 +24,22 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     common_tls_context::ValidationContextType, tls_parameters::TlsProtocol,
 };
 use rustls::{
-    ClientConfig, CommonState, ProtocolVersion, ServerConfig, SupportedCipherSuite,
+    CipherSuite, ClientConfig, CommonState, ProtocolVersion, ServerConfig, SupportedCipherSuite,
     SupportedProtocolVersion,
     client::{ResolvesClientCert, Resumption},
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::ServerName,
-    server::{
-        Acceptor, ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier,
-    },
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier},
     sign::CertifiedKey,
 };
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::{LazyConfigAcceptor, TlsConnector, client, server};
 
 use crate::{
     config_error::ConfigError,
     info::TlsInfo,
+    net::Transport,
     secret::{Certificate, SecretSlot, SecretStore, Trust},
 };
+use hello::Hello;
 use peer::PeerCertificate;
 pub use stream::TlsStream;
 use verify::{ClientRules, NoVerification, Rules, ServerRules};
@@ -46,8 +47,27 @@ use verify::{ClientRules, NoVerification, Rules, ServerRules};
 /// The one cryptography provider of this process.
 pub fn provider() -> &'static Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> =
-        LazyLock::new(|| Arc::new(aws_lc_rs::default_provider()));
+        LazyLock::new(|| Arc::new(preferring_aes_128()));
     &PROVIDER
+}
+
+/// rustls' suites in Envoy's order, which takes AES-128 first: it is the cheaper one and good for decades.
+fn preferring_aes_128() -> CryptoProvider {
+    let mut provider = aws_lc_rs::default_provider();
+    provider.cipher_suites.sort_by_key(|suite| {
+        let tls12 = suite.tls13().is_none();
+        let cost = match suite.suite() {
+            CipherSuite::TLS13_AES_128_GCM_SHA256
+            | CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
+            | CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 => 0,
+            CipherSuite::TLS13_AES_256_GCM_SHA384
+            | CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384
+            | CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384 => 1,
+            _ => 2,
+        };
+        (tls12, cost)
+    });
+    provider
 }
 
 /// What both sides have in common.
@@ -258,7 +278,7 @@ fn parameters(
         .iter()
         .flat_map(|s| s.trim_matches(['[', ']']).split('|'))
         .collect();
-    let mut limited = aws_lc_rs::default_provider();
+    let mut limited = preferring_aes_128();
     limited.cipher_suites.retain(|suite| match suite {
         SupportedCipherSuite::Tls13(_) => true,
         SupportedCipherSuite::Tls12(_) => wanted.contains(&cipher_name(*suite).as_str()),
@@ -330,7 +350,7 @@ pub struct ServerContext {
     require_client_certificate: bool,
     require_sni: bool,
     resumption: bool,
-    cache: Cache<ServerConfig>,
+    cache: Cache<ServerConfigs>,
 }
 
 impl ServerContext {
@@ -390,37 +410,54 @@ impl ServerContext {
         &self.common.alpn
     }
 
-    /// Does the handshake. The caller bounds the time; dropping the future drops the connection.
+    /// Does the handshake; `read` is what was read of the connection already. Gives the server name the
+    /// client asked for, too. The caller bounds the time; dropping the future drops the connection.
     ///
     /// # Errors
     /// A secret is missing, or the handshake failed (`source` is a [`rustls::Error`] then).
-    pub async fn accept<S>(&self, stream: S) -> io::Result<(server::TlsStream<S>, TlsInfo)>
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
+    pub async fn accept(
+        &self,
+        mut io: Transport,
+        read: Vec<u8>,
+    ) -> io::Result<(TlsStream, TlsInfo, Option<Arc<str>>)> {
         let built = self.cache.get(|| self.common.version(), || self.build())?;
-        let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
-        let mut config = built.config.clone();
-        if !speaks_one_of(&start.client_hello(), &config.alpn_protocols) {
-            // As Envoy: who offers only what we do not know goes on without ALPN; rustls would end it.
-            let mut silent = ServerConfig::clone(&config);
-            silent.alpn_protocols.clear();
-            config = Arc::new(silent);
-        }
-        let stream = start.into_stream(config).await?;
-        let connection = stream.get_ref().1;
-        if self.require_sni && connection.server_name().is_none() {
+        let mut read = read;
+        let hello = loop {
+            match hello::read(&read) {
+                Hello::Incomplete => {
+                    if stream::read_more(&mut io, &mut read).await? == 0 {
+                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    }
+                }
+                Hello::Complete(hello) => break Some(hello),
+                // rustls will tell the peer what is wrong with it.
+                Hello::NotTls | Hello::Broken => break None,
+            }
+        };
+        let name = hello.as_ref().and_then(|hello| hello.server_name.clone());
+        if self.require_sni && name.is_none() {
             return Err(refused("the client sent no SNI"));
         }
+        let speaks = hello.is_none_or(|hello| {
+            hello.protocols.is_empty()
+                || hello.protocols.iter().any(|p| self.common.alpn.contains(p))
+        });
+        // As Envoy: who offers only what we do not know goes on without ALPN; rustls would end it.
+        let config = if speaks {
+            &built.config.speaking
+        } else {
+            &built.config.silent
+        };
+        let stream = TlsStream::accept(io, read, config.clone()).await?;
         let info = info(
-            connection,
+            stream.common(),
             self.common.trust.is_some(),
             built.local.as_deref(),
         );
-        Ok((stream, info))
+        Ok((stream, info, name))
     }
 
-    fn build(&self) -> io::Result<(ServerConfig, Option<Arc<PeerCertificate>>)> {
+    fn build(&self) -> io::Result<(ServerConfigs, Option<Arc<PeerCertificate>>)> {
         let certificates = self.common.certificates()?;
         let local = certificates.first().map(|c| c.facts.clone());
         let builder = ServerConfig::builder_with_provider(self.common.provider.clone())
@@ -446,13 +483,28 @@ impl ServerContext {
             }
         };
         let mut config = builder.with_cert_resolver(Arc::new(BySni { certificates }));
-        config.alpn_protocols.clone_from(&self.common.alpn);
-        if !self.resumption {
-            config.session_storage = Arc::new(NoServerSessionStorage {});
+        // As Envoy: our order of suites, not the client's.
+        config.ignore_client_order = true;
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        if self.resumption {
+            // Their keys change every few hours and are those of this configuration alone.
+            config.ticketer = aws_lc_rs::Ticketer::new().map_err(broken)?;
+            // Who resumes gets a new one; more would only be made to be thrown away.
+            config.send_tls13_tickets = 1;
+        } else {
             config.send_tls13_tickets = 0;
         }
-        Ok((config, local))
+        let silent = Arc::new(config.clone());
+        config.alpn_protocols.clone_from(&self.common.alpn);
+        let speaking = Arc::new(config);
+        Ok((ServerConfigs { speaking, silent }, local))
     }
+}
+
+/// The same configuration with our protocols and without.
+struct ServerConfigs {
+    speaking: Arc<ServerConfig>,
+    silent: Arc<ServerConfig>,
 }
 
 impl fmt::Debug for ServerContext {
@@ -466,13 +518,6 @@ impl fmt::Debug for ServerContext {
             )
             .finish_non_exhaustive()
     }
-}
-
-/// Whether the client offers no ALPN, or a protocol of ours.
-fn speaks_one_of(hello: &ClientHello<'_>, ours: &[Vec<u8>]) -> bool {
-    hello
-        .alpn()
-        .is_none_or(|mut offered| offered.any(|protocol| ours.iter().any(|own| own == protocol)))
 }
 
 /// The certificate whose DNS SAN the client asked for, else the first.
@@ -575,29 +620,18 @@ impl ClientContext {
     ///
     /// # Errors
     /// A secret is missing, or the handshake failed (`source` is a [`rustls::Error`] then).
-    pub async fn connect<S>(
+    pub async fn connect(
         &self,
-        stream: S,
+        io: Transport,
         sni: Option<&str>,
         alpn: Option<&[Vec<u8>]>,
-    ) -> io::Result<(client::TlsStream<S>, TlsInfo)>
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
+    ) -> io::Result<(TlsStream, TlsInfo)> {
         let built = self.cache.get(|| self.common.version(), || self.build())?;
         let name = server_name(sni.unwrap_or(&self.sni))?;
-        let connector = TlsConnector::from(built.config.clone());
-        let stream = match alpn {
-            None => connector.connect(name, stream).await?,
-            Some(alpn) => {
-                connector
-                    .with_alpn(alpn.to_vec())
-                    .connect(name, stream)
-                    .await?
-            }
-        };
+        let config = built.config.clone();
+        let stream = TlsStream::connect(io, config, name, alpn.map(<[_]>::to_vec)).await?;
         let info = info(
-            stream.get_ref().1,
+            stream.common(),
             self.common.trust.is_some(),
             built.local.as_deref(),
         );

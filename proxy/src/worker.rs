@@ -14,8 +14,8 @@ use arc_swap::ArcSwap;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::TcpListener,
+    runtime::{Builder, LocalOptions, LocalRuntime},
     sync::{mpsc, watch},
-    task::LocalSet,
     time::Instant,
 };
 
@@ -69,17 +69,23 @@ impl Workers {
         let mut commands = Vec::new();
         for index in 0..concurrency.max(1) {
             let (sender, receiver) = mpsc::unbounded_channel();
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
+            // The runtime never leaves its thread, so it is made there.
+            let (started, starting) = std::sync::mpsc::sync_channel(1);
             threads.push(
                 std::thread::Builder::new()
                     .name(format!("wrk:{index}"))
                     .spawn(move || {
                         stats::set_worker(index);
-                        LocalSet::new().block_on(&runtime, run(receiver));
+                        match runtime() {
+                            Ok(runtime) => {
+                                drop(started.send(Ok(())));
+                                runtime.block_on(run(receiver));
+                            }
+                            Err(error) => drop(started.send(Err(error))),
+                        }
                     })?,
             );
+            starting.recv().map_err(io::Error::other)??;
             commands.push(sender);
         }
         let scope = shared.stats.scope("listener_manager.");
@@ -284,6 +290,13 @@ fn bind(address: SocketAddr, backlog: u32) -> io::Result<StdListener> {
     Ok(socket.into())
 }
 
+/// One thread's runtime: its tasks never leave it, so waking one takes neither lock nor atomic queue.
+fn runtime() -> io::Result<LocalRuntime> {
+    Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default())
+}
+
 async fn run(mut commands: mpsc::UnboundedReceiver<Command>) {
     /// A stop waits no longer than this for a trace collector and for Mixer.
     const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -311,6 +324,8 @@ async fn accept(
     mut accepting: watch::Receiver<()>,
 ) {
     const OUT_OF_FILES: Duration = Duration::from_millis(100);
+    /// Connections taken before those that are already open get their turn.
+    const AT_ONCE: u32 = 16;
     let socket = match TcpListener::from_std(socket) {
         Ok(socket) => socket,
         Err(error) => {
@@ -318,7 +333,12 @@ async fn accept(
             return;
         }
     };
+    let mut taken = 0;
     loop {
+        if taken == AT_ONCE {
+            taken = 0;
+            tokio::task::yield_now().await;
+        }
         // Cancel-safe: both lose nothing when dropped.
         let accepted = tokio::select! {
             accepted = socket.accept() => accepted,
@@ -326,6 +346,7 @@ async fn accept(
         };
         match accepted {
             Ok((stream, _)) => {
+                taken += 1;
                 let listener = listener.load_full();
                 tokio::task::spawn_local(listener.serve(stream, Instant::now()));
             }

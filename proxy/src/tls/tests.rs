@@ -21,14 +21,14 @@ async fn meet(
 ) -> (io::Result<TlsInfo>, io::Result<TlsInfo>) {
     let (near, far) = tokio::io::duplex(1 << 16);
     let serve = async {
-        let (mut stream, info) = server.accept(near).await?;
+        let (mut stream, info, _) = server.accept(near.into(), Vec::new()).await?;
         let byte = stream.read_u8().await?;
         stream.write_u8(byte).await?;
         stream.flush().await?;
         Ok(info)
     };
     let call = async {
-        let (mut stream, info) = client.connect(far, sni, None).await?;
+        let (mut stream, info) = client.connect(far.into(), sni, None).await?;
         stream.write_u8(7).await?;
         stream.flush().await?;
         stream.read_u8().await?;
@@ -93,7 +93,7 @@ async fn both_sides_know_each_other_by_mutual_tls() {
     assert_eq!(at_server.alpn.as_deref(), Some(&b"h2"[..]));
     assert_eq!(
         (at_server.version, at_server.cipher.as_str()),
-        ("TLSv1.3", "TLS_AES_256_GCM_SHA384")
+        ("TLSv1.3", "TLS_AES_128_GCM_SHA256")
     );
     assert!(at_server.is_mutual());
     assert_eq!(at_client.peer_uri_san.as_deref(), Some(SERVER));
@@ -231,8 +231,13 @@ async fn a_rotated_secret_is_used_by_the_next_handshake_and_no_connection_breaks
     assert!(server.ready());
     let (near, far) = tokio::io::duplex(1 << 16);
     let before = client_of(&old);
-    let (accepted, connected) = tokio::join!(server.accept(near), before.connect(far, None, None));
-    let ((mut accepted, _), (mut connected, _)) = (accepted.unwrap(), connected.unwrap());
+    let (accepted, connected) = tokio::join!(server.accept(near.into(), Vec::new()), async {
+        let (mut connected, info) = before.connect(far.into(), None, None).await?;
+        // The last flight leaves with data or when told to.
+        connected.flush().await?;
+        Ok::<_, io::Error>((connected, info))
+    });
+    let ((mut accepted, _, _), (mut connected, _)) = (accepted.unwrap(), connected.unwrap());
 
     give(&new);
     assert!(meet(&server, &client_of(&new), None).await.0.is_ok());

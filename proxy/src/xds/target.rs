@@ -3,12 +3,10 @@
 
 use std::{
     io,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
@@ -25,14 +23,14 @@ use envoy_types::pb::envoy::{
 use hyper_util::rt::TokioIo;
 use prost::{Message, Name};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
     sync::watch,
 };
-use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use crate::{config_error::ConfigError, secret::SecretStore, tls::ClientContext};
+use crate::{
+    config_error::ConfigError, net::Transport, secret::SecretStore, tls::ClientContext,
+};
 
 /// Envoy's default for clusters.
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -189,68 +187,21 @@ fn tls(
     Ok(Some(Arc::new(context)))
 }
 
-async fn dial(place: &Place, tls: Option<&ClientContext>) -> io::Result<Stream> {
+async fn dial(place: &Place, tls: Option<&ClientContext>) -> io::Result<Transport> {
     let plain = match place {
         Place::Tcp(host, port) => {
             let stream = TcpStream::connect((host.as_str(), *port)).await?;
             stream.set_nodelay(true)?;
-            Plain::Tcp(stream)
+            Transport::from(stream)
         }
-        Place::Unix(path) => Plain::Unix(UnixStream::connect(path).await?),
+        Place::Unix(path) => UnixStream::connect(path).await?.into(),
     };
     match tls {
-        None => Ok(Stream::Plain(plain)),
+        None => Ok(plain),
         Some(tls) => {
             let alpn = [b"h2".to_vec()];
             let (stream, _) = tls.connect(plain, None, Some(&alpn)).await?;
-            Ok(Stream::Tls(Box::new(stream)))
+            Ok(stream.into())
         }
     }
 }
-
-#[derive(Debug)]
-enum Plain {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-#[derive(Debug)]
-enum Stream {
-    Plain(Plain),
-    Tls(Box<TlsStream<Plain>>),
-}
-
-macro_rules! delegate {
-    ($stream:ty, $($variant:path),+) => {
-        impl AsyncRead for $stream {
-            fn poll_read(
-                self: Pin<&mut Self>,
-                cx: &mut Context<'_>,
-                buf: &mut ReadBuf<'_>,
-            ) -> Poll<io::Result<()>> {
-                match self.get_mut() { $($variant(s) => Pin::new(s).poll_read(cx, buf)),+ }
-            }
-        }
-
-        impl AsyncWrite for $stream {
-            fn poll_write(
-                self: Pin<&mut Self>,
-                cx: &mut Context<'_>,
-                buf: &[u8],
-            ) -> Poll<io::Result<usize>> {
-                match self.get_mut() { $($variant(s) => Pin::new(s).poll_write(cx, buf)),+ }
-            }
-
-            fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-                match self.get_mut() { $($variant(s) => Pin::new(s).poll_flush(cx)),+ }
-            }
-
-            fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-                match self.get_mut() { $($variant(s) => Pin::new(s).poll_shutdown(cx)),+ }
-            }
-        }
-    };
-}
-
-delegate!(Plain, Plain::Tcp, Plain::Unix);
-delegate!(Stream, Stream::Plain, Stream::Tls);
