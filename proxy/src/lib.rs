@@ -17,7 +17,6 @@ pub mod worker;
 pub mod listener;
 pub mod net;
 pub mod inspector;
-pub mod rewind;
 pub mod filter_chain;
 pub mod tls;
 pub mod http;
