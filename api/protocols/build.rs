@@ -6,6 +6,9 @@ use std::{env, error::Error, fs, path::PathBuf, process::Command};
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
 
+#[path = "build/schema.rs"]
+mod schema;
+
 const PROTOS: &[&str] = &[
     "google/rpc/status.proto",
     "istio/mixer/v1/mixer.proto",
@@ -19,6 +22,7 @@ const PROTOS: &[&str] = &[
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build");
     let out = PathBuf::from(env::var("OUT_DIR")?);
 
     let ours = protox::compile(PROTOS, ["proto"])?;
@@ -38,6 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         file.source_code_info = None; // 2.7 MB of comments that nobody reads at run time
     }
     fs::write(out.join("descriptors.bin"), all.encode_to_vec())?;
+    fs::write(out.join("schema.bin"), schema::schema(&all))?;
     Ok(())
 }
 
