@@ -8,6 +8,7 @@
 mod attributes;
 mod cache;
 mod client;
+mod encode;
 mod quota;
 mod tcp;
 mod verdict;
@@ -15,7 +16,7 @@ mod verdict;
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use lateen_protocols::istio::mixer::v1::{
     self as wire, HeaderOperation,
     config::client::{
@@ -34,7 +35,7 @@ use crate::{
     config_error::ConfigError,
     filter::{FilterContext, RouteFilterConfig},
     format::Facts,
-    head::{Headers, Known, Name, RequestHead, ResponseHead},
+    head::{Headers, Known, RequestHead, ResponseHead},
     info::{ConnectionInfo, MixerVerdict},
     reject::Reject,
     shared::Shared,
@@ -425,18 +426,29 @@ fn query_map(query: &[u8]) -> Arc<[(Bytes, Bytes)]> {
 
 /// Headers as a map: values of one name joined by commas, as RFC 9110 §5.2 reads them.
 fn map(pseudo: &[(&'static str, &Bytes)], headers: &Headers) -> Arc<[(Bytes, Bytes)]> {
-    let mut entries: Vec<(Bytes, Bytes)> = pseudo
+    let mut entries: Vec<(Bytes, Bytes)> = Vec::with_capacity(pseudo.len() + headers.len());
+    let pseudo = pseudo
         .iter()
-        .map(|(name, value)| (Bytes::from_static(name.as_bytes()), (*value).clone()))
-        .collect();
+        .map(|(name, value)| (Bytes::from_static(name.as_bytes()), (*value).clone()));
+    entries.extend(pseudo);
+    // One copy of all text, of which the entries are parts.
+    let mut text = BytesMut::with_capacity(usize::try_from(header_bytes(headers)).unwrap_or(0));
     for (name, value) in headers.iter() {
-        let key = match name.to_name() {
-            Name::Known(known) => Bytes::from_static(known.as_str().as_bytes()),
-            Name::Other(bytes) => bytes,
+        if name.known().is_none() {
+            text.extend_from_slice(name.as_bytes());
+        }
+        text.extend_from_slice(value);
+    }
+    let mut text = text.freeze();
+    for (name, value) in headers.iter() {
+        let key = match name.known() {
+            Some(known) => Bytes::from_static(known.as_str().as_bytes()),
+            None => text.split_to(name.as_bytes().len()),
         };
+        let part = text.split_to(value.len());
         match entries.iter_mut().find(|(known, _)| *known == key) {
             Some((_, present)) => *present = [&present[..], b",", value].concat().into(),
-            None => entries.push((key, Bytes::copy_from_slice(value))),
+            None => entries.push((key, part)),
         }
     }
     entries.into()

@@ -13,6 +13,8 @@ use prost::{Message, Name};
 
 use crate::config_error::ConfigError;
 
+pub(crate) mod wire;
+
 /// A configuration error at `path`.
 pub fn invalid(path: impl Into<String>, reason: impl Into<String>) -> ConfigError {
     ConfigError {

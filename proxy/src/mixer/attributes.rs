@@ -2,17 +2,16 @@
 //! dictionary indexes, so that nothing is hashed until a message has to be written.
 
 use std::{
-    collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
-use lateen_engine::dictionary::{GLOBAL_WORDS, WordList, global_index};
-use lateen_protocols::istio::mixer::v1::{
-    self as wire, CompressedAttributes, StringMap, attributes::attribute_value,
-};
+use lateen_engine::dictionary::{GLOBAL_WORDS, global_index};
+use lateen_protocols::istio::mixer::v1::{self as wire, attributes::attribute_value};
+
+use super::encode::Words;
 
 /// The name of an attribute: an index of the global dictionary, or beyond it one of [`EXTRA`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -43,14 +42,15 @@ impl Key {
         u32::try_from(GLOBAL_WORDS.len() + position).ok().map(Key)
     }
 
-    fn write(self, words: &mut WordList) -> i32 {
+    /// The number of its name in a message.
+    pub(super) fn number(self, words: &mut Words<'_>) -> i32 {
         match i32::try_from(self.0) {
             Ok(index) if (self.0 as usize) < GLOBAL_WORDS.len() => index,
             _ => {
                 let extra = EXTRA.lock().unwrap_or_else(PoisonError::into_inner);
                 let name = extra.get(self.0 as usize - GLOBAL_WORDS.len()).cloned();
                 drop(extra);
-                words.index(&name.unwrap_or_default())
+                words.number(name.as_deref().unwrap_or_default().to_owned().into())
             }
         }
     }
@@ -273,65 +273,17 @@ impl Attributes {
         self.list.retain(|(key, _)| keys.contains(key));
     }
 
-    /// Writes the set; words beyond the dictionary go into `words`.
-    pub(crate) fn write(&self, words: &mut WordList) -> CompressedAttributes {
-        let mut out = CompressedAttributes::default();
-        for (key, value) in &self.list {
-            let name = key.write(words);
-            match value {
-                Value::Text(text) => {
-                    out.strings.insert(name, word(words, text));
-                }
-                Value::Int(n) => {
-                    out.int64s.insert(name, *n);
-                }
-                Value::Double(n) => {
-                    out.doubles.insert(name, *n);
-                }
-                Value::Bool(b) => {
-                    out.bools.insert(name, *b);
-                }
-                Value::Bytes(bytes) => {
-                    out.bytes.insert(name, bytes.to_vec());
-                }
-                Value::Time(time) => {
-                    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-                    out.timestamps.insert(name, timestamp(since));
-                }
-                Value::Span(span) => {
-                    let span = prost_types::Duration {
-                        seconds: i64::try_from(span.as_secs()).unwrap_or(i64::MAX),
-                        nanos: i32::try_from(span.subsec_nanos()).unwrap_or(0),
-                    };
-                    out.durations.insert(name, span);
-                }
-                Value::Map(entries) => {
-                    let entries: HashMap<_, _> = entries
-                        .iter()
-                        .map(|(k, v)| (word(words, k), word(words, v)))
-                        .collect();
-                    out.string_maps.insert(name, StringMap { entries });
-                }
-            }
-        }
-        out
-    }
-}
-
-fn word(words: &mut WordList, text: &[u8]) -> i32 {
-    words.index(&String::from_utf8_lossy(text))
-}
-
-fn timestamp(since: Duration) -> prost_types::Timestamp {
-    prost_types::Timestamp {
-        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-        nanos: i32::try_from(since.subsec_nanos()).unwrap_or(0),
+    /// All of them, by key.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Key, &Value)> {
+        self.list.iter().map(|(key, value)| (*key, value))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use prost::Message as _;
+
+    use super::{super::encode, *};
 
     #[test]
     fn what_is_written_is_read_back_by_the_engine() {
@@ -342,9 +294,10 @@ mod tests {
         all.set(KEYS.source_ip, IpAddr::from([127, 0, 0, 1]));
         let entries = [(Bytes::from("x-user"), Bytes::from("john"))];
         all.set(KEYS.request_headers, Value::Map(entries.into()));
-        let mut words = WordList::new(GLOBAL_WORDS.len());
-        let mut message = all.write(&mut words);
-        message.words = words.into_words();
+        let (mut words, mut out) = (Words::default(), Vec::new());
+        encode::attributes(&all, &mut words, &mut out);
+        words.write(&mut out, 1);
+        let message = wire::CompressedAttributes::decode(out.as_slice()).unwrap();
         let table = lateen_engine::AttributeTable::default_vocabulary();
         let count = u32::try_from(GLOBAL_WORDS.len()).unwrap();
         let bag = lateen_engine::wire::decode(

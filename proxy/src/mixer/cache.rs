@@ -4,6 +4,7 @@
 //! the list of shapes is an immutable snapshot.
 
 use std::{
+    cell::RefCell,
     sync::{
         Arc,
         atomic::{AtomicI32, Ordering},
@@ -27,6 +28,11 @@ const MAX_ANSWERS: usize = 10_000;
 /// Distinct sets of referenced attributes kept; answers of further shapes are not cached. A rule set has a
 /// handful, so more of them are an attack on the walk over them.
 const MAX_SHAPES: usize = 64;
+
+thread_local! {
+    /// Where keys are written that are only looked up: finding an answer allocates nothing.
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::default();
+}
 
 /// What an answer depends on, in a fixed order.
 #[derive(Debug, PartialEq, Eq)]
@@ -105,20 +111,20 @@ impl Cache {
 
     /// The answer for such a request; its uses may have run out. One that has expired does not hide one of
     /// another shape.
-    pub(super) fn find(&self, attributes: &Attributes) -> Option<Arc<Answer>> {
+    pub(super) fn find(&self, attributes: &Attributes, now: Instant) -> Option<Arc<Answer>> {
         let shapes = self.shapes.load();
-        let now = Instant::now();
-        let mut key = Vec::with_capacity(128);
-        for (number, shape) in shapes.iter().enumerate() {
-            key.clear();
-            if shape.key(number, attributes, &mut key)
-                && let Some(answer) = self.answers.get(key.as_slice())
-                && answer.is_unexpired(now)
-            {
-                return Some(answer);
+        SCRATCH.with_borrow_mut(|key| {
+            for (number, shape) in shapes.iter().enumerate() {
+                key.clear();
+                if shape.key(number, attributes, key)
+                    && let Some(answer) = self.answers.get(key.as_slice())
+                    && answer.is_unexpired(now)
+                {
+                    return Some(answer);
+                }
             }
-        }
-        None
+            None
+        })
     }
 
     /// Keeps an answer, if what it references can be compared and fits the request it was given for.
@@ -322,8 +328,8 @@ mod tests {
                 attribute_matches: vec![reference],
             };
             cache.keep(&referenced, &request(given), answer(-1));
-            assert!(cache.find(&request(same)).is_some());
-            assert!(cache.find(&request(other)).is_none());
+            assert!(cache.find(&request(same), Instant::now()).is_some());
+            assert!(cache.find(&request(other), Instant::now()).is_none());
         }
     }
 
@@ -338,10 +344,10 @@ mod tests {
         let absent = referenced(reference("source.user", None, Condition::Absence));
         cache.keep(&absent, &john, answer(-1));
         tokio::time::advance(Duration::from_secs(5)).await;
-        assert!(cache.find(&john).is_none());
+        assert!(cache.find(&john, Instant::now()).is_none());
         let exact = reference("request.headers", Some("x-user"), Condition::Exact);
         cache.keep(&referenced(exact), &john, answer(-1));
-        assert!(cache.find(&john).is_some());
+        assert!(cache.find(&john, Instant::now()).is_some());
     }
 
     #[tokio::test(start_paused = true)]
@@ -353,7 +359,7 @@ mod tests {
             attribute_matches: vec![reference],
         };
         cache.keep(&referenced, &request(None), answer(-1));
-        assert!(cache.find(&request(None)).is_none());
+        assert!(cache.find(&request(None), Instant::now()).is_none());
     }
 
     #[tokio::test(start_paused = true)]

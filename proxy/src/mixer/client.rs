@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use lateen_engine::dictionary::{GLOBAL_WORDS, WordList};
+use lateen_engine::dictionary::GLOBAL_WORDS;
 use lateen_protocols::istio::mixer::v1::{
     CheckRequest, CheckResponse, ReportRequest, check_request::QuotaParams,
     config::client::TransportConfig, report_request::RepeatedAttributesSemantics,
@@ -24,12 +24,14 @@ use tokio_util::task::TaskTracker;
 use super::{
     attributes::Attributes,
     cache::{Answer, Cache},
+    encode::{self, Words},
     verdict::{OK, UNAVAILABLE, Verdict},
 };
 use crate::{
     config_error::ConfigError,
     grpc::Upstream,
     head::Name,
+    proto::wire,
     shared::Shared,
     stats::{Counter, Scope},
 };
@@ -178,7 +180,10 @@ impl Client {
     ) -> Result<Checked, Unavailable> {
         self.stats.check_calls.inc();
         let now = Instant::now();
-        let found = self.cache.as_ref().and_then(|cache| cache.find(attributes));
+        let found = self
+            .cache
+            .as_ref()
+            .and_then(|cache| cache.find(attributes, now));
         let (generation, confirmed) = *self.lock_generation();
         let fresh = confirmed.is_some_and(|at| now.duration_since(at) <= CONFIRMED_FOR);
         // Quota is never answered from the cache: it stays exact, at the price of a call.
@@ -219,12 +224,15 @@ impl Client {
         quotas: &[(&str, i64)],
         retries: &Retries,
     ) -> Result<Checked, Unavailable> {
-        let mut words = WordList::new(GLOBAL_WORDS.len());
-        let mut compressed = attributes.write(&mut words);
-        compressed.words = words.into_words();
+        let mut request = Vec::with_capacity(1024);
+        wire::message(&mut request, 1, |out| {
+            let mut words = Words::default();
+            encode::attributes(attributes, &mut words, out);
+            words.write(out, 1);
+        });
         let number = self.deduplication.1.fetch_add(1, Ordering::Relaxed);
-        let request = CheckRequest {
-            attributes: Some(compressed),
+        let rest = CheckRequest {
+            attributes: None,
             global_word_count: u32::try_from(GLOBAL_WORDS.len()).unwrap_or(u32::MAX),
             deduplication_id: format!("{}{number}", self.deduplication.0),
             quotas: quotas
@@ -237,8 +245,9 @@ impl Client {
                     ((*name).to_owned(), asked)
                 })
                 .collect(),
-        }
-        .encode_to_vec();
+        };
+        // A message is its fields one after the other.
+        rest.encode_raw(&mut request);
         let mut wait = retries.base;
         for attempt in 0.. {
             if self.rests() {
@@ -380,15 +389,21 @@ impl Client {
 
     async fn send(self: Arc<Client>, shared: Arc<Shared>, list: Vec<Attributes>) {
         // One word list for the whole batch.
-        let mut words = WordList::new(GLOBAL_WORDS.len());
-        let attributes = list.iter().map(|a| a.write(&mut words)).collect();
-        let request = ReportRequest {
-            attributes,
-            default_words: words.into_words(),
+        let mut request = Vec::with_capacity(1024 * list.len().min(64));
+        let mut words = Words::default();
+        for attributes in &list {
+            wire::message(&mut request, 1, |out| {
+                encode::attributes(attributes, &mut words, out);
+            });
+        }
+        words.write(&mut request, 2);
+        let rest = ReportRequest {
+            attributes: Vec::new(),
+            default_words: Vec::new(),
             global_word_count: u32::try_from(GLOBAL_WORDS.len()).unwrap_or(u32::MAX),
             repeated_attributes_semantics: RepeatedAttributesSemantics::IndependentEncoding.into(),
-        }
-        .encode_to_vec();
+        };
+        rest.encode_raw(&mut request);
         self.stats.remote_report_calls.inc();
         let sent = Instant::now();
         let path = "/istio.mixer.v1.Mixer/Report";

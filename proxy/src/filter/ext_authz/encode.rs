@@ -3,13 +3,12 @@
 
 use std::{net::SocketAddr, time::UNIX_EPOCH};
 
-use prost::encoding::{WireType, encode_key, encode_varint};
-
 use super::Question;
 use crate::{
     format::url_encoded_pem,
     head::{Headers, Known, Name},
     info::TlsInfo,
+    proto::wire::{bytes, message, number},
 };
 
 /// Says whether the body in the question is all of it.
@@ -192,40 +191,4 @@ fn text(out: &mut Vec<u8>, field: u32, value: &[u8]) {
         clean.extend(chunk.invalid().iter().map(|_| b'!'));
     }
     bytes(out, field, &clean);
-}
-
-fn bytes(out: &mut Vec<u8>, field: u32, value: &[u8]) {
-    if value.is_empty() {
-        return;
-    }
-    encode_key(field, WireType::LengthDelimited, out);
-    encode_varint(value.len() as u64, out);
-    out.extend_from_slice(value);
-}
-
-fn number(out: &mut Vec<u8>, field: u32, value: u64) {
-    if value != 0 {
-        encode_key(field, WireType::Varint, out);
-        encode_varint(value, out);
-    }
-}
-
-/// A message (or text) whose length is known once it is written: it is written first and then moved by
-/// the bytes its length takes, most often one or two.
-fn message(out: &mut Vec<u8>, field: u32, write: impl FnOnce(&mut Vec<u8>)) {
-    encode_key(field, WireType::LengthDelimited, out);
-    let start = out.len();
-    out.push(0);
-    write(out);
-    let mut length = out.len() - start - 1;
-    // The byte that is there already takes the last seven bits.
-    let mut at = start;
-    while length >= 0x80 {
-        out.insert(at, (length & 0x7f) as u8 | 0x80);
-        length >>= 7;
-        at += 1;
-    }
-    if let Some(last) = out.get_mut(at) {
-        *last = (length & 0x7f) as u8;
-    }
 }
