@@ -264,7 +264,12 @@ impl Connection {
         };
         let served = stream::serve(record, request, &mut meanwhile, &mut self.deadline).await;
         match served {
-            Some(outgoing) => self.answer(outgoing, meta.keep_alive).await,
+            Some(outgoing) => {
+                // As Envoy, which has not looked at the body yet when it answers the head.
+                let hasty =
+                    outgoing.hasty && !matches!(meta.framing, Framing::None | Framing::Length(0));
+                self.answer(outgoing, meta.keep_alive && !hasty).await
+            }
             None => After::Gone,
         }
     }
@@ -373,7 +378,8 @@ impl Connection {
     /// Writes the head of a response into the output.
     fn begin(&mut self, mut outgoing: Outgoing, close: bool) -> Result<Sending, After> {
         let bodiless = outgoing.is_bodiless();
-        let http_10 = outgoing.record.protocol == Protocol::Http10;
+        let http_10 =
+            outgoing.record.protocol == Protocol::Http10 && self.cx.manager.accept_http_10;
         let to_head = outgoing.record.is_head();
         let tunnel = outgoing.tunnel;
         let Some(head) = &mut outgoing.record.response else {
@@ -694,7 +700,7 @@ impl Meanwhile<'_> {
     /// Puts 1xx responses of the upstream into the output, and writes what is in it.
     fn poll_output(&mut self, early: &Early, task: &mut Context<'_>) -> Poll<Cut> {
         if let Some(head) = early.take() {
-            self.inform(&head);
+            self.inform(head);
         }
         if self.out.is_empty() {
             return Poll::Pending;
@@ -709,18 +715,6 @@ impl Meanwhile<'_> {
         match ready!(wire.io.poll_flush(task)) {
             Ok(()) => Poll::Pending,
             Err(_) => Poll::Ready(Cut::Left),
-        }
-    }
-
-    fn inform(&mut self, head: &ResponseHead) {
-        let wire = self.wire.borrow();
-        if !wire.cx.manager.proxy_100_continue {
-            return;
-        }
-        wire.cx.manager.stats.rq_1xx.inc();
-        let reply = Reply::default();
-        if let Err(error) = h1::write_response(self.out.text(), head, Framing::None, reply) {
-            tracing::debug!(%error, status = head.status, "an informational response is left out");
         }
     }
 }
@@ -741,6 +735,18 @@ impl Downstream for Meanwhile<'_> {
     fn broken(&mut self) -> Option<Broken> {
         let wire = self.wire.borrow();
         wire.broken.map(|cut| cut.broken(&wire))
+    }
+
+    fn inform(&mut self, head: ResponseHead) {
+        let wire = self.wire.borrow();
+        if !wire.cx.manager.proxy_100_continue {
+            return;
+        }
+        wire.cx.manager.stats.rq_1xx.inc();
+        let reply = Reply::default();
+        if let Err(error) = h1::write_response(self.out.text(), &head, Framing::None, reply) {
+            tracing::debug!(%error, status = head.status, "an informational response is left out");
+        }
     }
 
     fn poll_meanwhile(&mut self, early: &Early, task: &mut Context<'_>) -> Poll<Broken> {

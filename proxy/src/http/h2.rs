@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     body::{Body, BodyError, Frame, Source},
-    head::{Headers, Known, Protocol, RequestHead},
+    head::{Headers, Known, Protocol, RequestHead, ResponseHead},
     net::{Transport, stock},
     timer::Deadline,
 };
@@ -69,10 +69,11 @@ pub(super) async fn serve(cx: Rc<ConnectionContext>, io: Transport, input: Bytes
         noticed: false,
         drained: false,
         eof: false,
+        malformed: false,
     };
     let end = poll_fn(|task| driver.poll(task)).await;
     driver.leave(end);
-    if matches!(end, Ended::Local) {
+    if !matches!(end, Ended::Remote) {
         Box::pin(driver.linger()).await;
     }
 }
@@ -231,6 +232,8 @@ struct Driver {
     /// GOAWAY was said.
     drained: bool,
     eof: bool,
+    /// The connection fails because of a malformed message.
+    malformed: bool,
 }
 
 impl Driver {
@@ -340,7 +343,7 @@ impl Driver {
         let cx = &self.cx;
         let stats = &cx.manager.stats_h2;
         let mut unwanted: Option<Vec<(StreamId, usize)>> = None;
-        let mut ponged = false;
+        let (mut ponged, mut malformed) = (false, false);
         let mut codec = shared.codec.borrow_mut();
         codec.set_time(shared.began.elapsed());
         let result = codec.receive(&mut self.input, &mut |event| match event {
@@ -402,6 +405,7 @@ impl Driver {
                 }
             }
             Event::Malformed { details } => {
+                malformed = true;
                 stats.rx_messaging_error.inc();
                 Record::open(cx, Protocol::Http2).violated(details);
             }
@@ -419,6 +423,7 @@ impl Driver {
         if ponged {
             self.pong_by = None;
         }
+        self.malformed = malformed && result.is_err();
         result
     }
 
@@ -581,6 +586,10 @@ impl Driver {
         let mut task = Context::from_waker(Waker::noop());
         while let Poll::Ready(Some(())) = self.streams.poll_next_unpin(&mut task) {}
         self.streams.clear();
+        if self.malformed {
+            // As Envoy, which closes without a word when a message breaks the rules.
+            return;
+        }
         // GOAWAY, as far as the socket takes it at once.
         let _leftover = self.poll_flush(&mut task);
     }
@@ -643,7 +652,11 @@ async fn run(
     {
         head.headers.remove_known(Known::Expect);
         manager.stats.rq_1xx.inc();
-        inform(&shared, inbox.stream, 100, Headers::default());
+        let go_on = ResponseHead {
+            status: 100,
+            headers: Headers::default(),
+        };
+        inform(&shared, inbox.stream, &go_on);
     }
     let host_given = !head.authority.is_empty();
     record.request = Some(head);
@@ -666,10 +679,9 @@ async fn run(
     drop(guard);
 }
 
-fn inform(shared: &Shared, stream: StreamId, status: u16, headers: Headers) {
-    let head = crate::head::ResponseHead { status, headers };
+fn inform(shared: &Shared, stream: StreamId, head: &ResponseHead) {
     // A stream that is gone needs no telling.
-    let _gone = shared.codec.borrow_mut().inform(stream, &head);
+    let _gone = shared.codec.borrow_mut().inform(stream, head);
     shared.touch();
 }
 
@@ -806,6 +818,12 @@ async fn answer(
     }
     drop(active);
     record.complete();
+    if inbox.state.borrow().ended {
+        return;
+    }
+    // Answered before the request had come: once the answer has left, the rest of it is not wanted.
+    shared.codec.borrow_mut().stop_receiving(stream);
+    shared.touch();
 }
 
 enum Sent {
@@ -904,11 +922,15 @@ impl Downstream for Meanwhile<'_> {
         })
     }
 
+    fn inform(&mut self, head: ResponseHead) {
+        if self.proxy_informational {
+            inform(self.shared, self.inbox.stream, &head);
+        }
+    }
+
     fn poll_meanwhile(&mut self, early: &Early, task: &mut Context<'_>) -> Poll<Broken> {
-        if let Some(head) = early.take()
-            && self.proxy_informational
-        {
-            inform(self.shared, self.inbox.stream, head.status, head.headers);
+        if let Some(head) = early.take() {
+            self.inform(head);
         }
         self.inbox.state.borrow_mut().own(task);
         Poll::Pending

@@ -84,7 +84,7 @@ impl ConnectionManager {
         if head.protocol == Protocol::Http10 && !self.accept_http_10 {
             return Err(Reject::new(
                 426,
-                "",
+                "Upgrade Required",
                 ResponseFlags::default(),
                 "low_version",
             ));

@@ -46,6 +46,8 @@ pub(super) struct Outgoing {
     pub(super) tunnel: bool,
     /// It answers a request that made no sense.
     pub(super) senseless: bool,
+    /// It is our own answer to the head alone.
+    pub(super) hasty: bool,
 }
 
 /// Why a request needs no answer of filters or upstream any more.
@@ -64,6 +66,9 @@ pub(super) enum Broken {
 pub(super) trait Downstream {
     /// What has become known of the downstream already.
     fn broken(&mut self) -> Option<Broken>;
+
+    /// Sends a 1xx response, unless such are not passed on.
+    fn inform(&mut self, head: ResponseHead);
 
     /// Sends what is to be sent meanwhile (1xx responses above all), and is ready when there is nobody left
     /// to answer.
@@ -107,6 +112,7 @@ pub(super) async fn serve(
     let limits = record.limits.clone();
     let connect = request.upgrade.as_deref() == Some("connect");
     let upgrade = request.upgrade.is_some();
+    let mut at_once = true;
     let outcome = {
         let mut respond = pin!(respond(&mut record, request, &early));
         // Dropping `respond` is how a request is given up.
@@ -118,6 +124,7 @@ pub(super) async fn serve(
             if let Poll::Ready(outcome) = polled {
                 return Poll::Ready(Ok(outcome));
             }
+            at_once = false;
             if let Poll::Ready(expired) = limits.poll(deadline, cx) {
                 return Poll::Ready(Err(Broken::Expired(expired)));
             }
@@ -125,6 +132,10 @@ pub(super) async fn serve(
         })
         .await
     };
+    if let Some(head) = early.take() {
+        // It came together with the response.
+        downstream.inform(head);
+    }
     let outcome = match outcome {
         Ok(outcome) => outcome,
         Err(Broken::Expired(expired)) => {
@@ -141,7 +152,9 @@ pub(super) async fn serve(
         }
         Err(Broken::Malformed(reject)) => Err(reject),
     };
+    let hasty = at_once && outcome.is_err();
     let mut outgoing = finish(record, outcome);
+    outgoing.hasty = hasty;
     let status = outgoing.status();
     outgoing.tunnel = upgrade
         && (status == 101 || connect && (200..300).contains(&status))
@@ -433,6 +446,7 @@ fn finish(mut record: Record, outcome: Result<(ResponseHead, Body), Reject>) -> 
         body,
         tunnel: false,
         senseless,
+        hasty: false,
     }
 }
 
