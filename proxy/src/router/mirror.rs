@@ -52,14 +52,7 @@ pub(super) fn start(
                 return;
             };
             drop(replay);
-            let answer = call(
-                &shared,
-                &cluster,
-                head,
-                body,
-                timeout.unwrap_or(LONGEST),
-            )
-            .await;
+            let answer = call(&shared, &cluster, head, body, timeout.unwrap_or(LONGEST)).await;
             match answer {
                 // Read to the end, so that the connection can be used again.
                 Ok((_, mut body)) => while let Some(Ok(Frame::Data(_))) = body.frame().await {},

@@ -249,7 +249,11 @@ fn a_connection_closed_while_idle_is_not_used() {
         assert_eq!(world.get(&policy, "/2").await.status, 200);
         assert_eq!(
             world
-                .send(&policy, head("POST", "/3", &[]), Body::full("x"))
+                .send(
+                    &policy,
+                    head("POST", "/3", &[("content-length", "1")]),
+                    Body::full("x"),
+                )
                 .await
                 .status,
             200

@@ -402,7 +402,7 @@ pub(super) async fn send(
         sent,
         reused,
     };
-    let (answer, meta) = match waiting.await {
+    let (mut answer, mut meta) = match waiting.await {
         Ok(answer) => answer,
         Err(reset) => return Err(failed(reset, upload.begun)),
     };
@@ -412,8 +412,11 @@ pub(super) async fn send(
         Upgrade::Connect => (200..300).contains(&answer.status),
     };
     if !switched && answer.status == 101 {
-        // Nobody asked for it.
-        return Err(failed(Reset::Protocol, true));
+        // Nobody asked for it. Envoy passes the head on, and nothing else of that connection.
+        answer.headers.remove_known(Known::Upgrade);
+        answer.headers.remove_known(Known::Connection);
+        meta.framing = Framing::None;
+        meta.keep_alive = false;
     }
     let mut incoming = Incoming {
         decoder: BodyDecoder::new(meta.framing, &limits),
@@ -647,6 +650,10 @@ impl Source for Incoming {
                 Ok(_) if this.decoder.close().is_ok() => {
                     this.keep_alive = false;
                     this.done();
+                }
+                // Envoy: a chunked body that is cut breaks the protocol, one with a length does not.
+                Ok(_) if this.decoder.remaining().is_none() => {
+                    this.failed(protocol(ParseError::Truncated));
                 }
                 Ok(_) | Err(_) => this.failed(BodyError::Disconnected),
             }

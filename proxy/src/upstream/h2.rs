@@ -40,6 +40,8 @@ const READS: usize = 8;
 const SLICES: usize = 64;
 /// Response bodies up to this many bytes that came in pieces are joined.
 const JOINED: usize = 16 * 1024;
+/// What a stream is reset with that we do not want any more. Envoy: all local resets.
+const GIVEN_UP: Code = Code::INTERNAL_ERROR;
 /// Stream states kept for the streams to come.
 const SPARE: usize = 64;
 
@@ -645,7 +647,7 @@ impl Open {
             return;
         }
         let mut state = self.slot.conn.state.borrow_mut();
-        state.codec.reset(self.id, Code::NO_ERROR);
+        state.codec.reset(self.id, GIVEN_UP);
         state.kick();
         drop(state);
         // Who still sends the request is told.
@@ -836,7 +838,7 @@ pub(super) async fn send(
         spawn_local(async move {
             if poll_fn(|cx| upload.poll(cx)).await.is_err() {
                 let mut state = upload.conn.state.borrow_mut();
-                state.codec.reset(upload.id, Code::NO_ERROR);
+                state.codec.reset(upload.id, GIVEN_UP);
                 state.kick();
                 drop(state);
                 upload.stream.0.borrow_mut().fail(Failure::Closed);

@@ -428,7 +428,6 @@ impl Pool {
     fn lease(self: &Rc<Pool>, conn: Conn) -> Result<Lease, Refusal> {
         let stats = &self.cluster.stats;
         let Some(permit) = self.circuit.try_acquire(Resource::Requests) else {
-            stats.upstream_rq_pending_overflow.inc();
             return Err(Refusal::Overflow);
         };
         stats.upstream_rq_total.inc();
