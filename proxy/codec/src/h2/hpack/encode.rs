@@ -7,7 +7,10 @@ use super::{
 use crate::head::Known;
 
 /// Places of the memory of what is in the table. Two that fall together cost some compression only.
-const PLACES: usize = 128;
+const PLACES: usize = 64;
+
+/// Names with a number of their own: `number`.
+const NAMES: usize = 64;
 
 /// How a header is sent.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -86,6 +89,19 @@ fn policy(name: Name, value: &[u8]) -> Policy {
     }
 }
 
+/// The number of a name that needs no hash.
+fn number(name: Name) -> Option<usize> {
+    let number = match name {
+        Name::Known(known) => known as usize + 4,
+        Name::Authority => 0,
+        Name::Path => 1,
+        Name::Status => 2,
+        Name::Protocol => 3,
+        Name::Method | Name::Scheme | Name::Other => return None,
+    };
+    (number < NAMES).then_some(number)
+}
+
 /// The static entry with this name, from 1; 0 is none.
 fn static_name(name: Name) -> usize {
     match name {
@@ -160,7 +176,9 @@ pub struct Encoder {
 struct Memory {
     /// `added` when the header with this hash was added.
     rows: [u16; PLACES],
-    /// `added` when the name with this hash was added.
+    /// `added` when this well-known name was added or used last.
+    last: [u16; NAMES],
+    /// `added` when the other name with this hash was added.
     names: [u16; PLACES / 4],
     /// Other bits of the hash of a header that came and was not added.
     watched: [u16; PLACES / 4],
@@ -228,19 +246,34 @@ impl Encoder {
         let memory = self.memory.get_or_insert_with(|| {
             Box::new(Memory {
                 rows: [0; PLACES],
+                last: [0; NAMES],
                 names: [0; PLACES / 4],
                 watched: [0; PLACES / 4],
             })
         });
-        let name_hash = match name {
-            Name::Known(known) => (known as u64).wrapping_mul(MIX),
-            Name::Authority => 0x100_u64.wrapping_mul(MIX),
-            Name::Path => 0x101_u64.wrapping_mul(MIX),
-            Name::Protocol | Name::Method | Name::Scheme | Name::Status | Name::Other => {
-                hash(text.len() as u64, text)
-            }
+        // Most headers say what the last of their name said.
+        let number = number(name);
+        let name_hash = match number {
+            Some(number) => number as u64,
+            None => hash(text.len() as u64, text),
         };
         let name_place = (name_hash >> 58) as usize % memory.names.len();
+        let last = match number {
+            Some(number) => &mut memory.last[number],
+            None => &mut memory.names[name_place],
+        };
+        let mut name_index = 0;
+        let place = self.added.wrapping_sub(*last);
+        if let Some(row) = self.table.get(usize::from(place))
+            && row.name == name
+            && (number.is_some() || row.text == text)
+        {
+            name_index = STATIC.len() + 1 + usize::from(place);
+            if policy != Policy::Vary && row.value == value {
+                integer(out, 0x80, 7, name_index);
+                return;
+            }
+        }
         let mut row_place = 0;
         if policy != Policy::Vary {
             let row_hash = hash(name_hash, value);
@@ -249,8 +282,9 @@ impl Encoder {
             if let Some(row) = self.table.get(usize::from(place))
                 && row.value == value
                 && row.name == name
-                && (name != Name::Other || row.text == text)
+                && (number.is_some() || row.text == text)
             {
+                *last = memory.rows[row_place];
                 integer(out, 0x80, 7, STATIC.len() + 1 + usize::from(place));
                 return;
             }
@@ -263,31 +297,24 @@ impl Encoder {
                 *watched = tag;
             }
         }
-        let mut name_index = static_name(name);
-        let mut adds = policy == Policy::Keep;
-        if name_index == 0 {
-            let place = self.added.wrapping_sub(memory.names[name_place]);
-            if let Some(row) = self.table.get(usize::from(place))
-                && row.name == name
-                && (name != Name::Other || row.text == text)
-            {
-                name_index = STATIC.len() + 1 + usize::from(place);
-            } else if policy == Policy::Vary {
-                adds = true;
+        let adds = policy == Policy::Keep
+            || policy == Policy::Vary && name_index == 0 && static_name(name) == 0;
+        if adds {
+            self.added = self.added.wrapping_add(1);
+            *last = self.added;
+            if policy == Policy::Keep {
+                memory.rows[row_place] = self.added;
             }
+        }
+        match static_name(name) {
+            0 => {}
+            index => name_index = index,
         }
         if !adds {
             return self.literal(0x00, 4, name_index, text, value, out);
         }
         self.literal(0x40, 6, name_index, text, value, out);
         self.table.insert(name, text, value, true);
-        self.added = self.added.wrapping_add(1);
-        if let Some(memory) = &mut self.memory {
-            memory.names[name_place] = self.added;
-            if policy != Policy::Vary {
-                memory.rows[row_place] = self.added;
-            }
-        }
     }
 
     fn literal(
