@@ -11,7 +11,7 @@ use lateen_protocols::envoy::envoy::{
 use super::{
     Question,
     decision::{Allowed, Change, Decision, How, Refusal},
-    local_address, patterns,
+    patterns,
 };
 use crate::{
     body::Body,
@@ -41,7 +41,6 @@ pub(super) struct HttpService {
     path_prefix: String,
     path_override: String,
     add: Vec<(Name, Bytes)>,
-    from: String,
     to_upstream: Vec<StringMatch>,
     to_upstream_append: Vec<StringMatch>,
     /// Empty: everything.
@@ -97,7 +96,6 @@ impl HttpService {
             path_prefix: service.path_prefix.clone(),
             path_override: service.path_override.clone(),
             add: add.collect::<Result<_, _>>()?,
-            from: local_address(),
             to_upstream: patterns(
                 "allowed_upstream_headers",
                 response.allowed_upstream_headers.as_ref(),
@@ -154,9 +152,7 @@ impl HttpService {
         for (name, value) in &self.add {
             headers.set(name.clone(), value);
         }
-        let name = Name::new("x-envoy-internal");
-        headers.append(name, "true");
-        headers.append(Known::XForwardedFor, &self.from);
+        headers.append(Name::new("x-envoy-internal"), "true");
         let path = match self.path_override.as_str() {
             "" => Bytes::from([self.path_prefix.as_bytes(), &question.head.path].concat()),
             path => Bytes::from(path.to_owned()),
