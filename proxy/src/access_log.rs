@@ -30,7 +30,7 @@ use crate::{
 mod sink;
 
 use sink::Sink;
-pub use sink::flush;
+pub use sink::{flush, reopen};
 
 /// Envoy's format when none is given.
 pub const DEFAULT_FORMAT: &str = "[%START_TIME%] \"%REQ(:METHOD)% \
@@ -53,8 +53,9 @@ enum LineFormat {
     Json(JsonFormat),
 }
 
+/// Which streams are meant.
 #[derive(Debug)]
-enum Filter {
+pub(crate) enum Filter {
     Status(Op, u64),
     Duration(Op, u64),
     Always,
@@ -128,16 +129,13 @@ impl AccessLog {
         {
             return;
         }
-        const USUAL_LINE: usize = 512;
-        let mut line = Vec::with_capacity(USUAL_LINE);
-        match &self.format {
-            LineFormat::Text(format) => format.write(facts, &mut line),
+        self.sink.append(|out| match &self.format {
+            LineFormat::Text(format) => format.write(facts, out),
             LineFormat::Json(format) => {
-                format.write(facts, &mut line);
-                line.push(b'\n');
+                format.write(facts, out);
+                out.push(b'\n');
             }
-        }
-        self.sink.write(line);
+        });
     }
 }
 
@@ -173,7 +171,11 @@ fn log_format(format: &core::SubstitutionFormatString) -> Result<LineFormat, Con
 }
 
 impl Filter {
-    fn compile(filter: &proto::AccessLogFilter) -> Result<Filter, ConfigError> {
+    /// Compiles Envoy's filter.
+    ///
+    /// # Errors
+    /// When it is not supported.
+    pub(crate) fn compile(filter: &proto::AccessLogFilter) -> Result<Filter, ConfigError> {
         let all = |filters: &[proto::AccessLogFilter]| -> Result<Vec<Filter>, ConfigError> {
             filters.iter().map(Filter::compile).collect()
         };
@@ -223,7 +225,8 @@ impl Filter {
         })
     }
 
-    fn holds(&self, facts: &Facts<'_>) -> bool {
+    /// Whether it holds for a stream.
+    pub(crate) fn holds(&self, facts: &Facts<'_>) -> bool {
         let info = facts.info;
         match self {
             Filter::Status(op, value) => compare(*op, info.response_code.into(), *value),
@@ -327,5 +330,42 @@ mod tests {
             .map(|status| format!("{status} /p?q=1\n"))
             .collect();
         assert_eq!(std::fs::read_to_string(path).unwrap(), want);
+    }
+    #[test]
+    fn a_file_that_was_moved_is_opened_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, old) = (dir.path().join("a.log"), dir.path().join("old.log"));
+        let log = AccessLog {
+            filter: None,
+            format: text_format("%RESPONSE_CODE%\n").unwrap(),
+            sink: Sink::open(path.to_str().unwrap()).unwrap(),
+        };
+        facts_of(200, |facts| log.write(facts));
+        flush(Duration::from_secs(5));
+        std::fs::rename(&path, &old).unwrap();
+        reopen();
+        while !path.exists() {
+            std::thread::yield_now();
+        }
+        facts_of(201, |facts| log.write(facts));
+        flush(Duration::from_secs(5));
+        assert_eq!(std::fs::read_to_string(&old).unwrap(), "200\n");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "201\n");
+    }
+
+    #[test]
+    fn the_last_lines_are_written_when_the_log_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.log");
+        let log = AccessLog {
+            filter: None,
+            format: text_format("%RESPONSE_CODE%\n").unwrap(),
+            sink: Sink::open(path.to_str().unwrap()).unwrap(),
+        };
+        facts_of(200, |facts| log.write(facts));
+        drop(log);
+        while std::fs::read_to_string(&path).unwrap() != "200\n" {
+            std::thread::yield_now();
+        }
     }
 }

@@ -19,11 +19,14 @@ use std::{
 };
 
 use self::cells::count as count_in;
-pub(crate) use self::group::instruments;
 pub use self::{
     cells::set_worker,
     group::{Group, LazyCounter, LazyGauge, Shown},
     histogram::{BUCKETS, Histogram, LazyHistogram, Summary},
+};
+pub(crate) use self::{
+    cells::{SHARDS, worker},
+    group::instruments,
 };
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

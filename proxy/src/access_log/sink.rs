@@ -1,5 +1,6 @@
-//! Where log lines go: one writer thread per file, fed by a bounded queue. A full queue drops lines (they
-//! are counted), because a slow disk must not hold up requests.
+//! Where log lines go: every worker appends to a buffer of its own, and one writer thread per file takes
+//! the buffers and writes them. A full buffer drops lines (they are counted), because a slow disk must not
+//! hold up requests.
 
 use std::{
     collections::HashMap,
@@ -7,128 +8,225 @@ use std::{
     io::{self, Write},
     os::fd::AsFd,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering},
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{SyncSender, sync_channel},
     },
+    thread::Thread,
     time::{Duration, Instant},
 };
 
-/// Lines that may wait; at 512 bytes each, 8 MiB per file.
-const QUEUE: usize = 16 * 1024;
-/// Bytes written at once.
+use crate::stats;
+
+/// What may wait in one worker's buffer.
+const LARGEST: usize = 1 << 20;
+/// The writer is woken early for this much.
 const BATCH: usize = 64 * 1024;
+/// Lines are written after this time at the latest. Envoy: `--file-flush-interval-msec`, 10 s.
+const FLUSH: Duration = Duration::from_millis(250);
 
 /// An open log file. All access logs of one path share it, so that their lines never mix.
 #[derive(Debug)]
 pub(super) struct Sink {
-    lines: SyncSender<Item>,
-    dropped: AtomicU64,
+    shared: Arc<Shared>,
+    writer: Thread,
 }
 
 #[derive(Debug)]
-enum Item {
-    Line(Vec<u8>),
-    /// Tell when everything before is written.
-    Flush(SyncSender<()>),
+struct Shared {
+    path: String,
+    /// By worker; the lock is free but for the moment in which the writer takes the buffer.
+    buffers: Box<[Buffer]>,
+    /// The writer sleeps until somebody wakes it.
+    asleep: AtomicBool,
+    reopen: AtomicBool,
+    closed: AtomicBool,
+    dropped: AtomicU64,
+    /// Who is to be told when everything before is written.
+    waiting: Mutex<Vec<SyncSender<()>>>,
 }
+
+/// On a cache line of its own.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Buffer(Mutex<Vec<u8>>);
 
 /// All open sinks by path. Process-wide, because the files are.
 static OPEN: Mutex<Option<HashMap<String, Weak<Sink>>>> = Mutex::new(None);
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A line that was cut by a panic is still a line.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn open(path: &str) -> io::Result<File> {
+    Ok(match path {
+        // The descriptor itself: opening /dev/stdout anew fails on sockets and truncates nothing.
+        "/dev/stdout" | "/dev/fd/1" => File::from(io::stdout().as_fd().try_clone_to_owned()?),
+        "/dev/stderr" | "/dev/fd/2" => File::from(io::stderr().as_fd().try_clone_to_owned()?),
+        path => OpenOptions::new().create(true).append(true).open(path)?,
+    })
+}
+
 impl Sink {
     /// Opens a file for appending, or joins those who have it open.
     pub(super) fn open(path: &str) -> io::Result<Arc<Sink>> {
-        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
-        let open = open.get_or_insert_default();
-        if let Some(sink) = open.get(path).and_then(Weak::upgrade) {
+        let mut sinks = lock(&OPEN);
+        let sinks = sinks.get_or_insert_default();
+        if let Some(sink) = sinks.get(path).and_then(Weak::upgrade) {
             return Ok(sink);
         }
-        open.retain(|_, sink| sink.strong_count() > 0);
-        let file = match path {
-            // The descriptor itself: opening /dev/stdout anew fails on sockets and truncates nothing.
-            "/dev/stdout" | "/dev/fd/1" => File::from(io::stdout().as_fd().try_clone_to_owned()?),
-            "/dev/stderr" | "/dev/fd/2" => File::from(io::stderr().as_fd().try_clone_to_owned()?),
-            path => OpenOptions::new().create(true).append(true).open(path)?,
-        };
-        let (lines, queue) = sync_channel(QUEUE);
-        std::thread::Builder::new()
-            .name("access-log".to_owned())
-            .spawn(move || write_lines(file, &queue))?;
-        let sink = Arc::new(Sink {
-            lines,
+        sinks.retain(|_, sink| sink.strong_count() > 0);
+        let file = open(path)?;
+        let shared = Arc::new(Shared {
+            path: path.to_owned(),
+            buffers: (0..stats::SHARDS).map(|_| Buffer::default()).collect(),
+            asleep: AtomicBool::new(false),
+            reopen: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
+            waiting: Mutex::default(),
         });
-        open.insert(path.to_owned(), Arc::downgrade(&sink));
+        let writer = std::thread::Builder::new()
+            .name("access-log".to_owned())
+            .spawn({
+                let shared = shared.clone();
+                move || shared.write_lines(file)
+            })?;
+        let sink = Arc::new(Sink {
+            shared,
+            writer: writer.thread().clone(),
+        });
+        sinks.insert(path.to_owned(), Arc::downgrade(&sink));
         Ok(sink)
     }
 
-    /// Hands a line to the writer; never waits.
-    pub(super) fn write(&self, line: Vec<u8>) {
-        if let Err(TrySendError::Full(_)) = self.lines.try_send(Item::Line(line))
-            && self
-                .dropped
-                .fetch_add(1, Ordering::Relaxed)
-                .is_multiple_of(10_000)
-        {
+    /// Lets `write` append a line to the calling worker's buffer; never waits for the disk.
+    pub(super) fn append(&self, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut lines = lock(&self.shared.buffers[stats::worker()].0);
+        let before = lines.len();
+        if before > LARGEST {
+            drop(lines);
+            self.shared.drop_line();
+            return;
+        }
+        write(&mut lines);
+        let after = lines.len();
+        drop(lines);
+        let first = before == 0 && self.shared.asleep.load(Ordering::SeqCst);
+        if first || before < BATCH && after >= BATCH {
+            self.writer.unpark();
+        }
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        self.shared.closed.store(true, Ordering::Release);
+        self.writer.unpark();
+    }
+}
+
+/// Every open sink.
+fn sinks() -> Vec<Arc<Sink>> {
+    lock(&OPEN)
+        .iter()
+        .flatten()
+        .filter_map(|(_, sink)| sink.upgrade())
+        .collect()
+}
+
+/// Waits until all lines appended so far are written, or `limit` has passed. Call before exit.
+pub fn flush(limit: Duration) {
+    let deadline = Instant::now() + limit;
+    for sink in sinks() {
+        let (done, written) = sync_channel(1);
+        lock(&sink.shared.waiting).push(done);
+        sink.writer.unpark();
+        let left = deadline.saturating_duration_since(Instant::now());
+        if written.recv_timeout(left).is_err() {
             tracing::warn!(
-                "access log lines are being dropped: the file cannot be written fast enough"
+                path = sink.shared.path,
+                "access log lines were not written in time"
             );
         }
     }
 }
 
-/// Waits until all lines handed over so far are written, or `limit` has passed. Call before exit.
-pub fn flush(limit: Duration) {
-    let sinks: Vec<Arc<Sink>> = {
-        let open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
-        open.iter()
-            .flatten()
-            .filter_map(|(_, sink)| sink.upgrade())
-            .collect()
-    };
-    let deadline = Instant::now() + limit;
-    for sink in sinks {
-        let (done, written) = sync_channel(1);
-        // A full queue means the writer is at work; it is not worth losing the order for.
-        if sink.lines.try_send(Item::Flush(done)).is_ok() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if written.recv_timeout(left).is_err() {
-                tracing::warn!("access log lines were not written in time");
-            }
-        }
+/// Opens all files anew, after somebody has moved them away. Envoy: `/reopen_logs`, SIGUSR1.
+pub fn reopen() {
+    for sink in sinks() {
+        sink.shared.reopen.store(true, Ordering::Release);
+        sink.writer.unpark();
     }
 }
 
-fn write_lines(mut file: File, queue: &Receiver<Item>) {
-    const IDLE: Duration = Duration::from_secs(3600);
-    let mut batch = Vec::with_capacity(BATCH);
-    loop {
-        let first = match queue.recv_timeout(IDLE) {
-            Ok(item) => item,
-            Err(RecvTimeoutError::Timeout) => continue,
-            Err(RecvTimeoutError::Disconnected) => return,
-        };
-        let mut waiting = Vec::new();
-        let mut next = Some(first);
-        while let Some(item) = next {
-            match item {
-                Item::Line(line) => batch.extend_from_slice(&line),
-                Item::Flush(done) => waiting.push(done),
+impl Shared {
+    fn drop_line(&self) {
+        let before = self.dropped.fetch_add(1, Ordering::Relaxed);
+        if before.is_multiple_of(10_000) {
+            tracing::warn!(
+                path = self.path,
+                "access log lines are being dropped: the file cannot be written fast enough"
+            );
+        }
+    }
+
+    /// The writer thread, until the sink is dropped.
+    fn write_lines(&self, mut file: File) {
+        let mut spare = Vec::new();
+        loop {
+            let closed = self.closed.load(Ordering::Acquire);
+            let waiting = std::mem::take(&mut *lock(&self.waiting));
+            let wrote = self.write_buffers(&mut file, &mut spare);
+            for done in waiting {
+                // Who asked may have given up waiting.
+                let _gone = done.send(());
             }
-            next = if batch.len() < BATCH {
-                queue.try_recv().ok()
-            } else {
-                None
-            };
+            if closed {
+                return;
+            }
+            // After the lines from before: they belong to the old file.
+            if self.reopen.swap(false, Ordering::AcqRel) {
+                match open(&self.path) {
+                    Ok(new) => file = new,
+                    Err(error) => {
+                        tracing::warn!(path = self.path, %error, "access log cannot be opened anew");
+                    }
+                }
+            }
+            if wrote {
+                std::thread::park_timeout(FLUSH);
+                continue;
+            }
+            self.asleep.store(true, Ordering::SeqCst);
+            // A line that came before somebody could see that we sleep.
+            if self.buffers.iter().all(|buffer| lock(&buffer.0).is_empty()) {
+                std::thread::park();
+            }
+            self.asleep.store(false, Ordering::SeqCst);
         }
-        if let Err(error) = file.write_all(&batch) {
-            tracing::warn!(%error, "access log cannot be written");
+    }
+
+    /// Whether there was anything.
+    fn write_buffers(&self, file: &mut File, spare: &mut Vec<u8>) -> bool {
+        let mut wrote = false;
+        for buffer in &self.buffers {
+            {
+                let mut lines = lock(&buffer.0);
+                if lines.is_empty() {
+                    continue;
+                }
+                std::mem::swap(&mut *lines, spare);
+            }
+            wrote = true;
+            if let Err(error) = file.write_all(spare) {
+                tracing::warn!(path = self.path, %error, "access log cannot be written");
+            }
+            spare.clear();
+            // After a burst, memory goes back.
+            spare.shrink_to(2 * BATCH);
         }
-        batch.clear();
-        for done in waiting {
-            // Who asked may have given up waiting.
-            let _gone = done.send(());
-        }
+        wrote
     }
 }

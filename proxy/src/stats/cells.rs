@@ -12,7 +12,7 @@ use std::{
 };
 
 /// Table 0 is everybody's who is not a worker, or one of those beyond the last.
-pub(super) const SHARDS: usize = 65;
+pub(crate) const SHARDS: usize = 65;
 /// Cells of the first chunk of a table: one page. Every chunk is twice as long as the one before.
 const FIRST: usize = 512;
 /// Bounds the number of counters and gauges to 8M, far above what a configuration can make.
@@ -43,8 +43,8 @@ pub fn set_worker(index: usize) {
     WORKER.set(if index < SHARDS - 1 { index + 1 } else { 0 });
 }
 
-/// The table of the calling thread.
-pub(super) fn worker() -> usize {
+/// The table of the calling thread, below [`SHARDS`]: a worker's own, or 0 for everybody else's.
+pub(crate) fn worker() -> usize {
     WORKER.get()
 }
 
