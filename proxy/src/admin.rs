@@ -140,6 +140,7 @@ const PATHS: &[(&str, bool, &str)] = &[
         false,
         "print server state, return 200 if LIVE, otherwise return 503",
     ),
+    ("/reopen_logs", true, "reopen access logs"),
     ("/runtime", false, "print runtime values"),
     (
         "/runtime_modify",
@@ -305,7 +306,7 @@ impl Admin {
                     name: query.regex("name_regex")?,
                     include_eds: query.has("include_eds"),
                 };
-                let bootstrap = dump::bootstrap(&self.bootstrap.proto, self.started_at());
+                let bootstrap = dump::bootstrap(self.bootstrap.encoded(), self.started_at());
                 Reply::json(&self.control.dump(bootstrap, &selection))
             }
             "/drain_listeners" => {
@@ -326,6 +327,10 @@ impl Admin {
             "/memory" => Reply::json(&memory()),
             "/quitquitquit" => {
                 self.quit.notify_one();
+                Reply::text("OK\n")
+            }
+            "/reopen_logs" => {
+                crate::access_log::reopen();
                 Reply::text("OK\n")
             }
             "/runtime" => Reply::json(&shared.layers.dump()),

@@ -1,8 +1,9 @@
 //! The bootstrap file: Envoy's message from YAML or JSON, and what of it decides how we start.
 //! What it says about listeners and clusters is compiled by their own modules.
 
-use std::{collections::HashMap, fs, net::SocketAddr, path::PathBuf};
+use std::{fs, net::SocketAddr, ops::Range, path::PathBuf};
 
+use bytes::Bytes;
 use envoy_types::pb::envoy::config::{
     bootstrap::v3 as proto,
     cluster::v3::Cluster,
@@ -13,7 +14,12 @@ use envoy_types::pb::envoy::config::{
     },
 };
 use lateen_protocols::json;
-use prost::Message;
+use prost::{
+    DecodeError, Message,
+    encoding::{
+        DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, skip_field,
+    },
+};
 
 use crate::config_error::ConfigError;
 
@@ -23,8 +29,11 @@ const MAX_BYTES: u64 = 16 << 20;
 /// The bootstrap, read and checked.
 #[derive(Clone, Debug)]
 pub struct Bootstrap {
-    /// As written.
+    /// As written, but for the static clusters.
     pub proto: proto::Bootstrap,
+    /// All of it. Clusters can be many, and a decoded one is ten times as large.
+    encoded: Bytes,
+    clusters: Vec<Range<usize>>,
     /// Who we are, completed with our name and version.
     pub node: Node,
     /// Where admin listens, if anywhere.
@@ -34,7 +43,7 @@ pub struct Bootstrap {
     /// Where listeners come from besides the file.
     pub listeners: Option<DiscoverySource>,
     /// Where clusters come from besides the file.
-    pub clusters: Option<DiscoverySource>,
+    pub dynamic_clusters: Option<DiscoverySource>,
 }
 
 /// A management server.
@@ -80,7 +89,7 @@ impl Bootstrap {
     /// # Errors
     /// A file cannot be read, is not a bootstrap, or asks for what we do not have.
     pub fn load(origin: &Origin) -> Result<Bootstrap, ConfigError> {
-        let mut proto = proto::Bootstrap::default();
+        let mut encoded = Vec::new();
         if let Some(path) = &origin.path {
             let name = path.display().to_string();
             let failed =
@@ -92,15 +101,15 @@ impl Bootstrap {
                 ));
             }
             let text = fs::read_to_string(path).map_err(failed)?;
-            proto = json::from_yaml(&text).map_err(|e| ConfigError::new(name, e.to_string()))?;
+            encoded = json::encode_yaml::<proto::Bootstrap>(&text)
+                .map_err(|e| ConfigError::new(name, e.to_string()))?;
         }
         if let Some(text) = &origin.yaml {
             let path = "--config-yaml";
-            let over: proto::Bootstrap =
-                json::from_yaml(text).map_err(|e| ConfigError::new(path, e.to_string()))?;
-            proto
-                .merge(over.encode_to_vec().as_slice())
+            let over = json::encode_yaml::<proto::Bootstrap>(text)
                 .map_err(|e| ConfigError::new(path, e.to_string()))?;
+            // One message after another is both merged.
+            encoded.extend(over);
         }
         if origin.path.is_none() && origin.yaml.is_none() {
             return Err(ConfigError::new(
@@ -108,26 +117,30 @@ impl Bootstrap {
                 "give --config-path (-c) or --config-yaml",
             ));
         }
-        let node = proto.node.get_or_insert_default();
-        node.id = origin
-            .node_id
-            .clone()
-            .unwrap_or(std::mem::take(&mut node.id));
-        node.cluster = origin
-            .node_cluster
-            .clone()
-            .unwrap_or(std::mem::take(&mut node.cluster));
+        let mut flags = Node {
+            id: origin.node_id.clone().unwrap_or_default(),
+            cluster: origin.node_cluster.clone().unwrap_or_default(),
+            ..Node::default()
+        };
         if let Some(zone) = &origin.node_zone {
-            node.locality.get_or_insert_default().zone.clone_from(zone);
+            flags.locality.get_or_insert_default().zone.clone_from(zone);
         }
-        Bootstrap::new(proto)
+        let flags = proto::Bootstrap {
+            node: Some(flags),
+            ..proto::Bootstrap::default()
+        };
+        encoded.extend(flags.encode_to_vec());
+        Bootstrap::new(encoded.into())
     }
 
-    /// Checks a bootstrap.
+    /// Checks an encoded bootstrap.
     ///
     /// # Errors
     /// It contradicts itself or asks for what we do not have.
-    pub fn new(proto: proto::Bootstrap) -> Result<Bootstrap, ConfigError> {
+    pub fn new(encoded: Bytes) -> Result<Bootstrap, ConfigError> {
+        let broken = |e: DecodeError| ConfigError::new("bootstrap", e.to_string());
+        let (rest, clusters) = take_clusters(&encoded).map_err(broken)?;
+        let proto = proto::Bootstrap::decode(rest.as_slice()).map_err(broken)?;
         let mut node = proto.node.clone().unwrap_or_default();
         node.user_agent_name = "lateen".into();
         node.user_agent_version_type = Some(UserAgentVersionType::UserAgentVersion(
@@ -146,8 +159,10 @@ impl Bootstrap {
             admin,
             ads: None,
             listeners: None,
-            clusters: None,
+            dynamic_clusters: None,
             proto,
+            encoded,
+            clusters,
         };
         let dynamic = bootstrap
             .proto
@@ -167,7 +182,7 @@ impl Bootstrap {
             let source = bootstrap
                 .source(source)
                 .map_err(|e| within(e, "cds_config"))?;
-            bootstrap.clusters = Some(source);
+            bootstrap.dynamic_clusters = Some(source);
         }
         if let Some(source) = &dynamic.lds_config {
             let source = bootstrap
@@ -185,14 +200,23 @@ impl Bootstrap {
         Ok(bootstrap)
     }
 
-    /// Clusters of the file by name.
-    pub fn static_clusters(&self) -> HashMap<&str, &Cluster> {
-        let resources = self.proto.static_resources.as_ref();
-        let clusters = resources.map(|r| r.clusters.as_slice()).unwrap_or_default();
-        clusters
+    /// The clusters of the file, one after another.
+    pub fn clusters(&self) -> impl Iterator<Item = Cluster> {
+        // A cluster that does not decode, which none does that was read from text, has no name and is
+        // refused for that.
+        self.clusters
             .iter()
-            .map(|cluster| (cluster.name.as_str(), cluster))
-            .collect()
+            .map(|range| Cluster::decode(&self.encoded[range.clone()]).unwrap_or_default())
+    }
+
+    /// The cluster of the file with this name.
+    pub fn cluster(&self, name: &str) -> Option<Cluster> {
+        self.clusters().find(|cluster| cluster.name == name)
+    }
+
+    /// All of it, as it was written.
+    pub fn encoded(&self) -> &Bytes {
+        &self.encoded
     }
 
     fn source(&self, source: &ConfigSource) -> Result<DiscoverySource, ConfigError> {
@@ -243,10 +267,7 @@ impl Bootstrap {
                 "only envoy_grpc is supported",
             ));
         };
-        if !self
-            .static_clusters()
-            .contains_key(grpc.cluster_name.as_str())
-        {
+        if self.cluster(&grpc.cluster_name).is_none() {
             return Err(ConfigError::new(
                 "grpc_services[0].envoy_grpc.cluster_name",
                 format!("no static cluster is called {:?}", grpc.cluster_name),
@@ -279,6 +300,54 @@ impl Bootstrap {
             tracing::warn!(field, "ignoring a part of the bootstrap");
         }
     }
+}
+
+/// Where the static clusters are in an encoded bootstrap, and all the rest of it.
+fn take_clusters(encoded: &[u8]) -> Result<(Vec<u8>, Vec<Range<usize>>), DecodeError> {
+    const STATIC_RESOURCES: u32 = 2;
+    const CLUSTERS: u32 = 2;
+    let (mut rest, mut clusters) = (Vec::new(), Vec::new());
+    let all = 0..encoded.len();
+    for (number, whole, content) in fields(encoded, all)? {
+        if number != STATIC_RESOURCES {
+            rest.extend_from_slice(&encoded[whole]);
+            continue;
+        }
+        let mut others = Vec::new();
+        for (number, whole, content) in fields(encoded, content)? {
+            match number {
+                CLUSTERS => clusters.push(content),
+                _ => others.extend_from_slice(&encoded[whole]),
+            }
+        }
+        encode_key(STATIC_RESOURCES, WireType::LengthDelimited, &mut rest);
+        encode_varint(others.len() as u64, &mut rest);
+        rest.extend(others);
+    }
+    Ok((rest, clusters))
+}
+
+/// A field: its number, where it is with its key, and where its content is if it has a length.
+type Field = (u32, Range<usize>, Range<usize>);
+
+fn fields(encoded: &[u8], within: Range<usize>) -> Result<Vec<Field>, DecodeError> {
+    let mut left = &encoded[within.clone()];
+    let mut found = Vec::new();
+    while !left.is_empty() {
+        let begin = within.end - left.len();
+        let (number, wire) = decode_key(&mut left)?;
+        let mut content = left;
+        skip_field(wire, number, &mut left, DecodeContext::default())?;
+        let end = within.end - left.len();
+        let start = match wire {
+            WireType::LengthDelimited => {
+                end - usize::try_from(decode_varint(&mut content)?).unwrap_or(0)
+            }
+            _ => end,
+        };
+        found.push((number, begin..end, start..end));
+    }
+    Ok(found)
 }
 
 /// An address to bind: an IP and a port.
@@ -341,7 +410,7 @@ static_resources: { clusters: [ { name: xds-grpc } ] }
         assert_eq!(bootstrap.ads, Some(ads));
         assert_eq!(bootstrap.listeners, Some(DiscoverySource::Ads));
         assert_eq!(
-            bootstrap.clusters,
+            bootstrap.dynamic_clusters,
             Some(DiscoverySource::Path("/tmp/cds.yaml".into()))
         );
         assert_eq!(bootstrap.node.user_agent_name, "lateen");
@@ -391,5 +460,25 @@ static_resources: { clusters: [ { name: xds-grpc } ] }
             ("flag", "over")
         );
         assert!(bootstrap.ads.is_some());
+    }
+
+    #[test]
+    fn clusters_are_kept_encoded() {
+        let yaml = "static_resources: { clusters: [ { name: a }, { name: b, connect_timeout: 3s } ], \
+                    listeners: [ { name: l } ], secrets: [ { name: s } ] }\nadmin: {}";
+        let bootstrap = load(yaml).unwrap();
+        let resources = bootstrap.proto.static_resources.clone().unwrap();
+        assert_eq!(
+            (resources.clusters.len(), resources.listeners.len()),
+            (0, 1)
+        );
+        assert_eq!(resources.secrets[0].name, "s");
+        let names: Vec<_> = bootstrap.clusters().map(|cluster| cluster.name).collect();
+        assert_eq!(names, ["a", "b"]);
+        let b = bootstrap.cluster("b").unwrap();
+        assert_eq!(b.connect_timeout.unwrap().seconds, 3);
+        assert!(bootstrap.cluster("c").is_none());
+        let whole = proto::Bootstrap::decode(bootstrap.encoded().clone()).unwrap();
+        assert_eq!(whole.static_resources.unwrap().clusters[1], b);
     }
 }

@@ -13,12 +13,12 @@ mod stats;
 mod transport;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
         atomic::{
-            AtomicU64,
+            AtomicBool, AtomicU64,
             Ordering::{Acquire, Relaxed, Release},
         },
     },
@@ -29,17 +29,23 @@ use arc_swap::ArcSwap;
 use lateen_protocols::envoy::envoy::config::{
     cluster::v3::Cluster as Proto, endpoint::v3::ClusterLoadAssignment,
 };
-use tokio::{runtime::Handle, sync::watch, task::AbortHandle, time::Instant};
-
-use self::{
-    health::Checker,
-    host::{Assignment, MAX_CHECKS, SpecTarget},
+use prost::Message;
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, watch},
+    task::AbortHandle,
+    time::Instant,
 };
+
 pub use self::{
     config::{Config, Discovery, Dns, Fallback, Http2, HttpVersion, KeepAlive, Subsets},
     host::{ActiveHealth, Address, Health, Host, HostSet, HostState, Locality, Numbers},
     stats::ClusterStats,
     transport::{Transport, Transports},
+};
+use self::{
+    health::Checker,
+    host::{Assignment, MAX_CHECKS, SpecTarget},
 };
 use crate::{
     circuit::Circuits,
@@ -60,8 +66,8 @@ pub struct Cluster {
     pub name: Arc<str>,
     /// Unique in this process; differs when a cluster is replaced by one of the same name.
     pub id: u64,
-    /// Its settings.
-    pub config: Config,
+    /// Its settings; clusters with the same ones share them.
+    pub config: Arc<Config>,
     /// How connections are protected.
     pub transports: Transports,
     /// Limits.
@@ -73,21 +79,29 @@ pub struct Cluster {
     hosts: ArcSwap<HostSet>,
     /// Serialises changes of `hosts`.
     update: Mutex<Update>,
-    initialised: watch::Sender<bool>,
+    initialised: AtomicBool,
+    /// Tells who waits that it is initialised.
+    first_hosts: Notify,
     /// Number of active health checks.
     checks: usize,
     changed: Arc<Changes>,
     runtime: Handle,
-    /// What it was made of, without endpoints.
-    source: Proto,
+}
+
+/// How a cluster differs from the present one of its name.
+enum Difference {
+    None,
+    /// Only in the endpoints that it carries.
+    Endpoints,
+    More,
 }
 
 struct Update {
     version: u64,
     /// Hosts of the cluster this one replaced, until our own first set.
     inherited: Option<Arc<HostSet>>,
-    /// The endpoints in the cluster itself.
-    inline: Option<ClusterLoadAssignment>,
+    /// What it was made of, encoded: a fraction of the decoded message, and seldom needed.
+    source: Box<[u8]>,
     resolver: Option<AbortHandle>,
 }
 
@@ -110,15 +124,14 @@ impl fmt::Debug for Cluster {
 
 impl Cluster {
     fn compile(
-        mut proto: Proto,
+        proto: &Proto,
+        config: Arc<Config>,
         shared: &Shared,
         changed: Arc<Changes>,
         inherited: Option<Arc<HostSet>>,
     ) -> Result<Arc<Cluster>, ConfigError> {
-        let inline = proto.load_assignment.take();
-        let config = Config::read(&proto)?;
         let transports =
-            Transports::compile(&proto, &shared.secrets, Config::validates_sni(&proto)?)?;
+            Transports::compile(proto, &shared.secrets, Config::validates_sni(proto)?)?;
         let stat_name = if proto.alt_stat_name.is_empty() {
             &proto.name
         } else {
@@ -154,20 +167,17 @@ impl Cluster {
             update: Mutex::new(Update {
                 version: 0,
                 inherited,
-                inline: None,
+                source: proto.encode_to_vec().into(),
                 resolver: None,
             }),
-            initialised: watch::Sender::new(matches!(
-                config.discovery,
-                Discovery::OriginalDst { .. }
-            )),
+            initialised: AtomicBool::new(matches!(config.discovery, Discovery::OriginalDst { .. })),
+            first_hosts: Notify::new(),
             checks: checkers.len(),
             changed,
             runtime: shared.runtime.clone(),
-            source: proto,
             config,
         });
-        cluster.set_inline(inline)?;
+        cluster.set_inline(proto.load_assignment.as_ref())?;
         if let Some(detector) = &cluster.outlier {
             let interval = detector.interval();
             let weak = Arc::downgrade(&cluster);
@@ -187,7 +197,7 @@ impl Cluster {
 
     /// Whether it has had its first endpoints and its secrets are there.
     pub fn is_warm(&self) -> bool {
-        *self.initialised.borrow() && self.transports.ready()
+        self.initialised.load(Acquire) && self.transports.ready()
     }
 
     /// The name under which the control plane knows its endpoints.
@@ -196,11 +206,6 @@ impl Cluster {
             Discovery::Eds(name) => Some(name),
             _ => None,
         }
-    }
-
-    /// What it was made of; endpoints are left out.
-    pub fn source(&self) -> &Proto {
-        &self.source
     }
 
     /// Tells outlier detection what came of a request or connection. For workers.
@@ -294,7 +299,8 @@ impl Cluster {
     fn note_initialised(&self) {
         let hosts = self.hosts.load();
         if self.checks == 0 || !hosts.hosts.iter().any(|host| host.state.is_pending()) {
-            self.initialised.send_replace(true);
+            self.initialised.store(true, Release);
+            self.first_hosts.notify_waiters();
         }
     }
 
@@ -326,7 +332,7 @@ impl Cluster {
     /// Takes the endpoints that are in the cluster itself.
     fn set_inline(
         self: &Arc<Cluster>,
-        inline: Option<ClusterLoadAssignment>,
+        inline: Option<&ClusterLoadAssignment>,
     ) -> Result<(), ConfigError> {
         let (dns, first_only) = match self.config.discovery {
             Discovery::Static => (None, false),
@@ -342,8 +348,9 @@ impl Cluster {
                 };
             }
         };
-        let proto = inline.clone().unwrap_or_default();
-        let assignment = Assignment::read(&proto, &self.transports, dns.is_some())
+        let none = ClusterLoadAssignment::default();
+        let proto = inline.unwrap_or(&none);
+        let assignment = Assignment::read(proto, &self.transports, dns.is_some())
             .map_err(|error| error.within("load_assignment"))?;
         if first_only && assignment.specs.len() != 1 {
             return Err(invalid(
@@ -351,7 +358,6 @@ impl Cluster {
                 "LOGICAL_DNS must have exactly one endpoint",
             ));
         }
-        self.lock().inline = inline;
         match dns {
             None => self.set_hosts(&assignment, |_| Vec::new()),
             Some(dns) => {
@@ -362,6 +368,30 @@ impl Cluster {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// How `proto` differs from what the cluster was made of.
+    fn difference(&self, proto: &Proto) -> Difference {
+        // It was encoded here.
+        let source = Proto::decode(&*self.lock().source).unwrap_or_default();
+        if source == *proto {
+            return Difference::None;
+        }
+        let without_endpoints = |mut proto: Proto| {
+            proto.load_assignment = None;
+            proto
+        };
+        match without_endpoints(source) == without_endpoints(proto.clone()) {
+            true => Difference::Endpoints,
+            false => Difference::More,
+        }
+    }
+
+    /// Takes new endpoints in the cluster itself.
+    fn replace_inline(self: &Arc<Cluster>, proto: &Proto) -> Result<(), ConfigError> {
+        self.set_inline(proto.load_assignment.as_ref())?;
+        self.lock().source = proto.encode_to_vec().into();
         Ok(())
     }
 
@@ -422,6 +452,23 @@ struct State {
     assignments: HashMap<String, ClusterLoadAssignment>,
     /// Which clusters use the endpoints of a service.
     users: HashMap<Arc<str>, Vec<Arc<str>>>,
+    /// Settings seen last: most clusters of a mesh have one of a few.
+    configs: VecDeque<Weak<Config>>,
+}
+
+impl State {
+    /// The same settings, shared with a cluster that has them already.
+    fn share(&mut self, config: Config) -> Arc<Config> {
+        const REMEMBERED: usize = 16;
+        let known = self.configs.iter().filter_map(Weak::upgrade);
+        if let Some(same) = known.into_iter().find(|known| **known == config) {
+            return same;
+        }
+        let config = Arc::new(config);
+        self.configs.truncate(REMEMBERED - 1);
+        self.configs.push_front(Arc::downgrade(&config));
+        config
+    }
 }
 
 impl Default for ClusterManager {
@@ -465,18 +512,15 @@ impl ClusterManager {
         let active = self.read().get(name).cloned();
         let present = state.warming.get(name).cloned().or_else(|| active.clone());
         if let Some(present) = &present {
-            let mut source = proto.clone();
-            let inline = source.load_assignment.take();
-            if source == present.source {
-                return if present.lock().inline == inline {
-                    Ok(())
-                } else {
-                    present.set_inline(inline)
-                };
+            match present.difference(proto) {
+                Difference::None => return Ok(()),
+                Difference::Endpoints => return present.replace_inline(proto),
+                Difference::More => {}
             }
         }
         let inherited = active.as_ref().map(|active| active.hosts.load_full());
-        let cluster = Cluster::compile(proto.clone(), shared, self.0.changed.clone(), inherited)?;
+        let config = state.share(Config::read(proto)?);
+        let cluster = Cluster::compile(proto, config, shared, self.0.changed.clone(), inherited)?;
         if let Some(service) = cluster.eds_service_name() {
             let users = state.users.entry(service.clone()).or_default();
             if !users.contains(&cluster.name) {
@@ -632,12 +676,18 @@ fn sorted<'a>(clusters: impl Iterator<Item = &'a Arc<Cluster>>) -> Vec<Arc<Clust
 
 /// Makes a cluster visible when it is warm, or when it has waited long enough.
 async fn warm(manager: Weak<Inner>, cluster: Arc<Cluster>, mut secrets: watch::Receiver<u64>) {
-    let mut initialised = cluster.initialised.subscribe();
     let deadline = Instant::now() + WARMING_TIMEOUT;
-    while !cluster.is_warm() {
+    loop {
+        // Asked for before looking, so that no sign is missed.
+        let first_hosts = cluster.first_hosts.notified();
+        tokio::pin!(first_hosts);
+        first_hosts.as_mut().enable();
+        if cluster.is_warm() {
+            break;
+        }
         // All branches are cancel-safe: they only wait for a sign to look again.
         tokio::select! {
-            changed = initialised.changed() => if changed.is_err() { return },
+            () = first_hosts => {}
             changed = secrets.changed() => if changed.is_err() { return },
             () = tokio::time::sleep_until(deadline) => {
                 tracing::warn!(cluster = &*cluster.name, "cluster serves without endpoints or secrets, waited long enough");

@@ -7,6 +7,7 @@
 pub mod dump;
 
 use std::{
+    borrow::Borrow,
     collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
@@ -151,7 +152,7 @@ impl Control {
     pub fn start(
         self: &Arc<Control>,
         secrets: &[Secret],
-        clusters: &[Cluster],
+        clusters: impl IntoIterator<Item = impl Borrow<Cluster>>,
         listeners: &[ListenerProto],
     ) -> Result<(), ConfigError> {
         for secret in secrets {
@@ -167,6 +168,7 @@ impl Control {
                 .insert((Source::Static, secret.name.clone()), item);
         }
         for cluster in clusters {
+            let cluster = cluster.borrow();
             let within = |e: ConfigError| e.within("static_resources.clusters");
             self.shared
                 .clusters

@@ -1,21 +1,19 @@
 //! Puts a proxy together: bootstrap → main runtime → workers → static configuration → xDS → ready;
 //! and takes it apart again: drain, then leave.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    future::Future,
-    io,
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use lateen_service::{
     identity::{IdentityError, Source as Identity},
     shutdown,
 };
-use tokio::{runtime::Handle, sync::Notify, task::JoinSet, time::Instant};
+use tokio::{
+    runtime::Handle,
+    signal::unix::{SignalKind, signal},
+    sync::Notify,
+    task::JoinSet,
+    time::Instant,
+};
 
 use crate::{
     admin::{self, Admin},
@@ -114,17 +112,17 @@ pub fn validate(options: &Options, runtime: Handle) -> Result<(), ConfigError> {
             .set(secret)
             .map_err(within("secrets"))?;
     }
-    for cluster in &resources.clusters {
+    for cluster in bootstrap.clusters() {
         shared
             .clusters
-            .apply(cluster, &shared)
+            .apply(&cluster, &shared)
             .map_err(within("clusters"))?;
     }
     for listener in &resources.listeners {
         Listener::compile(listener, &shared).map_err(within("listeners"))?;
     }
     let streams = bootstrap.ads.iter().chain(
-        [&bootstrap.clusters, &bootstrap.listeners]
+        [&bootstrap.dynamic_clusters, &bootstrap.listeners]
             .into_iter()
             .filter_map(|source| match source {
                 Some(DiscoverySource::Grpc(grpc)) => Some(grpc),
@@ -132,24 +130,16 @@ pub fn validate(options: &Options, runtime: Handle) -> Result<(), ConfigError> {
             }),
     );
     for stream in streams {
-        target(
-            &bootstrap.static_clusters(),
-            &stream.cluster,
-            &shared.secrets,
-        )?;
+        target(&bootstrap, &stream.cluster, &shared.secrets)?;
     }
     Ok(())
 }
 
-fn target(
-    clusters: &HashMap<&str, &Cluster>,
-    name: &str,
-    secrets: &SecretStore,
-) -> Result<Target, ConfigError> {
-    let cluster = clusters
-        .get(name)
+fn target(bootstrap: &Bootstrap, name: &str, secrets: &SecretStore) -> Result<Target, ConfigError> {
+    let cluster = bootstrap
+        .cluster(name)
         .ok_or_else(|| ConfigError::new(format!("cluster {name}"), "is not in the bootstrap"))?;
-    Target::compile(cluster, secrets)
+    Target::compile(&cluster, secrets)
 }
 
 impl Server {
@@ -175,14 +165,14 @@ impl Server {
         }
         let workers = Workers::start(options.workers(), shared.clone())?;
         let dynamic = Dynamic {
-            clusters: bootstrap.clusters.is_some(),
+            clusters: bootstrap.dynamic_clusters.is_some(),
             listeners: bootstrap.listeners.is_some(),
         };
         let control = Control::new(shared.clone(), workers, dynamic);
         let resources = bootstrap.proto.static_resources.clone().unwrap_or_default();
         control.start(
             &resources.secrets,
-            &resources.clusters,
+            bootstrap.clusters(),
             &resources.listeners,
         )?;
         let mut server = Server {
@@ -223,11 +213,10 @@ impl Server {
     fn discover(&mut self, bootstrap: &Arc<Bootstrap>) -> Result<(), ConfigError> {
         let sink: Arc<dyn Sink> = self.control.clone();
         let secrets = &self.control.shared().secrets;
-        let clusters = bootstrap.static_clusters();
         let client = |grpc: &GrpcSource, service: Service, kinds: &[Kind], source: Source| {
             Ok::<_, ConfigError>(Client {
                 sink: sink.clone(),
-                target: target(&clusters, &grpc.cluster, secrets)?,
+                target: target(bootstrap, &grpc.cluster, secrets)?,
                 service,
                 kinds: kinds.to_vec(),
                 delta: grpc.delta,
@@ -240,13 +229,17 @@ impl Server {
             let on_ads =
                 |source: &Option<DiscoverySource>| matches!(source, Some(DiscoverySource::Ads));
             let mut kinds = vec![Kind::Endpoint, Kind::Route, Kind::Secret];
-            kinds.extend(on_ads(&bootstrap.clusters).then_some(Kind::Cluster));
+            kinds.extend(on_ads(&bootstrap.dynamic_clusters).then_some(Kind::Cluster));
             kinds.extend(on_ads(&bootstrap.listeners).then_some(Kind::Listener));
             self.tasks
                 .spawn(client(ads, Service::Aggregated, &kinds, Source::Ads)?.run());
         }
         for (source, service, kind) in [
-            (&bootstrap.clusters, Service::Clusters, Kind::Cluster),
+            (
+                &bootstrap.dynamic_clusters,
+                Service::Clusters,
+                Kind::Cluster,
+            ),
             (&bootstrap.listeners, Service::Listeners, Kind::Listener),
         ] {
             match source {
@@ -267,6 +260,7 @@ impl Server {
         ));
         self.tasks.spawn(reload_secret_files(secrets.clone()));
         self.tasks.spawn(count_state(self.control.clone()));
+        self.tasks.spawn(reopen_logs());
         Ok(())
     }
 
@@ -370,7 +364,7 @@ async fn follow_secret_sources(control: Arc<Control>, bootstrap: Arc<Bootstrap>)
             match &source {
                 Source::Grpc(cluster) => {
                     let secrets = &control.shared().secrets;
-                    match target(&bootstrap.static_clusters(), cluster, secrets) {
+                    match target(&bootstrap, cluster, secrets) {
                         Ok(target) => {
                             let client = Client {
                                 sink,
@@ -401,6 +395,18 @@ async fn follow_secret_sources(control: Arc<Control>, bootstrap: Arc<Bootstrap>)
         if wanted.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// Logs are opened anew at each SIGUSR1, as log rotation wants it.
+async fn reopen_logs() {
+    match signal(SignalKind::user_defined1()) {
+        Ok(mut rotated) => {
+            while rotated.recv().await.is_some() {
+                crate::access_log::reopen();
+            }
+        }
+        Err(error) => tracing::warn!(%error, "SIGUSR1 cannot be handled"),
     }
 }
 

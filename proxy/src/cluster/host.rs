@@ -5,7 +5,7 @@ use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
 };
@@ -299,7 +299,7 @@ impl Assignment {
                     zone: l.zone.clone(),
                     sub_zone: l.sub_zone.clone(),
                 });
-            let locality = Arc::new(locality);
+            let locality = shared(locality);
             let locality_weight = group.load_balancing_weight.as_ref().map_or(0, |w| w.value);
             for endpoint in &group.lb_endpoints {
                 let Some(HostIdentifier::Endpoint(at)) = endpoint.host_identifier.as_ref() else {
@@ -388,6 +388,16 @@ impl Assignment {
             overprovisioning: self.overprovisioning.unwrap_or(140),
             version,
         }
+    }
+}
+
+/// Most endpoints have no locality, or that of the one before.
+fn shared(locality: Locality) -> Arc<Locality> {
+    static LAST: Mutex<Option<Arc<Locality>>> = Mutex::new(None);
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    match &*last {
+        Some(last) if **last == locality => last.clone(),
+        _ => last.insert(Arc::new(locality)).clone(),
     }
 }
 

@@ -5,7 +5,6 @@ use std::time::SystemTime;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use envoy_types::pb::google::protobuf::Any;
 use lateen_protocols::json as proto_json;
-use prost::Message;
 use serde_json::{Map, Value, json};
 
 use super::{Control, Failure, Item, Kind, Listener, State};
@@ -363,14 +362,11 @@ fn retain_named(list: &mut Value, name: &regex::Regex) {
 }
 
 /// The bootstrap as its section of the dump.
-pub fn bootstrap(
-    proto: &envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap,
-    read: SystemTime,
-) -> Value {
+pub fn bootstrap(encoded: &[u8], read: SystemTime) -> Value {
     let mut object = envelope("BootstrapConfigDump");
     let body = Any {
         type_url: "type.googleapis.com/envoy.config.bootstrap.v3.Bootstrap".into(),
-        value: proto.encode_to_vec(),
+        value: encoded.to_vec(),
     };
     let mut shown = any(&body);
     if let Some(shown) = shown.as_object_mut() {
