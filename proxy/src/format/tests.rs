@@ -1,11 +1,16 @@
-use std::rc::Rc;
+use std::{
+    rc::Rc,
+    time::{Duration, SystemTime},
+};
 
+use lateen_protocols::envoy::google::protobuf as pb;
+use pb::value::Kind;
 use proptest::prelude::*;
 use tokio::time::Instant;
 
 use super::*;
 use crate::{
-    head::Protocol,
+    head::{Name, Protocol},
     info::{ConnectionInfo, ResponseFlags},
 };
 

@@ -1,0 +1,299 @@
+//! Commands of a format string: `%NAME(parameters):limit%`, read and checked.
+
+use chrono::format::Item;
+
+use super::time::time_format;
+use crate::{config_error::ConfigError, proto::invalid, route::matcher::HeaderKey};
+
+#[derive(Debug)]
+pub(super) struct Command {
+    pub(super) op: Op,
+    pub(super) limit: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Section {
+    Request,
+    Response,
+    Trailers,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Whole {
+    Address,
+    WithoutPort,
+    Port,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum End {
+    DownstreamRemote,
+    DownstreamDirectRemote,
+    DownstreamLocal,
+    UpstreamLocal,
+    UpstreamRemote,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Tls {
+    Version,
+    Cipher,
+    PeerUriSan,
+    PeerDnsSan,
+    PeerSubject,
+    PeerFingerprint,
+    PeerCert,
+    LocalUriSan,
+    LocalSubject,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Span {
+    Total,
+    Request,
+    Response,
+    ResponseTx,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum GrpcStyle {
+    Camel,
+    Snake,
+    Number,
+}
+
+#[derive(Debug)]
+pub(super) enum Op {
+    Header(Section, HeaderKey, Option<HeaderKey>),
+    StartTime(Option<Vec<Item<'static>>>),
+    Span(Span),
+    BytesReceived,
+    BytesSent,
+    Protocol,
+    ResponseCode,
+    ResponseFlags,
+    ResponseFlagsLong,
+    ResponseCodeDetails,
+    TransportFailure,
+    UpstreamCluster,
+    Address(End, Whole),
+    AttemptCount,
+    ServerName,
+    RouteName,
+    VirtualHost,
+    Hostname(String),
+    ConnectionId,
+    GrpcStatus(GrpcStyle),
+    Downstream(Tls),
+    Upstream(Tls),
+    RouteMetadata(Vec<String>),
+    Environment(Option<String>),
+    LocalReply,
+    PathOnly,
+    QueryParam(String),
+    LogType,
+    Constant(&'static str),
+    UniqueId,
+    Absent,
+}
+
+impl Command {
+    /// Parses `NAME(params):limit%`, and gives what follows.
+    pub(super) fn parse(text: &str) -> Result<(Command, &str), ConfigError> {
+        let broken = |why: &str| invalid("format", format!("{why} at %{}", excerpt(text)));
+        let name_end = text
+            .find(|c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'))
+            .filter(|end| *end > 0)
+            .ok_or_else(|| broken("no command"))?;
+        let (name, mut rest) = text.split_at(name_end);
+        let mut params = None;
+        if let Some(after) = rest.strip_prefix('(') {
+            let end = after
+                .find(')')
+                .ok_or_else(|| broken("no closing parenthesis"))?;
+            params = Some(&after[..end]);
+            rest = &after[end + 1..];
+        }
+        let mut limit = None;
+        if let Some(after) = rest.strip_prefix(':') {
+            let end = after
+                .find(|c: char| !c.is_ascii_digit())
+                .unwrap_or(after.len());
+            limit = Some(after[..end].parse().map_err(|_| broken("not a length"))?);
+            rest = &after[end..];
+        }
+        let rest = rest
+            .strip_prefix('%')
+            .ok_or_else(|| broken("no closing %"))?;
+        let op = Op::new(name, params)?;
+        Ok((Command { op, limit }, rest))
+    }
+}
+
+pub(super) fn excerpt(text: &str) -> String {
+    text.chars().take(40).collect()
+}
+
+impl Op {
+    fn new(name: &str, params: Option<&str>) -> Result<Op, ConfigError> {
+        use self::{End as E, Tls as T, Whole as W};
+        let needs =
+            || params.ok_or_else(|| invalid("format", format!("%{name}% needs parameters")));
+        Ok(match name {
+            "REQ" | "RESP" | "TRAILER" => {
+                let section = match name {
+                    "REQ" => Section::Request,
+                    "RESP" => Section::Response,
+                    _ => Section::Trailers,
+                };
+                let params = needs()?;
+                let (main, other) = match params.split_once('?') {
+                    Some((main, other)) => (main, Some(other)),
+                    None => (params, None),
+                };
+                if main.is_empty() || other.is_some_and(|other| other.contains('?')) {
+                    return Err(invalid(
+                        "format",
+                        format!("%{name}({params})% names no header"),
+                    ));
+                }
+                Op::Header(section, HeaderKey::new(main), other.map(HeaderKey::new))
+            }
+            "START_TIME" => Op::StartTime(match params {
+                None | Some("") => None,
+                Some(format) => Some(time_format(format)?),
+            }),
+            "DURATION" => Op::Span(Span::Total),
+            "REQUEST_DURATION" => Op::Span(Span::Request),
+            "RESPONSE_DURATION" => Op::Span(Span::Response),
+            "RESPONSE_TX_DURATION" => Op::Span(Span::ResponseTx),
+            "BYTES_RECEIVED" => Op::BytesReceived,
+            "BYTES_SENT" => Op::BytesSent,
+            "PROTOCOL" => Op::Protocol,
+            "RESPONSE_CODE" => Op::ResponseCode,
+            "RESPONSE_FLAGS" => Op::ResponseFlags,
+            "RESPONSE_FLAGS_LONG" => Op::ResponseFlagsLong,
+            "RESPONSE_CODE_DETAILS" => Op::ResponseCodeDetails,
+            "UPSTREAM_TRANSPORT_FAILURE_REASON" => Op::TransportFailure,
+            "UPSTREAM_CLUSTER" | "UPSTREAM_CLUSTER_RAW" => Op::UpstreamCluster,
+            "UPSTREAM_HOST" | "UPSTREAM_REMOTE_ADDRESS" => {
+                Op::Address(E::UpstreamRemote, W::Address)
+            }
+            "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => {
+                Op::Address(E::UpstreamRemote, W::WithoutPort)
+            }
+            "UPSTREAM_REMOTE_PORT" => Op::Address(E::UpstreamRemote, W::Port),
+            "UPSTREAM_LOCAL_ADDRESS" => Op::Address(E::UpstreamLocal, W::Address),
+            "UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => Op::Address(E::UpstreamLocal, W::WithoutPort),
+            "UPSTREAM_LOCAL_PORT" => Op::Address(E::UpstreamLocal, W::Port),
+            "DOWNSTREAM_LOCAL_ADDRESS" => Op::Address(E::DownstreamLocal, W::Address),
+            "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => {
+                Op::Address(E::DownstreamLocal, W::WithoutPort)
+            }
+            "DOWNSTREAM_LOCAL_PORT" => Op::Address(E::DownstreamLocal, W::Port),
+            "DOWNSTREAM_REMOTE_ADDRESS" => Op::Address(E::DownstreamRemote, W::Address),
+            "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => {
+                Op::Address(E::DownstreamRemote, W::WithoutPort)
+            }
+            "DOWNSTREAM_REMOTE_PORT" => Op::Address(E::DownstreamRemote, W::Port),
+            "DOWNSTREAM_DIRECT_REMOTE_ADDRESS" => {
+                Op::Address(E::DownstreamDirectRemote, W::Address)
+            }
+            "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT" => {
+                Op::Address(E::DownstreamDirectRemote, W::WithoutPort)
+            }
+            "DOWNSTREAM_DIRECT_REMOTE_PORT" => Op::Address(E::DownstreamDirectRemote, W::Port),
+            "UPSTREAM_REQUEST_ATTEMPT_COUNT" => Op::AttemptCount,
+            "REQUESTED_SERVER_NAME" => Op::ServerName,
+            "ROUTE_NAME" => Op::RouteName,
+            "VIRTUAL_HOST_NAME" => Op::VirtualHost,
+            "HOSTNAME" => Op::Hostname(hostname()),
+            "CONNECTION_ID" => Op::ConnectionId,
+            "GRPC_STATUS" => Op::GrpcStatus(match params {
+                None | Some("" | "CAMEL_STRING") => GrpcStyle::Camel,
+                Some("SNAKE_STRING") => GrpcStyle::Snake,
+                Some("NUMBER") => GrpcStyle::Number,
+                Some(other) => {
+                    return Err(invalid(
+                        "format",
+                        format!("%GRPC_STATUS({other})% is not known"),
+                    ));
+                }
+            }),
+            "GRPC_STATUS_NUMBER" => Op::GrpcStatus(GrpcStyle::Number),
+            "DOWNSTREAM_TLS_VERSION" => Op::Downstream(T::Version),
+            "DOWNSTREAM_TLS_CIPHER" => Op::Downstream(T::Cipher),
+            "DOWNSTREAM_PEER_URI_SAN" => Op::Downstream(T::PeerUriSan),
+            "DOWNSTREAM_PEER_DNS_SAN" => Op::Downstream(T::PeerDnsSan),
+            "DOWNSTREAM_PEER_SUBJECT" => Op::Downstream(T::PeerSubject),
+            "DOWNSTREAM_PEER_FINGERPRINT_256" => Op::Downstream(T::PeerFingerprint),
+            "DOWNSTREAM_PEER_CERT" => Op::Downstream(T::PeerCert),
+            "DOWNSTREAM_LOCAL_URI_SAN" => Op::Downstream(T::LocalUriSan),
+            "DOWNSTREAM_LOCAL_SUBJECT" => Op::Downstream(T::LocalSubject),
+            "UPSTREAM_TLS_VERSION" => Op::Upstream(T::Version),
+            "UPSTREAM_TLS_CIPHER" => Op::Upstream(T::Cipher),
+            "UPSTREAM_PEER_URI_SAN" => Op::Upstream(T::PeerUriSan),
+            "UPSTREAM_PEER_DNS_SAN" => Op::Upstream(T::PeerDnsSan),
+            "UPSTREAM_PEER_SUBJECT" => Op::Upstream(T::PeerSubject),
+            "UPSTREAM_LOCAL_URI_SAN" => Op::Upstream(T::LocalUriSan),
+            "UPSTREAM_LOCAL_SUBJECT" => Op::Upstream(T::LocalSubject),
+            "METADATA" => match needs()?.split_once(':') {
+                Some(("ROUTE", path)) => {
+                    Op::RouteMetadata(path.split(':').map(str::to_owned).collect())
+                }
+                // No other object of ours carries metadata that filters or configuration could set.
+                Some((
+                    "DYNAMIC" | "CLUSTER" | "UPSTREAM_HOST" | "LISTENER" | "VIRTUAL_HOST",
+                    _,
+                )) => Op::Absent,
+                _ => return Err(invalid("format", "%METADATA% needs TYPE:NAMESPACE:KEY")),
+            },
+            "DYNAMIC_METADATA"
+            | "CLUSTER_METADATA"
+            | "UPSTREAM_METADATA"
+            | "FILTER_STATE"
+            | "UPSTREAM_FILTER_STATE" => {
+                needs()?;
+                Op::Absent
+            }
+            "CONNECTION_TERMINATION_DETAILS"
+            | "DOWNSTREAM_TRANSPORT_FAILURE_REASON"
+            | "TRACE_ID"
+            | "DOWNSTREAM_TLS_SESSION_ID"
+            | "UPSTREAM_TLS_SESSION_ID"
+            | "CUSTOM_FLAGS"
+            | "UPSTREAM_DETECTED_CLOSE_TYPE"
+            | "DOWNSTREAM_DETECTED_CLOSE_TYPE" => Op::Absent,
+            "ENVIRONMENT" => {
+                Op::Environment(std::env::var_os(needs()?).map(|v| v.to_string_lossy().into()))
+            }
+            "LOCAL_REPLY_BODY" => Op::LocalReply,
+            "PATH" => match params {
+                Some("NQ" | "NQ:PATH" | "NQ:ORIG_OR_PATH") => Op::PathOnly,
+                None | Some("" | "WQ" | "WQ:PATH" | "WQ:ORIG_OR_PATH") => {
+                    Op::Header(Section::Request, HeaderKey::Path, None)
+                }
+                Some(other) => {
+                    return Err(invalid("format", format!("%PATH({other})% is not known")));
+                }
+            },
+            "QUERY_PARAM" => Op::QueryParam(needs()?.to_owned()),
+            "ACCESS_LOG_TYPE" => Op::LogType,
+            "UNIQUE_ID" => Op::UniqueId,
+            "UPSTREAM_PROTOCOL" => Op::Absent,
+            "TRAFFIC_DIRECTION" => Op::Constant("UNSPECIFIED"),
+            _ => {
+                return Err(invalid(
+                    "format",
+                    format!("the command %{name}% is not known"),
+                ));
+            }
+        })
+    }
+}
+
+fn hostname() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|name| name.trim().to_owned())
+        .unwrap_or_default()
+}
