@@ -3,7 +3,7 @@ use bytes::Bytes;
 use super::*;
 use crate::{
     format::{Facts, tests::connection},
-    head::Protocol,
+    head::{Headers, Known, Protocol},
     info::StreamInfo,
     testing::{table, try_table},
 };
@@ -316,7 +316,7 @@ async fn what_would_change_who_passes_is_refused() {
     for (note, yaml) in [
         (
             "unknown filter",
-            "typed_per_filter_config: {x: {'@type': type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBACPerRoute}}",
+            "typed_per_filter_config: {x: {'@type': type.googleapis.com/envoy.extensions.filters.http.lua.v3.LuaPerRoute}}",
         ),
         (
             "pseudo header",
