@@ -151,10 +151,7 @@ mod tests {
         let reject = verdict.refusal().unwrap();
         assert_eq!(reject.status, 302);
         assert_eq!(
-            reject
-                .headers
-                .get(&Name::new("location"))
-                .map(|v| v.as_ref()),
+            reject.headers.get(&Name::new("location")),
             Some(b"/login".as_slice())
         );
     }
