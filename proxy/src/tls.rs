@@ -736,7 +736,7 @@ fn info(connection: &CommonState, verified: bool, local: Option<&PeerCertificate
         .and_then(<[_]>::first)
         .filter(|_| verified);
     if let Some((leaf, peer)) =
-        leaf.and_then(|leaf| Some((leaf, PeerCertificate::read(leaf).ok()?)))
+        leaf.and_then(|leaf| Some((leaf, PeerCertificate::of(leaf).ok()?)))
     {
         info.peer_uri_san = peer.uri_sans.first().cloned();
         info.peer_more_uri_sans = peer.uri_sans.iter().skip(1).cloned().collect();

@@ -1,6 +1,6 @@
 //! What a certificate says: names, subject, validity, fingerprint.
 
-use std::{net::IpAddr, sync::Arc, time::SystemTime};
+use std::{cell::RefCell, net::IpAddr, sync::Arc, time::SystemTime};
 
 use rustls::pki_types::CertificateDer;
 use x509_parser::{
@@ -8,6 +8,14 @@ use x509_parser::{
 };
 
 use crate::secret::material::at;
+
+/// Certificates a thread remembers, a KiB or two each.
+const REMEMBERED: usize = 64;
+
+thread_local! {
+    /// Those that came last are first.
+    static READ: RefCell<Vec<(Box<[u8]>, Arc<PeerCertificate>)>> = const { RefCell::new(Vec::new()) };
+}
 
 /// A certificate, read; whether it is to be trusted is another question.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +86,28 @@ impl PeerCertificate {
             }
         }
         Ok(read)
+    }
+
+    /// [`PeerCertificate::read`] with a memory: in a mesh the same few peers come again and again, and a
+    /// certificate is looked at by the verifier and once more for the record.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn of(der: &CertificateDer<'_>) -> Result<Arc<PeerCertificate>, String> {
+        let known = READ.with_borrow_mut(|read| {
+            let at = read.iter().position(|(bytes, _)| **bytes == **der)?;
+            read[..=at].rotate_right(1);
+            read.first().map(|(_, peer)| peer.clone())
+        });
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let peer = Arc::new(PeerCertificate::read(der)?);
+        READ.with_borrow_mut(|read| {
+            read.truncate(REMEMBERED - 1);
+            read.insert(0, (der.to_vec().into(), peer.clone()));
+        });
+        Ok(peer)
     }
 
     /// Whether a DNS SAN covers `name`, wildcards in the leftmost label included.
@@ -169,6 +199,27 @@ mod tests {
         assert!(!dns_covers("*.example.com", "example.com"));
         assert!(!dns_covers("*", "com"));
         assert!(dns_covers("x.y", "X.Y"));
+    }
+
+    #[test]
+    fn a_certificate_that_comes_again_is_the_one_it_was() {
+        let ca = crate::tls::testing::Authority::new();
+        let der = |name: &str| {
+            let issued = ca.issue("", &[name]);
+            <CertificateDer<'_> as rustls::pki_types::pem::PemObject>::from_pem_slice(
+                issued.chain.as_bytes(),
+            )
+            .unwrap()
+        };
+        let first = der("first");
+        let once = PeerCertificate::of(&first).unwrap();
+        for n in 0..REMEMBERED {
+            let other = PeerCertificate::of(&der(&format!("n{n}"))).unwrap();
+            assert_eq!(&*other.dns_sans[0], format!("n{n}"));
+            // Asked for all the time, it stays.
+            assert!(Arc::ptr_eq(&PeerCertificate::of(&first).unwrap(), &once));
+        }
+        assert_eq!(READ.with_borrow(Vec::len), REMEMBERED);
     }
 
     #[test]

@@ -403,6 +403,11 @@ impl TlsStream {
         self.io.poll_readable(cx)
     }
 
+    #[cfg(test)]
+    pub(super) fn holds_nothing(&self) -> bool {
+        self.kept.capacity() == 0 && self.plain.capacity() == 0 && self.out.is_empty()
+    }
+
     /// Before waiting for the peer: what it waits for must have left.
     fn send_flight(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         if self.holding == Holding::Flight

@@ -3,7 +3,7 @@ use envoy_types::pb::envoy::{
         AggregatedConfigSource, ConfigSource, config_source::ConfigSourceSpecifier,
     },
     extensions::transport_sockets::tls::v3::{
-        CertificateValidationContext, SdsSecretConfig, Secret, secret::Type,
+        CertificateValidationContext, SdsSecretConfig, Secret, TlsParameters, secret::Type,
     },
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -295,7 +295,6 @@ fn what_could_not_be_enforced_is_refused() {
 
 #[test]
 fn versions_and_ciphers_are_limited() {
-    use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::TlsParameters;
     let params = |min: TlsProtocol, max: TlsProtocol, suites: &[&str]| {
         let params = TlsParameters {
             tls_minimum_protocol_version: min as i32,
@@ -326,4 +325,182 @@ fn versions_and_ciphers_are_limited() {
     );
     assert!(params(TlsProtocol::TlSv12, TlsProtocol::TlSv12, &["AES128-SHA"]).is_err());
     assert!(params(TlsProtocol::TlSv10, TlsProtocol::TlSv11, &[]).is_err());
+}
+
+/// Two ends of a connection over pipes of `size` bytes, with a TLS version.
+async fn ends(size: usize, version: TlsProtocol) -> (TlsStream, TlsStream) {
+    let ca = Authority::new();
+    let (ours, theirs) = (ca.issue(SERVER, &[]), ca.issue(CLIENT, &[]));
+    let mut context = common(Some(&ours), Some(&ca.pem()), &[], &[]);
+    context.tls_params = Some(TlsParameters {
+        tls_maximum_protocol_version: version as i32,
+        ..TlsParameters::default()
+    });
+    let server = server(&downstream(context, true));
+    let client = client(&upstream(
+        common(Some(&theirs), Some(&ca.pem()), &[SERVER], &[]),
+        "",
+    ));
+    let (near, far) = tokio::io::duplex(size);
+    let accept = server.accept(near.into(), Vec::new());
+    let connect = async {
+        let (mut stream, _) = client.connect(far.into(), None, None).await.unwrap();
+        stream.flush().await.unwrap();
+        stream
+    };
+    let (accepted, connected) = tokio::join!(accept, connect);
+    (accepted.unwrap().0, connected)
+}
+
+#[tokio::test]
+async fn bulk_passes_both_ways_and_each_half_closes_on_its_own() {
+    let data: Vec<u8> = (0..700_001_u32).map(|n| n.to_le_bytes()[1]).collect();
+    for (size, version) in [
+        (999, TlsProtocol::TlSv13),
+        (1 << 20, TlsProtocol::TlSv13),
+        (50_000, TlsProtocol::TlSv12),
+    ] {
+        let (server, client) = ends(size, version).await;
+        let (mut server_reads, mut server_writes) = tokio::io::split(server);
+        let (mut client_reads, mut client_writes) = tokio::io::split(client);
+        let asking = async {
+            client_writes.write_all(&data).await.unwrap();
+            client_writes.shutdown().await.unwrap();
+        };
+        let answering = async {
+            let mut asked = Vec::new();
+            server_reads.read_to_end(&mut asked).await.unwrap();
+            assert!(asked == data);
+            // The other half is still open.
+            server_writes.write_all(b"got it: ").await.unwrap();
+            server_writes.write_all(&asked).await.unwrap();
+            server_writes.shutdown().await.unwrap();
+        };
+        let hearing = async {
+            let mut heard = Vec::new();
+            client_reads.read_to_end(&mut heard).await.unwrap();
+            heard
+        };
+        let ((), (), heard) = tokio::join!(asking, answering, hearing);
+        assert_eq!(heard.len(), data.len() + 8);
+        assert!(heard[..8] == b"got it: "[..] && heard[8..] == data);
+    }
+}
+
+#[tokio::test]
+async fn slices_of_one_write_are_one_record_and_an_idle_stream_holds_nothing() {
+    let (mut server, mut client) = ends(1 << 16, TlsProtocol::TlSv13).await;
+    let parts = [io::IoSlice::new(b"head "), io::IoSlice::new(b"and body")];
+    assert_eq!(client.write_vectored(&parts).await.unwrap(), 13);
+    let mut got = [0; 64];
+    assert_eq!(server.read(&mut got).await.unwrap(), 13);
+    assert_eq!(&got[..13], b"head and body");
+    assert!(server.holds_nothing() && client.holds_nothing());
+}
+
+#[tokio::test]
+async fn a_peer_that_just_goes_is_told_from_one_that_says_so() {
+    let (mut server, client) = ends(1 << 16, TlsProtocol::TlSv13).await;
+    drop(client);
+    let error = server.read_u8().await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    assert!(error.to_string().contains("close_notify"));
+}
+
+#[tokio::test]
+async fn half_a_record_is_no_obstacle_to_a_write() {
+    let ca = Authority::new();
+    let ours = ca.issue(SERVER, &["a.example"]);
+    let server = server(&downstream(common(Some(&ours), None, &[], &[]), false));
+    let mut roots = rustls::RootCertStore::empty();
+    let pem = ca.pem();
+    roots
+        .add(rustls::pki_types::pem::PemObject::from_pem_slice(pem.as_bytes()).unwrap())
+        .unwrap();
+    let config = ClientConfig::builder_with_provider(provider().clone())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = ServerName::try_from("a.example").unwrap();
+    let mut client = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+    let (near, mut far) = tokio::io::duplex(1 << 16);
+    let talking = async {
+        while client.is_handshaking() {
+            let mut flight = Vec::new();
+            while client.wants_write() {
+                client.write_tls(&mut flight).unwrap();
+            }
+            far.write_all(&flight).await.unwrap();
+            if client.is_handshaking() {
+                receive(&mut far, &mut client).await;
+            }
+        }
+        let mut flight = Vec::new();
+        // New keys for us, and then a record in two halves.
+        client.refresh_traffic_keys().unwrap();
+        std::io::Write::write_all(&mut client.writer(), b"question").unwrap();
+        while client.wants_write() {
+            client.write_tls(&mut flight).unwrap();
+        }
+        let (early, late) = flight.split_at(flight.len() - 5);
+        far.write_all(early).await.unwrap();
+        while plain(&mut client) != b"unasked" {
+            receive(&mut far, &mut client).await;
+        }
+        far.write_all(late).await.unwrap();
+        receive(&mut far, &mut client).await;
+        assert_eq!(plain(&mut client), b"answer");
+    };
+    let serving = async {
+        let (mut stream, _, name) = server.accept(near.into(), Vec::new()).await.unwrap();
+        assert_eq!(name.as_deref(), Some("a.example"));
+        let mut question = [0; 8];
+        {
+            let mut reading = std::pin::pin!(stream.read_exact(&mut question));
+            for _ in 0..20 {
+                assert!(futures::poll!(reading.as_mut()).is_pending());
+                tokio::task::yield_now().await;
+            }
+        }
+        stream.write_all(b"unasked").await.unwrap();
+        stream.flush().await.unwrap();
+        stream.read_exact(&mut question).await.unwrap();
+        assert_eq!(&question, b"question");
+        stream.write_all(b"answer").await.unwrap();
+        stream.flush().await.unwrap();
+        stream
+    };
+    tokio::join!(talking, serving);
+}
+
+async fn receive(from: &mut tokio::io::DuplexStream, client: &mut rustls::ClientConnection) {
+    let mut bytes = [0; 4096];
+    let n = from.read(&mut bytes).await.unwrap();
+    let mut bytes = &bytes[..n];
+    while !bytes.is_empty() {
+        client.read_tls(&mut bytes).unwrap();
+        client.process_new_packets().unwrap();
+    }
+}
+
+fn plain(client: &mut rustls::ClientConnection) -> Vec<u8> {
+    let mut plain = Vec::new();
+    // Ends with "would block".
+    drop(std::io::Read::read_to_end(&mut client.reader(), &mut plain));
+    plain
+}
+
+#[tokio::test]
+async fn what_is_no_tls_gets_an_alert() {
+    let ca = Authority::new();
+    let ours = ca.issue(SERVER, &[]);
+    let server = server(&downstream(common(Some(&ours), None, &[], &[]), false));
+    let (near, mut far) = tokio::io::duplex(1 << 16);
+    far.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let error = server.accept(near.into(), Vec::new()).await.unwrap_err();
+    assert!(error.get_ref().unwrap().is::<rustls::Error>(), "{error}");
+    let mut alert = Vec::new();
+    far.read_to_end(&mut alert).await.unwrap();
+    assert_eq!(alert.first(), Some(&21), "{alert:?}");
 }

@@ -1,7 +1,16 @@
 //! Whether a peer is who it must be: a chain to the roots, then the names and hashes of the
 //! validation context. There is no way through that skips the chain.
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{
+    cell::RefCell,
+    fmt,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::SystemTime,
+};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use envoy_types::pb::envoy::{
@@ -26,7 +35,7 @@ use rustls::{
     },
 };
 
-use super::peer::{PeerCertificate, dns_covers, hex};
+use super::peer::{PeerCertificate, dns_covers, hex, sha256};
 use crate::config_error::ConfigError;
 
 /// Names and hashes a peer's certificate is held to. Empty rules admit every verified peer.
@@ -242,7 +251,7 @@ impl PartialEq for Matcher {
 impl Eq for Matcher {}
 
 fn check_all(rules: &[Rules], leaf: &CertificateDer<'_>) -> Result<(), Error> {
-    let peer = PeerCertificate::read(leaf)
+    let peer = PeerCertificate::of(leaf)
         .map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
     for rules in rules {
         rules.check(&peer).map_err(|e| {
@@ -252,15 +261,105 @@ fn check_all(rules: &[Rules], leaf: &CertificateDer<'_>) -> Result<(), Error> {
     Ok(())
 }
 
+/// Chains that a thread remembers as good.
+const REMEMBERED: usize = 64;
+
+thread_local! {
+    /// Those that came last are first.
+    static GOOD: RefCell<Vec<Good>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A chain that a verifier has found good. Its signatures, names and roots do not change, nor do the
+/// verifier's rules; the time does. So it is good for that verifier from then on until a certificate of it
+/// expires. The proof that the peer has the key is made in each handshake all the same.
+struct Good {
+    verifier: u64,
+    /// SHA-256 of the chain.
+    chain: [u8; 32],
+    since: UnixTime,
+    /// Seconds since 1970.
+    until: u64,
+}
+
+/// One verifier's share of the memory.
+struct Memory(u64);
+
+impl Memory {
+    fn new() -> Memory {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Memory(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Verifies a chain unless it is remembered as good.
+    fn or(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        verify: impl FnOnce() -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut text = Vec::new();
+        for certificate in std::iter::once(end_entity).chain(intermediates) {
+            text.extend_from_slice(&certificate.len().to_be_bytes());
+            text.extend_from_slice(certificate);
+        }
+        let chain = sha256(&text);
+        let known = GOOD.with_borrow_mut(|good| {
+            let at = good.iter().position(|one| {
+                one.verifier == self.0
+                    && one.chain == chain
+                    && one.since <= now
+                    && now.as_secs() < one.until
+            })?;
+            good[..=at].rotate_right(1);
+            Some(())
+        });
+        if known.is_some() {
+            return Ok(());
+        }
+        verify()?;
+        let expiry = |der: &CertificateDer<'_>| {
+            let end = PeerCertificate::of(der).ok()?.not_after;
+            let end = end.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+            Some(end.as_secs())
+        };
+        let until = std::iter::once(end_entity)
+            .chain(intermediates)
+            .map(expiry)
+            .collect::<Option<Vec<_>>>()
+            .and_then(|all| all.into_iter().min());
+        if let Some(until) = until {
+            GOOD.with_borrow_mut(|good| {
+                good.truncate(REMEMBERED - 1);
+                good.insert(
+                    0,
+                    Good {
+                        verifier: self.0,
+                        chain,
+                        since: now,
+                        until,
+                    },
+                );
+            });
+        }
+        Ok(())
+    }
+}
+
 /// Client certificates: the chain by rustls' own verifier, then the rules.
 pub(super) struct ClientRules {
     chains: Arc<dyn ClientCertVerifier>,
     rules: Vec<Rules>,
+    memory: Memory,
 }
 
 impl ClientRules {
     pub(super) fn new(chains: Arc<dyn ClientCertVerifier>, rules: Vec<Rules>) -> ClientRules {
-        ClientRules { chains, rules }
+        ClientRules {
+            chains,
+            rules,
+            memory: Memory::new(),
+        }
     }
 }
 
@@ -289,11 +388,12 @@ impl ClientCertVerifier for ClientRules {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self
-            .chains
-            .verify_client_cert(end_entity, intermediates, now)?;
-        check_all(&self.rules, end_entity)?;
-        Ok(verified)
+        self.memory.or(end_entity, intermediates, now, || {
+            self.chains
+                .verify_client_cert(end_entity, intermediates, now)?;
+            check_all(&self.rules, end_entity)
+        })?;
+        Ok(ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -326,6 +426,7 @@ pub(super) struct ServerRules {
     rules: Vec<Rules>,
     match_sni: bool,
     provider: Arc<CryptoProvider>,
+    memory: Memory,
 }
 
 impl ServerRules {
@@ -340,6 +441,7 @@ impl ServerRules {
             rules,
             match_sni,
             provider,
+            memory: Memory::new(),
         }
     }
 }
@@ -359,18 +461,21 @@ impl ServerCertVerifier for ServerRules {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let certificate = ParsedCertificate::try_from(end_entity)?;
-        verify_server_cert_signed_by_trust_anchor(
-            &certificate,
-            &self.roots,
-            intermediates,
-            now,
-            self.provider.signature_verification_algorithms.all,
-        )?;
+        self.memory.or(end_entity, intermediates, now, || {
+            verify_server_cert_signed_by_trust_anchor(
+                &ParsedCertificate::try_from(end_entity)?,
+                &self.roots,
+                intermediates,
+                now,
+                self.provider.signature_verification_algorithms.all,
+            )?;
+            check_all(&self.rules, end_entity)
+        })?;
+        // The name is this connection's.
         if self.match_sni {
+            let certificate = ParsedCertificate::try_from(end_entity)?;
             rustls::client::verify_server_name(&certificate, server_name)?;
         }
-        check_all(&self.rules, end_entity)?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -471,5 +576,57 @@ impl ServerCertVerifier for NoVerification {
         self.provider
             .signature_verification_algorithms
             .supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, time::Duration};
+
+    use rustls::pki_types::pem::PemObject as _;
+
+    use super::*;
+    use crate::tls::testing::Authority;
+
+    #[test]
+    fn a_good_chain_is_remembered_by_its_verifier_until_it_expires() {
+        let ca = Authority::new();
+        let der = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+        let (leaf, other) = (
+            der(&ca.issue("", &["a"]).chain),
+            der(&ca.issue("", &["b"]).chain),
+        );
+        let (memory, foreign) = (Memory::new(), Memory::new());
+        let verified = Cell::new(0);
+        let mut good = true;
+        let ask = |memory: &Memory, leaf: &CertificateDer<'_>, at: u64, good: bool| {
+            let now = UnixTime::since_unix_epoch(Duration::from_secs(at));
+            memory.or(leaf, &[], now, || {
+                verified.set(verified.get() + 1);
+                if good {
+                    Ok(())
+                } else {
+                    Err(Error::DecryptError)
+                }
+            })
+        };
+        let today = 1_700_000_000;
+        ask(&memory, &leaf, today, good).unwrap();
+        // Verified before: what the verifier would say now does not matter.
+        good = false;
+        ask(&memory, &leaf, today + 1, good).unwrap();
+        assert_eq!(verified.get(), 1);
+        for (memory, leaf, at) in [
+            (&memory, &other, today),
+            (&foreign, &leaf, today),
+            (&memory, &leaf, today - 1),
+            // The year 4096, when it has expired.
+            (&memory, &leaf, 67_093_000_000),
+        ] {
+            ask(memory, leaf, at, good).unwrap_err();
+        }
+        assert_eq!(verified.get(), 5);
+        // A refusal is not remembered.
+        ask(&foreign, &leaf, today, true).unwrap();
     }
 }
