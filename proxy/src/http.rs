@@ -8,16 +8,19 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use lateen_codec::{h1::Limits as Http1, h2::Options as Http2};
-use lateen_protocols::envoy::{envoy::{
-    config::{
-        core::v3::{
-            CidrRange, HttpProtocolOptions, TrafficDirection,
-            http_protocol_options::HeadersWithUnderscoresAction,
+use lateen_protocols::envoy::{
+    envoy::{
+        config::{
+            core::v3::{
+                CidrRange, HttpProtocolOptions, TrafficDirection,
+                http_protocol_options::HeadersWithUnderscoresAction,
+            },
+            route::v3::RouteConfiguration,
         },
-        route::v3::RouteConfiguration,
+        extensions::filters::network::http_connection_manager::v3 as proto,
     },
-    extensions::filters::network::http_connection_manager::v3 as proto,
-}, google::protobuf::{BoolValue, UInt32Value}};
+    google::protobuf::{BoolValue, UInt32Value},
+};
 use proto::http_connection_manager::{
     CodecType, ForwardClientCertDetails, PathWithEscapedSlashesAction, RouteSpecifier,
     ServerHeaderTransformation, StripPortMode,
@@ -289,8 +292,7 @@ impl ConnectionManager {
                 upgrade.enabled.as_ref().is_none_or(|enabled| enabled.value),
             ));
         }
-        let truth =
-            |value: Option<&BoolValue>, default| value.map_or(default, |value| value.value);
+        let truth = |value: Option<&BoolValue>, default| value.map_or(default, |value| value.value);
         Ok(ConnectionManager {
             shared: shared.clone(),
             filters: HttpFilters::compile(&config.http_filters, &scope, shared)?,
@@ -513,7 +515,7 @@ fn http2_options(config: &proto::HttpConnectionManager, common: &HttpProtocolOpt
         stream_error_on_invalid_http_messaging: http2
             .override_stream_error_on_invalid_http_message
             .as_ref()
-            .map_or(false, |on| on.value),
+            .is_some_and(|on| on.value),
         max_header_bytes: headers_bytes(config),
         max_headers: headers_count(common),
         ..default

@@ -35,6 +35,8 @@ use crate::{
 const READS: usize = 8;
 /// Slices given to the kernel at once.
 const SLICES: usize = 64;
+/// Places for streams kept while there is no stream: a connection that waits holds little.
+const KEPT: usize = 4;
 
 type Stream = Pin<Box<dyn Future<Output = ()>>>;
 
@@ -138,8 +140,7 @@ impl Shared {
         if place.as_ref().is_some_and(|inbox| inbox.stream == stream) {
             *place = None;
         }
-        if open.iter().all(Option::is_none) {
-            // A connection that waits holds nothing.
+        if open.capacity() > KEPT && open.iter().all(Option::is_none) {
             *open = Vec::new();
         }
     }
