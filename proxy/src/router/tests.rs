@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use lateen_codec::h2;
 use lateen_protocols::{
     envoy::envoy::config::{
         cluster::v3::Cluster, endpoint::v3::ClusterLoadAssignment, route::v3 as proto,
@@ -950,5 +951,324 @@ fn a_change_of_endpoints_keeps_the_connections_to_those_that_stay() {
             0,
             "its statistics went with it"
         );
+    });
+}
+
+const CHUNKED: &str =
+    "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n";
+
+#[test]
+fn a_connection_is_free_again_as_soon_as_its_response_has_been_read() {
+    run(async |world| {
+        let server = Server::start(|n, _| {
+            if n == 0 {
+                Reply::Raw(CHUNKED)
+            } else {
+                Reply::Ok("x")
+            }
+        })
+        .await;
+        world.cluster("a", &[server.address()], "");
+        let policy = policy("cluster: a");
+        assert_eq!(text(&world.get(&policy, "/").await), "abcde");
+        assert_eq!(text(&world.get(&policy, "/").await), "x");
+        assert_eq!(server.connections(), 1);
+        let sent: usize = server.seen().iter().map(|seen| seen.head.len() + 4).sum();
+        let received = CHUNKED.len() + "HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nx".len();
+        assert_eq!(
+            world.stat("cluster.a.upstream_cx_tx_bytes_total"),
+            sent as u64
+        );
+        assert_eq!(
+            world.stat("cluster.a.upstream_cx_rx_bytes_total"),
+            received as u64
+        );
+    });
+}
+
+#[test]
+fn more_than_was_asked_for_ends_the_connection() {
+    run(async |world| {
+        let server =
+            Server::start(|_, _| Reply::Raw("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokMORE"))
+                .await;
+        world.cluster("a", &[server.address()], "");
+        let policy = policy("cluster: a");
+        assert_eq!(text(&world.get(&policy, "/").await), "ok");
+        server.wait_open(0).await;
+        assert_eq!(text(&world.get(&policy, "/").await), "ok");
+        assert_eq!(server.connections(), 2);
+        assert_eq!(world.stat("cluster.a.upstream_cx_protocol_error"), 2);
+    });
+}
+
+#[test]
+fn an_idle_connection_is_closed_in_time() {
+    run(async |world| {
+        let server = Server::start(|_, _| Reply::Ok("x")).await;
+        world.cluster(
+            "a",
+            &[server.address()],
+            "common_http_protocol_options: {idle_timeout: 0.05s}",
+        );
+        assert_eq!(world.get(&policy("cluster: a"), "/").await.status, 200);
+        server.wait_open(0).await;
+        assert_eq!(world.stat("cluster.a.upstream_cx_idle_timeout"), 1);
+        assert_eq!(world.stat("cluster.a.upstream_cx_active"), 0);
+    });
+}
+
+#[test]
+fn answers_before_the_final_one_are_handed_on() {
+    run(async |world| {
+        let server = Server::start(|_, _| {
+            Reply::Raw(
+                "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n\
+                 HTTP/1.1 204 No Content\r\n\r\n",
+            )
+        })
+        .await;
+        world.cluster("a", &[server.address()], "");
+        let target = Target {
+            cluster: "a".into(),
+            subset: None,
+        };
+        let told = RefCell::new(Vec::new());
+        let answer = forward_informed(
+            &world.shared,
+            &policy("cluster: a"),
+            &target,
+            &mut head("GET", "/", &[]),
+            Body::empty(),
+            &new_info(),
+            &|head| told.borrow_mut().push((head.status, head.headers.len())),
+        )
+        .await;
+        assert_eq!(answer.unwrap().0.status, 204);
+        assert_eq!(*told.borrow(), [(100, 0), (103, 1)]);
+    });
+}
+
+#[test]
+fn an_answer_before_the_end_of_the_request_ends_the_connection() {
+    run(async |world| {
+        let server = Server::start(|_, _| Reply::Ok("early")).await;
+        world.cluster("a", &[server.address()], "");
+        let (feed, fed) = tokio::sync::mpsc::unbounded_channel();
+        feed.send("one".into()).unwrap();
+        let got = world
+            .send(
+                &policy("cluster: a"),
+                head("POST", "/", &[]),
+                Body::stream(Fed(fed)),
+            )
+            .await;
+        assert_eq!((got.status, text(&got)), (200, "early"));
+        server.wait_open(0).await;
+        assert_eq!(world.stat("cluster.a.upstream_rq_active"), 0);
+    });
+}
+
+#[test]
+fn request_and_response_go_on_together() {
+    run(async |world| {
+        let server = Server::start(|_, _| Reply::Echo("HTTP/1.1 200 OK\r\n\r\n")).await;
+        world.cluster("a", &[server.address()], "");
+        let target = Target {
+            cluster: "a".into(),
+            subset: None,
+        };
+        let (feed, fed) = tokio::sync::mpsc::unbounded_channel();
+        let answer = forward(
+            &world.shared,
+            &policy("cluster: a"),
+            &target,
+            head("POST", "/", &[]),
+            Body::stream(Fed(fed)),
+            &new_info(),
+        )
+        .await;
+        let (answer, mut body) = answer.unwrap();
+        assert_eq!(answer.status, 200);
+        let mut got = String::new();
+        for piece in ["one", "three"] {
+            feed.send(piece.into()).unwrap();
+            while !got.ends_with(&format!("{piece}\r\n")) {
+                match body.frame().await {
+                    Some(Ok(Frame::Data(data))) => got.push_str(&String::from_utf8_lossy(&data)),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        assert_eq!(got, "3\r\none\r\n5\r\nthree\r\n");
+        drop(body);
+        server.wait_open(0).await;
+    });
+}
+
+/// An HTTP/2 server that does with each event what `act` says; that is given the number of the connection.
+async fn scripted_h2(
+    options: h2::Options,
+    act: impl Fn(usize, &mut h2::Connection, h2::Event) + 'static,
+) -> SocketAddr {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (act, options) = (Rc::new(act), Arc::new(options));
+    tokio::task::spawn_local(async move {
+        let mut number = 0;
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let (act, connection) = (act.clone(), number);
+            let mut codec = h2::Connection::new(h2::Role::Server, options.clone());
+            number += 1;
+            tokio::task::spawn_local(async move {
+                let mut input = bytes::BytesMut::new();
+                while stream.read_buf(&mut input).await.unwrap_or(0) > 0 {
+                    let mut events = Vec::new();
+                    codec
+                        .receive(&mut input, &mut |event| events.push(event))
+                        .unwrap();
+                    for event in events {
+                        act(connection, &mut codec, event);
+                    }
+                    loop {
+                        let mut slices = [std::io::IoSlice::new(&[]); 16];
+                        let count = codec.output(&mut slices);
+                        if count == 0 {
+                            break;
+                        }
+                        let written = stream.write_vectored(&slices[..count]).await.unwrap();
+                        codec.advance(written);
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+fn ok() -> ResponseHead {
+    ResponseHead {
+        status: 200,
+        headers: Headers::default(),
+    }
+}
+
+#[test]
+fn a_stream_that_a_departing_connection_never_saw_goes_to_another() {
+    run(async |world| {
+        let address = scripted_h2(
+            h2::Options::default(),
+            |connection, codec, event| match event {
+                h2::Event::Settings if connection == 0 => codec.drain(),
+                h2::Event::Request { stream, .. } => {
+                    codec.respond(stream, &ok(), true).unwrap();
+                }
+                _ => {}
+            },
+        )
+        .await;
+        world.cluster("a", &[address], H2);
+        let got = world
+            .send(
+                &policy("cluster: a"),
+                head("POST", "/", &[]),
+                Body::full("x"),
+            )
+            .await;
+        assert_eq!((got.status, got.attempts), (200, 1));
+        assert_eq!(world.stat("cluster.a.upstream_cx_http2_total"), 2);
+        world.wait_stat("cluster.a.upstream_cx_active", 1).await;
+    });
+}
+
+#[test]
+fn resets_are_told_apart() {
+    run(async |world| {
+        let address = scripted_h2(h2::Options::default(), |_, codec, event| {
+            if let h2::Event::Request { stream, head, .. } = event {
+                match &*head.path {
+                    b"/refused" => codec.reset(stream, h2::Code::REFUSED_STREAM),
+                    b"/cut" => {
+                        codec.respond(stream, &ok(), false).unwrap();
+                        codec
+                            .send_data(stream, Bytes::from_static(b"abc"), false)
+                            .unwrap();
+                    }
+                    _ => codec.reset(stream, h2::Code::CANCEL),
+                }
+            }
+        })
+        .await;
+        world.cluster("a", &[address], H2);
+        let policy = policy("cluster: a, timeout: 0.05s");
+        for (path, reason) in [
+            ("/", "remote reset"),
+            ("/refused", "remote refused stream reset"),
+        ] {
+            let got = world.get(&policy, path).await;
+            assert_eq!((got.status, &*got.flags), (503, "UR"), "{path}");
+            assert!(text(&got).ends_with(reason), "{}", text(&got));
+        }
+        let got = world.get(&policy, "/cut").await;
+        assert_eq!((got.status, &*got.flags), (200, "UT"));
+        assert_eq!(world.stat("cluster.a.upstream_cx_http2_total"), 1);
+        assert_eq!(world.stat("cluster.a.upstream_rq_active"), 0);
+    });
+}
+
+#[test]
+fn the_peers_limit_on_streams_is_kept() {
+    run(async |world| {
+        let options = h2::Options {
+            max_concurrent_streams: 1,
+            ..h2::Options::default()
+        };
+        let address = scripted_h2(options, |_, codec, event| match event {
+            h2::Event::Request {
+                stream, end: true, ..
+            } => codec.respond(stream, &ok(), true).unwrap(),
+            h2::Event::Data {
+                stream, data, end, ..
+            } => {
+                codec.consumed(stream, data.len());
+                if end {
+                    codec.respond(stream, &ok(), true).unwrap();
+                }
+            }
+            h2::Event::Reset { code, .. } => panic!("{code:?}"),
+            _ => {}
+        })
+        .await;
+        world.cluster("a", &[address], H2);
+        let policy = policy("cluster: a");
+        assert_eq!(world.get(&policy, "/").await.status, 200);
+        let long = || {
+            let body = Body::full(vec![b'x'; 300_000]);
+            world.send(&policy, head("POST", "/", &[]), body)
+        };
+        let (one, two, three) = tokio::join!(long(), long(), long());
+        for got in [one, two, three] {
+            assert_eq!((got.status, got.body), (200, Ok(String::new())));
+        }
+        assert!(world.stat("cluster.a.upstream_cx_http2_total") > 1);
+        assert_eq!(world.stat("cluster.a.upstream_rq_active"), 0);
+    });
+}
+
+#[test]
+fn a_peer_that_answers_no_ping_is_given_up() {
+    run(async |world| {
+        // Accepts and reads nothing.
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let h2 = H2.replace(
+            "http2_protocol_options: {}",
+            "http2_protocol_options: {connection_keepalive: {interval: 0.02s, timeout: 0.02s}}",
+        );
+        world.cluster("a", &[address], &h2);
+        let got = world.get(&policy("cluster: a, timeout: 5s"), "/").await;
+        assert_eq!((got.status, &*got.flags), (503, "UC"));
+        world.wait_stat("cluster.a.upstream_cx_active", 0).await;
     });
 }

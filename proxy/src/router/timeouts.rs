@@ -96,7 +96,7 @@ fn grpc_timeout(head: &RequestHead, max: Duration, offset: Option<Duration>) -> 
     let mut timeout = head
         .headers
         .known(Known::GrpcTimeout)
-        .and_then(|text| parse_grpc_timeout(text));
+        .and_then(parse_grpc_timeout);
     if let (Some(asked), Some(offset)) = (timeout, offset)
         && offset < asked
     {

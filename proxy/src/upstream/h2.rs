@@ -56,6 +56,8 @@ struct State {
     table: Table,
     /// Streams at once, by our settings.
     limit: u32,
+    /// The same until the peer's own limit has come.
+    assumed: u32,
     /// Streams that are promised or open.
     active: u32,
     /// Of those, the ones that are not open yet.
@@ -280,9 +282,12 @@ impl Conn {
     /// Whether another request can be sent on it now.
     pub(super) fn has_room(&self) -> bool {
         let state = self.state.borrow();
-        !state.table.retired
-            && state.active < state.limit
-            && state.codec.can_open() > state.promised
+        let limit = if state.codec.has_settings() {
+            state.limit
+        } else {
+            state.limit.min(state.assumed)
+        };
+        !state.table.retired && state.active < limit && state.codec.can_open() > state.promised
     }
 
     /// It gets no more requests, and ends when those it has have ended.
@@ -315,6 +320,34 @@ impl Slot {
 
     pub(super) fn facts(&self) -> &Rc<Facts> {
         &self.conn.facts
+    }
+}
+
+impl Slot {
+    /// Opens the stream; its head leaves with whatever else is sent this turn. Gives also whether the
+    /// connection had served others before.
+    fn open(
+        &mut self,
+        head: &RequestHead,
+        end: bool,
+    ) -> Result<(StreamId, Rc<Stream>, bool), SendFailure> {
+        let mut state = self.conn.state.borrow_mut();
+        let reused = state.requests > 0;
+        let id = match state.codec.open(head, end) {
+            Ok(id) => id,
+            Err(OpenError::NoExtendedConnect) => return Err(UNSENDABLE),
+            Err(OpenError::Concurrency | OpenError::GoingAway) => return Err(UNSEEN),
+        };
+        self.promised = false;
+        state.promised = state.promised.saturating_sub(1);
+        state.requests += 1;
+        if state.max_requests.is_some_and(|max| state.requests >= max) {
+            self.pool.cluster.stats.upstream_cx_max_requests.inc();
+            state.table.retired = true;
+        }
+        let stream = state.table.enter(id);
+        state.kick();
+        Ok((id, stream, reused))
     }
 }
 
@@ -362,6 +395,7 @@ pub(super) fn start(
             codec: Connection::new(Role::Client, Arc::new(options(config))),
             table: Table::default(),
             limit: config.http2.max_concurrent_streams,
+            assumed: pool.peer_streams.get(),
             active: 0,
             promised: 0,
             requests: 0,
@@ -385,6 +419,7 @@ pub(super) fn start(
             deadline: Deadline::default(),
         }),
         room: 0,
+        settled: false,
     };
     driver.begin();
     spawn_local(async move {
@@ -413,6 +448,8 @@ struct Driver {
     keepalive: Option<KeepAlive>,
     /// Streams the peer allowed when we last looked.
     room: usize,
+    /// The peer's settings have come.
+    settled: bool,
 }
 
 impl Driver {
@@ -446,6 +483,11 @@ impl Driver {
             return Poll::Ready(());
         }
         let room = state.codec.can_open();
+        // Exact while there is room.
+        if state.codec.has_settings() && (room > 0 || !std::mem::replace(&mut self.settled, true)) {
+            let allowed = u32::try_from(room + state.codec.streams()).unwrap_or(u32::MAX);
+            self.pool.peer_streams.set(allowed.max(1));
+        }
         let more = room > std::mem::replace(&mut self.room, room);
         let retired = state.table.retired;
         drop(state);
@@ -744,29 +786,7 @@ pub(super) async fn send(
         (Body::empty(), Some(body))
     };
     let end = later.is_none() && body.is_end_stream();
-    let mut state = slot.conn.state.borrow_mut();
-    let reused = state.requests > 0;
-    let opened = state.codec.open(head, end);
-    let id = match opened {
-        Ok(id) => id,
-        Err(error) => {
-            drop(state);
-            return Err(match error {
-                OpenError::NoExtendedConnect => UNSENDABLE,
-                OpenError::Concurrency | OpenError::GoingAway => UNSEEN,
-            });
-        }
-    };
-    slot.promised = false;
-    state.promised = state.promised.saturating_sub(1);
-    state.requests += 1;
-    if state.max_requests.is_some_and(|max| state.requests >= max) {
-        slot.pool.cluster.stats.upstream_cx_max_requests.inc();
-        state.table.retired = true;
-    }
-    let stream = state.table.enter(id);
-    state.kick();
-    drop(state);
+    let (id, stream, reused) = slot.open(head, end)?;
     let mut upload = (!end && later.is_none()).then(|| Upload {
         conn: slot.conn.clone(),
         id,

@@ -91,6 +91,9 @@ pub(crate) struct Pool {
     /// Connections that stand or are being made.
     open: Rc<Cell<usize>>,
     draining: Cell<bool>,
+    /// Streams at once that the host allowed on its last HTTP/2 connection: what is sent on the next one
+    /// before its settings come must not be refused.
+    pub(super) peer_streams: Cell<u32>,
 }
 
 #[derive(Default)]
@@ -287,6 +290,7 @@ impl Pool {
             state: RefCell::default(),
             open: Rc::default(),
             draining: Cell::new(false),
+            peer_streams: Cell::new(u32::MAX),
         })
     }
 
