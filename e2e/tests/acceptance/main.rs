@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod faults;
+mod floods;
 mod gateway;
 mod hostile;
 mod mtls;
