@@ -25,7 +25,7 @@ use crate::{
 /// The recorded counts.
 const RECORD: &str = "e2e/bench/instructions.json";
 /// Requests of the shorter run.
-const REQUESTS: u64 = 500;
+const REQUESTS: u64 = 2000;
 /// More than this much above the record fails.
 const TOLERANCE: f64 = 0.05;
 /// Callgrind makes a program some fifty times slower.

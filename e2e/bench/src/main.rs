@@ -5,6 +5,7 @@
 //! `scenario` (what) → `bootstrap`, `certificates` → `process` (who) → `compare` (turns) → `load`, `upstream`,
 //! `relay` → `report`, `plot`. Beside it `gate` (instruction counts) and `soak`.
 
+mod ads;
 mod bootstrap;
 mod certificates;
 mod compare;

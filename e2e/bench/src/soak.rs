@@ -2,7 +2,7 @@
 //! rotate and upstreams are killed. Nothing may fail that stock Envoy would not fail (run it with
 //! `--proxy .venv/envoy` to see what that is), and memory must stay where it was.
 //!
-//! Configuration comes from files, which both proxies watch: listeners, clusters, routes, endpoints, secrets.
+//! Configuration comes by ADS: listeners, clusters, routes, endpoints and secrets.
 
 use std::{
     fs,
@@ -17,10 +17,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
 use serde_json::{Value, json};
 
 use crate::{
+    ads,
     bootstrap::{self, Http, address, http, http2_options, listener},
     certificates::{self, Authority, Key},
     compare::median,
@@ -35,6 +35,8 @@ const UPSTREAMS: usize = 4;
 const KILL_EVERY: u64 = 6;
 /// Seconds between two certificates.
 const ROTATE_EVERY: u64 = 3;
+/// The version that the proxy starts with.
+const FIRST: u64 = 1;
 /// Memory of the last quarter may exceed the first one's by this part and this much.
 const GROWTH: (f64, f64) = (0.10, 3.0);
 
@@ -75,13 +77,6 @@ fn free_port() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
-/// Writes a file beside its place and moves it there: what watchers expect.
-fn publish(file: &Path, value: &Value) -> anyhow::Result<()> {
-    let new = file.with_extension("new");
-    fs::write(&new, serde_json::to_vec(value)?)?;
-    fs::rename(&new, file).with_context(|| file.display().to_string())
-}
-
 /// A DiscoveryResponse.
 fn response(version: u64, kind: &str, resources: Vec<Value>) -> Value {
     let kind = format!("type.googleapis.com/envoy.{kind}");
@@ -92,13 +87,18 @@ fn response(version: u64, kind: &str, resources: Vec<Value>) -> Value {
             resource
         })
         .collect();
-    json!({"version_info": version.to_string(), "resources": resources})
+    json!({"version_info": version.to_string(), "resources": resources, "type_url": kind})
 }
 
-/// The files of a configuration.
+fn source() -> Value {
+    json!({"resource_api_version": "V3", "ads": {}})
+}
+
+/// Makes every version of the configuration.
 #[derive(Debug)]
 struct Configuration {
     folder: PathBuf,
+    ads: SocketAddr,
     entries: Entries,
     places: Vec<Place>,
     echo: SocketAddr,
@@ -107,29 +107,25 @@ struct Configuration {
 }
 
 impl Configuration {
-    fn file(&self, name: &str) -> PathBuf {
-        self.folder.join(format!("{name}.json"))
-    }
-
-    fn source(&self, name: &str) -> Value {
-        json!({"resource_api_version": "V3", "path_config_source": {"path": self.file(name)}})
-    }
-
     fn bootstrap(&self) -> Value {
         json!({
             "node": {"id": "soak", "cluster": "soak"},
             "admin": {"address": address(self.entries.admin)},
             "dynamic_resources": {
-                "lds_config": self.source("listeners"),
-                "cds_config": self.source("clusters"),
+                "lds_config": source(),
+                "cds_config": source(),
+                "ads_config": {
+                    "api_type": "GRPC", "transport_api_version": "V3",
+                    "grpc_services": [{"envoy_grpc": {"cluster_name": "xds"}}],
+                },
             },
+            "static_resources": {"clusters": [ads::cluster(self.ads)]},
         })
     }
 
     fn listeners(&self, version: u64) -> Value {
         let manager = || {
-            let routes =
-                json!({"route_config_name": "routes", "config_source": self.source("routes")});
+            let routes = json!({"route_config_name": "routes", "config_source": source()});
             let mut filter = http(Http {
                 more: vec![
                     ("rds", routes),
@@ -142,7 +138,7 @@ impl Configuration {
             }
             filter
         };
-        let secret = |name: &str| json!({"name": name, "sds_config": self.source(name)});
+        let secret = |name: &str| json!({"name": name, "sds_config": source()});
         let tls = |mutual: bool| {
             let mut common = json!({
                 "tls_certificate_sds_secret_configs": [secret("leaf")],
@@ -218,7 +214,7 @@ impl Configuration {
                 "name": name, "type": "EDS", "connect_timeout": "1s",
                 // A kill sends everything that was under way again at once.
                 "circuit_breakers": {"thresholds": [{"max_retries": 1000}]},
-                "eds_cluster_config": {"eds_config": self.source(&format!("endpoints-{name}"))},
+                "eds_cluster_config": {"eds_config": source()},
             })
         };
         let mut calls = discovered("calls");
@@ -236,26 +232,33 @@ impl Configuration {
     }
 
     /// All endpoints but one, a different one each time.
-    fn endpoints(&self, version: u64, cluster: &str, of: fn(&Place) -> SocketAddr) -> Value {
+    fn endpoints(&self, version: u64) -> Value {
         let missing = version as usize % self.places.len();
-        let endpoints: Vec<_> = self
-            .places
-            .iter()
-            .enumerate()
-            .filter(|(index, _)| *index != missing)
-            .map(|(_, place)| json!({"endpoint": {"address": address(of(place))}}))
-            .collect();
-        let assignment =
-            json!({"cluster_name": cluster, "endpoints": [{"lb_endpoints": endpoints}]});
+        let assignment = |cluster: &str, of: fn(&Place) -> SocketAddr| {
+            let endpoints: Vec<_> = self
+                .places
+                .iter()
+                .enumerate()
+                .filter(|(index, _)| *index != missing)
+                .map(|(_, place)| json!({"endpoint": {"address": address(of(place))}}))
+                .collect();
+            json!({"cluster_name": cluster, "endpoints": [{"lb_endpoints": endpoints}]})
+        };
         response(
             version,
             "config.endpoint.v3.ClusterLoadAssignment",
-            vec![assignment],
+            vec![
+                assignment("web", |place| place.http1),
+                assignment("calls", |place| place.grpc),
+            ],
         )
     }
 
-    fn rotate(&self, version: u64) -> anyhow::Result<()> {
-        self.authority.sign(&self.folder, "leaf", Key::P256)?;
+    /// The secrets, with a new certificate now and then.
+    fn secrets(&self, version: u64) -> anyhow::Result<Value> {
+        if version.is_multiple_of(ROTATE_EVERY) || version == FIRST {
+            self.authority.sign(&self.folder, "leaf", Key::P256)?;
+        }
         let inline = |file: &str| -> anyhow::Result<Value> {
             Ok(json!({"inline_string": fs::read_to_string(self.folder.join(file))?}))
         };
@@ -264,26 +267,22 @@ impl Configuration {
         }});
         let trust =
             json!({"name": "trust", "validation_context": {"trusted_ca": inline("root.pem")?}});
-        let kind = "extensions.transport_sockets.tls.v3.Secret";
-        publish(&self.file("leaf"), &response(version, kind, vec![leaf]))?;
-        publish(&self.file("trust"), &response(version, kind, vec![trust]))
+        Ok(response(
+            version,
+            "extensions.transport_sockets.tls.v3.Secret",
+            vec![leaf, trust],
+        ))
     }
 
-    fn push(&self, version: u64) -> anyhow::Result<()> {
-        if version.is_multiple_of(ROTATE_EVERY) {
-            self.rotate(version)?;
-        }
-        publish(
-            &self.file("endpoints-web"),
-            &self.endpoints(version, "web", |place| place.http1),
-        )?;
-        publish(
-            &self.file("endpoints-calls"),
-            &self.endpoints(version, "calls", |place| place.grpc),
-        )?;
-        publish(&self.file("clusters"), &self.clusters(version))?;
-        publish(&self.file("routes"), &self.routes(version))?;
-        publish(&self.file("listeners"), &self.listeners(version))
+    /// Everything, in the order in which it must be pushed.
+    fn all(&self, version: u64) -> anyhow::Result<[Value; 5]> {
+        Ok([
+            self.clusters(version),
+            self.endpoints(version),
+            self.secrets(version)?,
+            self.listeners(version),
+            self.routes(version),
+        ])
     }
 }
 
@@ -421,8 +420,11 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
     for (index, place) in places.iter().enumerate() {
         upstreams.push(Some(start_upstream(folder.path(), index, *place)?));
     }
+    let (ads_listener, ads_at) = upstream::bind(0)?;
+    let server = ads::Server::start(ads_listener)?;
     let configuration = Configuration {
         folder: folder.path().to_owned(),
+        ads: ads_at,
         entries: Entries {
             plain: free_port()?,
             tls: free_port()?,
@@ -436,12 +438,12 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
         upgrade,
         authority,
     };
-    configuration.rotate(0)?;
-    configuration.push(1)?;
-    publish(&configuration.file("bootstrap"), &configuration.bootstrap())?;
+    server.push(&configuration.all(FIRST)?)?;
+    let file = folder.path().join("bootstrap.json");
+    fs::write(&file, serde_json::to_vec(&configuration.bootstrap())?)?;
     let arguments = [
         "-c".to_owned(),
-        configuration.file("bootstrap").display().to_string(),
+        file.display().to_string(),
         "--concurrency".to_owned(),
         "1".to_owned(),
         "-l".to_owned(),
@@ -464,11 +466,11 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
     let mut resident = Vec::new();
     let started = Instant::now();
     let (mut kills, mut shown) = (0, 0);
-    for second in 2..settings.seconds + 2 {
-        let next = started + Duration::from_secs(second - 1);
+    for second in FIRST + 1..settings.seconds + FIRST + 1 {
+        let next = started + Duration::from_secs(second - FIRST);
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
         proxy.check()?;
-        configuration.push(second)?;
+        server.push(&configuration.all(second)?)?;
         let victim = (second / KILL_EVERY) as usize % UPSTREAMS;
         match second % KILL_EVERY {
             0 => {
@@ -543,9 +545,13 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
             verdict.push(format!("{what}: only {updates} updates were taken"));
         }
     }
-    let rejected = sum(&counters, ".update_rejected");
-    if rejected > 0 {
-        verdict.push(format!("{rejected} updates were rejected"));
+    println!(
+        "{:<12} {:>9} responses",
+        "acknowledged",
+        server.acknowledged()
+    );
+    for refusal in server.refusals() {
+        verdict.push(format!("refused {refusal}"));
     }
     let quarter = resident.len() / 4;
     let (first, last) = (
