@@ -35,8 +35,8 @@ use crate::{
     format::Facts,
     info::{ConnectionInfo, ResponseFlags, StreamInfo},
     inspector::{Inspectors, Sniffed},
-    proto::{invalid, timeout as optional_timeout, unpack},
     net::Transport,
+    proto::{invalid, timeout as optional_timeout, unpack},
     shared::Shared,
     stats::{Counter, Gauge, Histogram, Scope},
     tcp_proxy::TcpProxy,
@@ -167,8 +167,7 @@ impl Listener {
                 // It holds what it needs; a chain that was replaced goes when its connections have begun.
                 drop(chain);
                 let drains = vec![self.shared.drain.clone(), self.drain.clone()];
-                Box::pin(manager.serve(transport, read, connection, drains))
-                    .await;
+                Box::pin(manager.serve(transport, read, connection, drains)).await;
             }
             Terminal::Tcp(proxy, logs) => {
                 Box::pin(self.tcp(&chain, proxy, logs, transport, read, connection)).await;

@@ -383,7 +383,7 @@ impl<'a> RetryState<'a> {
         let Some(status) = headers.known(Known::GrpcStatus) else {
             return false;
         };
-        let condition = match status.as_ref() {
+        let condition = match status {
             b"1" => RetryOn::CANCELLED,
             b"4" => RetryOn::DEADLINE_EXCEEDED,
             b"8" => RetryOn::RESOURCE_EXHAUSTED,
@@ -455,7 +455,7 @@ mod tests {
     fn head(headers: &[(&str, &str)]) -> RequestHead {
         let mut list = Headers::default();
         for (name, value) in headers {
-            list.append(Name::new(name), value.to_string());
+            list.append(Name::new(name), value);
         }
         RequestHead {
             method: "GET".into(),

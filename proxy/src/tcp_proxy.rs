@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use lateen_protocols::envoy::{
     envoy::{
         config::core::v3 as core,
@@ -16,7 +17,6 @@ use lateen_protocols::envoy::{
     },
     google::protobuf as pb,
 };
-use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::{
@@ -216,7 +216,11 @@ impl TcpProxy {
     }
 
     /// A connection to a host, in as many attempts as allowed; what went wrong is in `info`.
-    async fn connect(&self, shared: &Arc<Shared>, info: &SharedInfo) -> Option<(Transport, Counted)> {
+    async fn connect(
+        &self,
+        shared: &Arc<Shared>,
+        info: &SharedInfo,
+    ) -> Option<(Transport, Counted)> {
         let chosen = self.draw(rand::random_range(0..self.total))?;
         let worker = WorkerClusters::of(&shared.clusters);
         info.borrow_mut().upstream_cluster = Some(chosen.name.clone());

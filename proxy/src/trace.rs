@@ -354,7 +354,7 @@ fn operation(field: &str, format: &str) -> Result<Option<Format>, ConfigError> {
 
 fn trace_state(headers: &Headers) -> String {
     let name = Name::Known(Known::TraceState);
-    let all: Vec<_> = headers.all(&name).map(|value| span::text(value)).collect();
+    let all: Vec<_> = headers.all(&name).map(span::text).collect();
     all.join(",")
 }
 

@@ -81,7 +81,7 @@ fn main() {
     let grpc = args.next().as_deref() == Some("grpc");
     let requests: usize = args.next().and_then(|n| n.parse().ok()).unwrap_or(10_000);
     let options = Arc::new(Options::default());
-    let mut connection = |role| Connection::new(role, Arc::clone(&options));
+    let connection = |role| Connection::new(role, Arc::clone(&options));
     let mut client = connection(Role::Client);
     let mut down = connection(Role::Server);
     let mut up = connection(Role::Client);

@@ -169,6 +169,32 @@ fn json_keeps_types_and_sorts_keys() {
     );
 }
 
+#[test]
+fn a_grpc_status_that_did_not_come_is_derived() {
+    let format = Format::text("%GRPC_STATUS%", false).unwrap();
+    let (mut info, mut request) = (info(), request());
+    let write = |info: &StreamInfo, request: &RequestHead| {
+        let facts = Facts {
+            request: Some(request),
+            ..Facts::of_connection(info)
+        };
+        let mut out = Vec::new();
+        format.write(&facts, &mut out);
+        String::from_utf8(out).unwrap()
+    };
+    assert_eq!(write(&info, &request), "-", "no gRPC");
+    request
+        .headers
+        .append(Known::ContentType, "application/grpc");
+    assert_eq!(write(&info, &request), "Unavailable");
+    info.response_code = 200;
+    assert_eq!(write(&info, &request), "Unknown");
+    info.grpc_status = Some(5);
+    assert_eq!(write(&info, &request), "NotFound");
+    (info.response_code, info.grpc_status) = (0, None);
+    assert_eq!(write(&info, &request), "-", "no answer");
+}
+
 proptest! {
     #[test]
     fn any_format_is_refused_or_written(format in "(%|[A-Z_]{1,12}|\\(|\\)|:|[0-9]{1,20}|\\PC|START_TIME\\(%.\\)%)*") {

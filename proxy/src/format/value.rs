@@ -202,7 +202,7 @@ impl Op {
             Op::VirtualHost => Value::of(info.virtual_host.as_deref()),
             Op::Hostname(name) => Value::of(Some(name)),
             Op::ConnectionId => Value::Number(info.connection.id),
-            Op::GrpcStatus(style) => match (info.grpc_status, style) {
+            Op::GrpcStatus(style) => match (grpc_status(facts), style) {
                 (None, _) => Value::Absent,
                 (Some(code), GrpcStyle::Number) => match u64::try_from(code) {
                     Ok(code) => Value::Number(code),
@@ -263,8 +263,17 @@ fn header<'a>(facts: &Facts<'a>, section: Section, key: &HeaderKey) -> Option<Co
     value.filter(|value| !value.is_empty())
 }
 
+/// What the response says, or else what its status means to a gRPC client. Envoy: `Grpc::Common::getGrpcStatus`.
+fn grpc_status(facts: &Facts<'_>) -> Option<i32> {
+    facts.info.grpc_status.or_else(|| {
+        let answered = facts.info.response_code > 0;
+        (answered && facts.request?.is_grpc())
+            .then(|| crate::reject::grpc_status_of(facts.info.response_code))
+    })
+}
+
 fn first<'a>(headers: &'a Headers, name: &Name) -> Option<Cow<'a, [u8]>> {
-    headers.get(name).map(|value| Cow::Borrowed(value.as_ref()))
+    headers.get(name).map(Cow::Borrowed)
 }
 
 impl Span {

@@ -217,7 +217,7 @@ pub fn joined<'a>(headers: &'a Headers, name: &Name) -> Option<Cow<'a, [u8]>> {
     let mut values = headers.iter().filter(|(n, _)| *n == *name).map(|(_, v)| v);
     let first = values.next()?;
     let Some(second) = values.next() else {
-        return Some(Cow::Borrowed(first.as_ref()));
+        return Some(Cow::Borrowed(first));
     };
     let mut all = first.to_vec();
     for value in std::iter::once(second).chain(values) {
@@ -435,7 +435,7 @@ mod tests {
     fn head(headers: &[(&str, &str)]) -> RequestHead {
         let mut list = Headers::default();
         for (name, value) in headers {
-            list.append(Name::new(name), value.to_string());
+            list.append(Name::new(name), value);
         }
         RequestHead {
             method: "GET".into(),

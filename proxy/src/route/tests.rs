@@ -11,7 +11,7 @@ use crate::{
 fn request(authority: &str, path: &str, headers: &[(&str, &str)]) -> RequestHead {
     let mut list = Headers::default();
     for (name, value) in headers {
-        list.append(Name::new(name), (*value).to_owned());
+        list.append(Name::new(name), *value);
     }
     RequestHead {
         method: "GET".into(),

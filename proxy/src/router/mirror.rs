@@ -170,7 +170,7 @@ async fn call(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{layers::Fraction, proto::Chance};
+    use crate::proto::Chance;
 
     #[test]
     fn the_suffix_goes_before_the_port() {

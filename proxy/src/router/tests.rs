@@ -93,7 +93,7 @@ impl Got {
 fn head(method: &'static str, path: &'static str, headers: &[(&str, &str)]) -> RequestHead {
     let mut list = Headers::default();
     for (name, value) in headers {
-        list.append(Name::new(name), (*value).to_owned());
+        list.append(Name::new(name), *value);
     }
     RequestHead {
         method: method.into(),

@@ -94,7 +94,10 @@ async fn talk(shared: &Arc<Shared>, filter: &TcpProxy, text: &str) -> (String, S
         client.read_to_string(&mut got).await.unwrap();
         got
     };
-    let ((), got) = tokio::join!(filter.serve(shared, downstream.into(), Bytes::new(), &info), talking);
+    let ((), got) = tokio::join!(
+        filter.serve(shared, downstream.into(), Bytes::new(), &info),
+        talking
+    );
     (got, info)
 }
 
@@ -183,7 +186,10 @@ fn the_breaker_limits_connections() {
             );
             drop(client);
         };
-        tokio::join!(filter.serve(&shared, downstream.into(), Bytes::new(), &info), second);
+        tokio::join!(
+            filter.serve(&shared, downstream.into(), Bytes::new(), &info),
+            second
+        );
         assert_eq!(
             shared.stats.value("cluster.a.upstream_cx_overflow"),
             Some(1)

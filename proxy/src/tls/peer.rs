@@ -12,9 +12,12 @@ use crate::secret::material::at;
 /// Certificates a thread remembers, a KiB or two each.
 const REMEMBERED: usize = 64;
 
+/// A certificate as it came, and what was read in it.
+type Parsed = (Box<[u8]>, Arc<PeerCertificate>);
+
 thread_local! {
     /// Those that came last are first.
-    static READ: RefCell<Vec<(Box<[u8]>, Arc<PeerCertificate>)>> = const { RefCell::new(Vec::new()) };
+    static READ: RefCell<Vec<Parsed>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A certificate, read; whether it is to be trusted is another question.

@@ -50,7 +50,7 @@ pub fn extract(headers: &Headers) -> Incoming {
     {
         return incoming;
     }
-    match headers.known(Known::B3).and_then(|value| parse_b3(value)) {
+    match headers.known(Known::B3).and_then(parse_b3) {
         Some(incoming) => incoming,
         None => b3_multi(headers),
     }
@@ -113,19 +113,13 @@ pub fn parse_b3(value: &[u8]) -> Option<Incoming> {
 fn b3_multi(headers: &Headers) -> Incoming {
     let debug = headers
         .known(Known::XB3Flags)
-        .is_some_and(|flags| flags.as_ref() == b"1");
-    let sampled = headers
-        .known(Known::XB3Sampled)
-        .and_then(|value| decision(value));
+        .is_some_and(|flags| flags == b"1");
+    let sampled = headers.known(Known::XB3Sampled).and_then(decision);
     Incoming {
         parent: headers
             .known(Known::XB3TraceId)
-            .and_then(|value| trace_id(value))
-            .zip(
-                headers
-                    .known(Known::XB3SpanId)
-                    .and_then(|value| span_id(value)),
-            ),
+            .and_then(trace_id)
+            .zip(headers.known(Known::XB3SpanId).and_then(span_id)),
         sampled: if debug { Some(true) } else { sampled },
         ..Incoming::default()
     }
@@ -239,7 +233,7 @@ mod tests {
     fn headers(list: &[(&str, &str)]) -> Headers {
         let mut headers = Headers::default();
         for (name, value) in list {
-            headers.append(Name::new(name), (*value).to_owned());
+            headers.append(Name::new(name), *value);
         }
         headers
     }
@@ -402,7 +396,7 @@ mod tests {
                 parse_b3(value);
                 let mut headers = Headers::default();
                 for name in [Known::XB3TraceId, Known::XB3SpanId, Known::XB3Sampled, Known::XB3Flags] {
-                    headers.append(name, value.to_vec());
+                    headers.append(name, value);
                 }
                 extract(&headers);
             }

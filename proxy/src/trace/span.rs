@@ -152,7 +152,7 @@ impl Tracer {
                 Tag::Header { name, default } => facts
                     .request
                     .and_then(|head| head.headers.get(name))
-                    .map_or_else(|| default.clone(), |value| text(value)),
+                    .map_or_else(|| default.clone(), text),
                 Tag::Format(format) => written(Some(format), facts).unwrap_or_default(),
             };
             if !value.is_empty() {
@@ -175,7 +175,7 @@ fn request_tags(tags: &mut Tags, head: &RequestHead, info: &StreamInfo, max_path
     let or_dash = |name| {
         head.headers
             .known(name)
-            .map_or_else(|| "-".to_owned(), |value| text(value))
+            .map_or_else(|| "-".to_owned(), text)
     };
     tags.add("user_agent", or_dash(Known::UserAgent));
     let protocol = info.protocol.unwrap_or(head.protocol);

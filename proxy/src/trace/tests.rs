@@ -95,7 +95,7 @@ fn tracer(config: &Tracing, direction: TrafficDirection) -> Arc<Tracer> {
 fn head(headers: &[(&str, &str)]) -> RequestHead {
     let mut list = Headers::default();
     for (name, value) in headers {
-        list.append(Name::new(name), (*value).to_owned());
+        list.append(Name::new(name), *value);
     }
     RequestHead {
         method: "GET".into(),

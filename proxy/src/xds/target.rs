@@ -28,9 +28,7 @@ use tokio::{
 };
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use crate::{
-    config_error::ConfigError, net::Transport, secret::SecretStore, tls::ClientContext,
-};
+use crate::{config_error::ConfigError, net::Transport, secret::SecretStore, tls::ClientContext};
 
 /// Envoy's default for clusters.
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

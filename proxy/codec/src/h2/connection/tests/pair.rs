@@ -68,24 +68,24 @@ impl Pair {
             client: Connection::new(Role::Client, Arc::new(client)),
             server: Connection::new(Role::Server, Arc::new(server)),
         };
-        pair.to_server();
-        pair.to_client();
-        pair.to_server();
+        pair.at_server();
+        pair.at_client();
+        pair.at_server();
         pair
     }
 
-    fn to_server(&mut self) -> Vec<Event> {
+    fn at_server(&mut self) -> Vec<Event> {
         feed(&mut self.server, &drain(&mut self.client)).unwrap()
     }
 
-    fn to_client(&mut self) -> Vec<Event> {
+    fn at_client(&mut self) -> Vec<Event> {
         feed(&mut self.client, &drain(&mut self.server)).unwrap()
     }
 
     /// Opens a stream at both ends.
     fn open(&mut self, head: &RequestHead, end: bool) -> (StreamId, StreamId) {
         let here = self.client.open(head, end).unwrap();
-        let events = self.to_server();
+        let events = self.at_server();
         let [Event::Request { stream, .. }] = &events[..] else {
             panic!("{events:?}");
         };
@@ -102,7 +102,7 @@ fn a_request_and_its_response_with_bodies_and_trailers() {
     let stream = pair.client.open(&head, false).unwrap();
     pair.client.send_data(stream, "abc".into(), false).unwrap();
     pair.client.send_data(stream, "def".into(), true).unwrap();
-    let events = pair.to_server();
+    let events = pair.at_server();
     let Some(Event::Request { stream: other, .. }) = events.first() else {
         panic!("{events:?}");
     };
@@ -137,7 +137,7 @@ fn a_request_and_its_response_with_bodies_and_trailers() {
     pair.server.send_data(other, "ghi".into(), false).unwrap();
     pair.server.send_trailers(other, &trailers).unwrap();
     assert_eq!(
-        pair.to_client(),
+        pair.at_client(),
         [
             Event::Informational {
                 stream,
@@ -195,7 +195,7 @@ fn large_bodies_flow_through_small_windows_in_turn() {
             }
         }
         assert!(pair.server.queued <= 3 * (64 << 10));
-        for event in pair.to_client() {
+        for event in pair.at_client() {
             let Event::Data { stream, data, .. } = event else {
                 continue;
             };
@@ -207,7 +207,7 @@ fn large_bodies_flow_through_small_windows_in_turn() {
             got[index] += data.len();
             pair.client.consumed(stream, data.len());
         }
-        pair.to_server();
+        pair.at_server();
         while let Some(stream) = pair.server.next_writable() {
             assert!(pair.server.send_capacity(stream) > 0);
         }
@@ -258,7 +258,7 @@ fn trailers_wait_for_the_body() {
     pair.server.send_trailers(server, &trailers).unwrap();
     let mut got = 0;
     for _ in 0..3 {
-        for event in pair.to_client() {
+        for event in pair.at_client() {
             match event {
                 Event::Data { data, .. } => {
                     got += data.len();
@@ -273,7 +273,7 @@ fn trailers_wait_for_the_body() {
                 _ => {}
             }
         }
-        pair.to_server();
+        pair.at_server();
     }
     panic!("no trailers after {got}");
 }
@@ -292,7 +292,7 @@ fn an_extended_connect_is_an_upgrade_at_both_ends() {
     let mut pair = Pair::new(Options::default(), server);
     assert!(pair.client.allows_extended_connect());
     let client = pair.client.open(&head, false).unwrap();
-    let events = pair.to_server();
+    let events = pair.at_server();
     let [
         Event::Request {
             stream,
@@ -307,7 +307,7 @@ fn an_extended_connect_is_an_upgrade_at_both_ends() {
     let switched = response(101, &[("upgrade", "websocket"), ("connection", "Upgrade")]);
     pair.server.respond(*stream, &switched, false).unwrap();
     assert_eq!(
-        pair.to_client(),
+        pair.at_client(),
         [Event::Response {
             stream: client,
             head: response(101, &[("upgrade", "websocket")]),
@@ -323,7 +323,7 @@ fn draining_lets_open_streams_end_and_refuses_new_ones() {
     pair.server.drain_notice();
     let late = pair.client.open(&request("GET", "/2"), true).unwrap();
     pair.server.drain();
-    let goaways = pair.to_client();
+    let goaways = pair.at_client();
     assert!(matches!(
         goaways[..],
         [
@@ -333,13 +333,13 @@ fn draining_lets_open_streams_end_and_refuses_new_ones() {
         ] if stream == late
     ));
     assert_eq!(pair.client.can_open(), 0);
-    assert_eq!(pair.to_server(), []); // the late request is ignored
+    assert_eq!(pair.at_server(), []); // the late request is ignored
     assert!(!pair.server.is_done());
     pair.server
         .respond(server, &response(204, &[]), true)
         .unwrap();
     assert!(!pair.server.is_done());
-    let events = pair.to_client();
+    let events = pair.at_client();
     assert!(matches!(events[..], [Event::Response { stream, end: true, .. }] if stream == first));
     assert!(pair.server.is_done() && pair.client.is_done());
 }
@@ -353,8 +353,8 @@ fn an_early_response_stops_the_upload() {
         .unwrap();
     pair.server.stop_receiving(server);
     pair.client.send_data(client, "more".into(), false).unwrap();
-    assert_eq!(pair.to_server(), []);
-    let events = pair.to_client();
+    assert_eq!(pair.at_server(), []);
+    let events = pair.at_client();
     assert!(matches!(
         events[..],
         [
@@ -381,11 +381,11 @@ fn the_connection_window_survives_streams_that_go_without_consuming() {
         pair.client
             .send_data(client, vec![0; 20_000].into(), false)
             .unwrap();
-        let events = pair.to_server();
+        let events = pair.at_server();
         assert!(!events.is_empty());
         pair.server.reset(server, crate::h2::Code::CANCEL);
-        pair.to_client();
-        pair.to_server();
+        pair.at_client();
+        pair.at_server();
     }
     assert_eq!(
         pair.server.receive_window + pair.server.receive_credit,
@@ -400,7 +400,7 @@ fn cookies_are_one_header_and_the_host_is_the_authority() {
     head.headers.append(Known::Cookie, "a=1");
     head.headers.append(Known::Cookie, "b=2");
     pair.client.open(&head, true).unwrap();
-    let events = pair.to_server();
+    let events = pair.at_server();
     let [Event::Request { head, .. }] = &events[..] else {
         panic!("{events:?}");
     };
@@ -421,7 +421,7 @@ fn a_long_head_is_split_and_comes_together() {
             .append(Name::new(format!("x-{number}")), vec![b'a'; 2000]);
     }
     pair.client.open(&head, true).unwrap();
-    let events = pair.to_server();
+    let events = pair.at_server();
     assert!(matches!(&events[..], [Event::Request { head: got, .. }] if *got == head));
 }
 
@@ -437,7 +437,7 @@ fn an_idle_connection_holds_little() {
                 true,
             )
             .unwrap();
-        pair.to_client();
+        pair.at_client();
     }
     let bytes = pair.server.memory();
     assert!(bytes < 2048, "{bytes}");

@@ -581,7 +581,7 @@ fn malformed_requests_as_envoy_judges_them() {
         ),
     ] {
         let bytes = frame(1, 5, 1, &block(&headers));
-        let strict = outcome(&[bytes.clone()]);
+        let strict = outcome(std::slice::from_ref(&bytes));
         assert_eq!(strict.fatal.map(|f| f.details), want, "{headers:?}");
         let malformed = strict.events.iter().find_map(|event| match event {
             Event::Malformed { details } => Some(*details),
