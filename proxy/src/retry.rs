@@ -16,7 +16,7 @@ use lateen_protocols::envoy::envoy::{
 
 use crate::{
     config_error::ConfigError,
-    head::{Headers, Known, Name, RequestHead},
+    head::{Headers, Known, KnownSet, Name, RequestHead},
     proto::{invalid, optional_duration, timeout, unpack},
     route::matcher::HeaderMatch,
 };
@@ -280,6 +280,15 @@ pub enum Reset {
     Local,
 }
 
+/// The headers with which a request asks for retries.
+const ASKING: KnownSet = KnownSet::of(&[
+    Known::XEnvoyRetryOn,
+    Known::XEnvoyRetryGrpcOn,
+    Known::XEnvoyMaxRetries,
+    Known::XEnvoyRetriableStatusCodes,
+    Known::XEnvoyRetriableHeaderNames,
+]);
+
 /// Policy and the request's own wishes for one request.
 #[derive(Debug)]
 pub struct RetryState<'a> {
@@ -304,30 +313,28 @@ impl<'a> RetryState<'a> {
         {
             on = RetryOn::default();
         }
-        let grpc_on = take(&mut head.headers, "x-envoy-retry-grpc-on");
-        for list in [head.headers.take(Known::XEnvoyRetryOn), grpc_on]
-            .into_iter()
-            .flatten()
-        {
-            on.add(RetryOn::parse(&String::from_utf8_lossy(&list), |_| {}));
+        let headers = &head.headers;
+        for name in [Known::XEnvoyRetryOn, Known::XEnvoyRetryGrpcOn] {
+            if let Some(list) = headers.known(name) {
+                on.add(RetryOn::parse(&String::from_utf8_lossy(list), |_| {}));
+            }
         }
         let mut remaining = policy.map_or(1, |policy| policy.num_retries);
-        if let Some(most) = head.headers.take(Known::XEnvoyMaxRetries)
-            && let Some(most) = number(&most)
-        {
+        if let Some(most) = headers.known(Known::XEnvoyMaxRetries).and_then(number) {
             remaining = most;
         }
         let mut status_codes = Vec::new();
-        if let Some(list) = take(&mut head.headers, "x-envoy-retriable-status-codes") {
+        if let Some(list) = headers.known(Known::XEnvoyRetriableStatusCodes) {
             status_codes.extend(list.split(|b| *b == b',').filter_map(number::<u16>));
         }
         let mut header_names = Vec::new();
-        if let Some(list) = take(&mut head.headers, "x-envoy-retriable-header-names") {
+        if let Some(list) = headers.known(Known::XEnvoyRetriableHeaderNames) {
             header_names.extend(
                 list.split(|b| *b == b',')
                     .map(|name| Name::new(name.trim_ascii())),
             );
         }
+        head.headers.remove_all(ASKING);
         RetryState {
             policy,
             on,
@@ -349,7 +356,7 @@ impl<'a> RetryState<'a> {
         if self.on.is_empty() || headers.known(Known::XEnvoyOverloaded).is_some() {
             return false;
         }
-        if headers.get(&Name::new("x-envoy-ratelimited")).is_some() {
+        if headers.known(Known::XEnvoyRatelimited).is_some() {
             return self.on.any(RetryOn::RATE_LIMITED);
         }
         let listed = |code: u16| {
@@ -429,15 +436,6 @@ impl<'a> RetryState<'a> {
     pub fn policy(&self) -> Option<&'a RetryPolicy> {
         self.policy
     }
-}
-
-fn take(headers: &mut Headers, name: &'static str) -> Option<bytes::Bytes> {
-    let name = Name::from_lower(bytes::Bytes::from_static(name.as_bytes()));
-    let value = headers.get(&name).map(bytes::Bytes::copy_from_slice);
-    if value.is_some() {
-        headers.remove(&name);
-    }
-    value
 }
 
 /// A decimal number, as headers carry it.

@@ -43,13 +43,15 @@ const MAX_SUBSETS: usize = 128;
 
 thread_local! {
     /// By manager: a process has one, tests have several.
-    static WORKERS: RefCell<HashMap<u64, Rc<WorkerClusters>>> = RefCell::default();
+    static WORKERS: RefCell<Vec<(u64, Rc<WorkerClusters>)>> = const { RefCell::new(Vec::new()) };
 }
 
 /// This worker's view of a [`ClusterManager`].
 pub(crate) struct WorkerClusters {
     manager: ClusterManager,
     clusters: RefCell<HashMap<Arc<str>, Known>>,
+    /// The one asked for last, while nothing has changed: mostly it is asked for again.
+    last: RefCell<Option<(Rc<LocalCluster>, u64)>>,
 }
 
 struct Known {
@@ -62,14 +64,19 @@ impl WorkerClusters {
     /// The view of the worker that calls this; made, with a task that keeps it tidy, at the first call.
     pub(crate) fn of(manager: &ClusterManager) -> Rc<WorkerClusters> {
         let id = manager.id();
-        if let Some(found) = WORKERS.with_borrow(|workers| workers.get(&id).cloned()) {
+        let found = WORKERS.with_borrow(|workers| {
+            let found = workers.iter().find(|(of, _)| *of == id);
+            found.map(|(_, worker)| worker.clone())
+        });
+        if let Some(found) = found {
             return found;
         }
         let worker = Rc::new(WorkerClusters {
             manager: manager.clone(),
             clusters: RefCell::default(),
+            last: RefCell::default(),
         });
-        WORKERS.with_borrow_mut(|workers| workers.insert(id, worker.clone()));
+        WORKERS.with_borrow_mut(|workers| workers.push((id, worker.clone())));
         spawn_local(tidy(worker.clone(), Leaving(id)));
         worker
     }
@@ -77,6 +84,18 @@ impl WorkerClusters {
     /// This worker's part of a cluster.
     pub(crate) fn get(&self, name: &str) -> Option<Rc<LocalCluster>> {
         let generation = self.manager.generation();
+        if let Some((local, checked)) = &*self.last.borrow()
+            && *checked == generation
+            && *local.cluster.name == *name
+        {
+            return Some(local.clone());
+        }
+        let found = self.find(name, generation);
+        *self.last.borrow_mut() = found.clone().map(|local| (local, generation));
+        found
+    }
+
+    fn find(&self, name: &str, generation: u64) -> Option<Rc<LocalCluster>> {
         if let Some(known) = self.clusters.borrow().get(name)
             && known.checked == generation
         {
@@ -109,6 +128,7 @@ impl WorkerClusters {
     }
 
     fn review(&self) {
+        self.last.take();
         let names: Vec<Arc<str>> = self.clusters.borrow().keys().cloned().collect();
         for name in names {
             // `get` lets go of what was replaced, and must not make anew what nobody asked for.
@@ -129,6 +149,7 @@ impl WorkerClusters {
     }
 
     fn sweep(&self) {
+        self.last.take();
         let locals: Vec<_> = self
             .clusters
             .borrow()
@@ -158,10 +179,9 @@ impl Drop for Leaving {
     fn drop(&mut self) {
         // During the end of the thread the table may be gone already.
         let forgotten = WORKERS.try_with(|workers| {
-            workers
-                .try_borrow_mut()
-                .ok()
-                .and_then(|mut workers| workers.remove(&self.0))
+            let mut workers = workers.try_borrow_mut().ok()?;
+            let place = workers.iter().position(|(id, _)| *id == self.0)?;
+            Some(workers.swap_remove(place))
         });
         drop(forgotten);
     }
@@ -236,11 +256,24 @@ struct Key {
     high: bool,
 }
 
+/// Places for pools used of late.
+const RECENT: usize = 16;
+
+/// A pool, and for which requests it is.
+struct Recent {
+    host: Arc<Host>,
+    wanted: Wanted,
+    high: bool,
+    pool: Rc<Pool>,
+}
+
 /// A worker's part of one cluster.
 pub(crate) struct LocalCluster {
     pub(crate) cluster: Arc<Cluster>,
     balancers: RefCell<Balancers>,
     pools: RefCell<HashMap<Key, Rc<Pool>>>,
+    /// Pools used of late, by where their host lies in memory: finding one needs no hash of an address.
+    recent: RefCell<Vec<Option<Recent>>>,
     /// Version of the hosts the pools were last pruned to.
     pruned: Cell<u64>,
 }
@@ -260,6 +293,7 @@ impl LocalCluster {
             cluster,
             balancers: RefCell::default(),
             pools: RefCell::default(),
+            recent: RefCell::default(),
             pruned: Cell::new(0),
         }
     }
@@ -292,7 +326,11 @@ impl LocalCluster {
         let avoid = |priority: u32| {
             pick.other_priorities && pick.tried.iter().any(|tried| tried.priority == priority)
         };
-        let mut host = balancer.pick(pick.hash, avoid)?;
+        let picked = balancer.pick(pick.hash, avoid);
+        if balancer.panicked() {
+            self.cluster.stats.lb_healthy_panic.inc();
+        }
+        let mut host = picked?;
         for attempt in 0..pick.other_hosts {
             if !tried(&host) {
                 break;
@@ -315,6 +353,41 @@ impl LocalCluster {
             (HttpVersion::Downstream, Protocol::Http10 | Protocol::Http11) => Wanted::Http1,
             (HttpVersion::Auto, _) => Wanted::Negotiate,
         };
+        if config.auto_sni {
+            return self.find_pool(host, head, wanted, high);
+        }
+        let place = (Arc::as_ptr(host).addr() >> 6) % RECENT;
+        if let Some(Some(recent)) = self.recent.borrow().get(place)
+            && Arc::ptr_eq(&recent.host, host)
+            && recent.wanted == wanted
+            && recent.high == high
+        {
+            return recent.pool.clone();
+        }
+        let pool = self.find_pool(host, head, wanted, high);
+        let mut recent = self.recent.borrow_mut();
+        if recent.is_empty() {
+            recent.resize_with(RECENT, || None);
+        }
+        if let Some(slot) = recent.get_mut(place) {
+            *slot = Some(Recent {
+                host: host.clone(),
+                wanted,
+                high,
+                pool: pool.clone(),
+            });
+        }
+        pool
+    }
+
+    fn find_pool(
+        &self,
+        host: &Arc<Host>,
+        head: &RequestHead,
+        wanted: Wanted,
+        high: bool,
+    ) -> Rc<Pool> {
+        let config = &self.cluster.config;
         let key = Key {
             address: host.address.clone(),
             transport: host.transport,
@@ -353,6 +426,7 @@ impl LocalCluster {
         {
             return;
         }
+        self.forget_recent();
         let mut gone = Vec::new();
         self.pools.borrow_mut().retain(|key, pool| {
             let stays = set.hosts.iter().any(|host| {
@@ -371,7 +445,14 @@ impl LocalCluster {
         }
     }
 
+    /// What is remembered of late is no use of it.
+    fn forget_recent(&self) {
+        // Without the borrow: the end of a pool may come back here.
+        drop(self.recent.take());
+    }
+
     fn sweep(&self) {
+        self.forget_recent();
         let pools: Vec<_> = self.pools.borrow().values().cloned().collect();
         for pool in pools {
             pool.sweep();
@@ -388,6 +469,7 @@ impl LocalCluster {
     }
 
     fn drain(&self) {
+        self.forget_recent();
         let pools: Vec<_> = self
             .pools
             .borrow_mut()

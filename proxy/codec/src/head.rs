@@ -17,17 +17,35 @@ macro_rules! well_known {
 
         impl Known {
             /// The name in lower case.
+            #[inline]
             pub const fn as_str(self) -> &'static str {
-                match self { $(Known::$variant => $text),+ }
+                TEXTS[self as usize]
             }
 
-            const ALL: &[Known] = &[$(Known::$variant),+];
+            pub(super) const ALL: &[Known] = &[$(Known::$variant),+];
 
+            #[inline]
             pub(super) fn lookup(name: &[u8]) -> Option<Known> {
                 let mut at = super::slot(name);
                 loop {
                     let known = *Known::ALL.get(usize::from(super::SLOTS[at]))?;
                     if known.as_str().as_bytes() == name {
+                        return Some(known);
+                    }
+                    at = (at + 1) % super::SLOTS.len();
+                }
+            }
+
+            /// The name that `name`, of any case, spells.
+            #[inline]
+            pub(super) fn lookup_wire(name: &[u8]) -> Option<Known> {
+                let mut at = super::slot(name);
+                loop {
+                    let known = *Known::ALL.get(usize::from(super::SLOTS[at]))?;
+                    let text = known.as_str().as_bytes();
+                    if text.len() == name.len()
+                        && (text == name || text.eq_ignore_ascii_case(name))
+                    {
                         return Some(known);
                     }
                     at = (at + 1) % super::SLOTS.len();
@@ -48,19 +66,28 @@ macro_rules! well_known {
                 slots
             }
         }
+
+        static TEXTS: [&str; Known::ALL.len()] = [$($text),+];
+        // A set of names is a number.
+        const _: () = assert!(Known::ALL.len() <= 64);
     };
 }
 
 /// Well-known names by [`slot`], open addressing; 255 is free.
 static SLOTS: [u8; 256] = Known::slots();
 
-/// Where a lower-case name is looked for first.
+/// Where a name, of any case, is looked for first.
+#[inline]
 const fn slot(name: &[u8]) -> usize {
     let (len, last) = match name.split_last() {
-        Some((last, _)) => (name.len(), *last as usize),
+        Some((last, _)) => (name.len(), lower(*last)),
         None => return 0,
     };
-    (len * 37 + name[0] as usize * 5 + last * 11 + name[len / 2] as usize * 3) & 255
+    (len * 37 + lower(name[0]) * 5 + last * 11 + lower(name[len / 2]) * 3) & 255
+}
+
+const fn lower(byte: u8) -> usize {
+    byte.to_ascii_lowercase() as usize
 }
 
 mod known {
@@ -105,8 +132,13 @@ mod known {
         XEnvoyDecoratorOperation = "x-envoy-decorator-operation",
         XEnvoyExpectedRqTimeoutMs = "x-envoy-expected-rq-timeout-ms",
         XEnvoyForceTrace = "x-envoy-force-trace",
+        XEnvoyInternal = "x-envoy-internal",
         XEnvoyMaxRetries = "x-envoy-max-retries",
         XEnvoyOverloaded = "x-envoy-overloaded",
+        XEnvoyRatelimited = "x-envoy-ratelimited",
+        XEnvoyRetriableHeaderNames = "x-envoy-retriable-header-names",
+        XEnvoyRetriableStatusCodes = "x-envoy-retriable-status-codes",
+        XEnvoyRetryGrpcOn = "x-envoy-retry-grpc-on",
         XEnvoyRetryOn = "x-envoy-retry-on",
         XEnvoyUpstreamRqPerTryTimeoutMs = "x-envoy-upstream-rq-per-try-timeout-ms",
         XEnvoyUpstreamRqTimeoutMs = "x-envoy-upstream-rq-timeout-ms",
@@ -121,6 +153,71 @@ mod known {
     }
 }
 pub use known::Known;
+
+/// A set of well-known names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KnownSet(u64);
+
+impl KnownSet {
+    /// These names.
+    pub const fn of(names: &[Known]) -> KnownSet {
+        let mut bits = 0;
+        let mut index = 0;
+        while index < names.len() {
+            bits |= 1 << names[index] as u8;
+            index += 1;
+        }
+        KnownSet(bits)
+    }
+
+    /// Those that begin so.
+    pub const fn beginning_with(prefix: &str) -> KnownSet {
+        let prefix = prefix.as_bytes();
+        let mut bits = 0;
+        let mut index = 0;
+        while index < Known::ALL.len() {
+            let known = Known::ALL[index];
+            if let Some((begin, _)) = known.as_str().as_bytes().split_at_checked(prefix.len())
+                && same(begin, prefix)
+            {
+                bits |= 1 << known as u8;
+            }
+            index += 1;
+        }
+        KnownSet(bits)
+    }
+
+    /// Whether the name is in it.
+    #[inline]
+    pub const fn contains(self, name: Known) -> bool {
+        self.0 & (1 << name as u8) != 0
+    }
+
+    /// The names in both.
+    #[inline]
+    pub const fn and(self, other: KnownSet) -> KnownSet {
+        KnownSet(self.0 & other.0)
+    }
+
+    /// Whether no name is in it.
+    #[inline]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    #[inline]
+    fn insert(&mut self, name: Known) {
+        self.0 |= 1 << name as u8;
+    }
+}
+
+const fn same(one: &[u8], other: &[u8]) -> bool {
+    let mut index = 0;
+    while index < one.len() && index < other.len() && one[index] == other[index] {
+        index += 1;
+    }
+    index == one.len() && index == other.len()
+}
 
 /// A header name, lower case.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -196,6 +293,9 @@ struct Entry {
 pub struct Headers {
     text: Vec<u8>,
     list: Vec<Entry>,
+    /// The well-known names in the list: asking for one that is not there, as is done many times a
+    /// request, looks at nothing else.
+    present: KnownSet,
 }
 
 /// A name in a list of headers.
@@ -207,11 +307,13 @@ pub struct NameRef<'a> {
 
 impl<'a> NameRef<'a> {
     /// The name in lower case.
+    #[inline]
     pub fn as_bytes(self) -> &'a [u8] {
         self.text
     }
 
     /// The integer of a well-known name.
+    #[inline]
     pub fn known(self) -> Option<Known> {
         self.known
     }
@@ -261,6 +363,7 @@ impl Headers {
         Headers {
             text: Vec::with_capacity(capacity * 40),
             list: Vec::with_capacity(capacity),
+            present: KnownSet::default(),
         }
     }
 
@@ -269,6 +372,7 @@ impl Headers {
         Headers {
             text: Vec::with_capacity(text),
             list: Vec::with_capacity(entries),
+            present: KnownSet::default(),
         }
     }
 
@@ -285,11 +389,26 @@ impl Headers {
     }
 
     /// The first value of a well-known name.
+    #[inline]
     pub fn known(&self, name: Known) -> Option<&[u8]> {
+        if self.present.contains(name) {
+            self.find(name)
+        } else {
+            None
+        }
+    }
+
+    fn find(&self, name: Known) -> Option<&[u8]> {
         self.list
             .iter()
             .find(|entry| entry.known == Some(name))
             .map(|entry| self.value(entry))
+    }
+
+    /// The well-known names that are there.
+    #[inline]
+    pub fn present(&self) -> KnownSet {
+        self.present
     }
 
     /// All values of `name`, in order.
@@ -301,21 +420,10 @@ impl Headers {
 
     /// Adds a value after the existing ones.
     pub fn append(&mut self, name: impl Into<Name>, value: impl AsRef<[u8]>) {
-        let entry = match name.into() {
-            Name::Known(known) => self.known_entry(known, value.as_ref()),
-            Name::Other(text) => {
-                let (name_at, name_len) = self.push(&text);
-                let (value_at, value_len) = self.push(value.as_ref());
-                Entry {
-                    known: None,
-                    name_at,
-                    name_len,
-                    value_at,
-                    value_len,
-                }
-            }
-        };
-        self.list.push(entry);
+        match name.into() {
+            Name::Known(known) => self.append_lower(Some(known), b"", value.as_ref()),
+            Name::Other(text) => self.append_lower(None, &text, value.as_ref()),
+        }
     }
 
     /// Adds a header as it stands on the wire; the name may be of any case. Neither is checked.
@@ -325,7 +433,7 @@ impl Headers {
         text.make_ascii_lowercase();
         let known = Known::lookup(text);
         let (value_at, value_len) = self.push(value);
-        self.list.push(Entry {
+        self.add(Entry {
             known,
             name_at,
             name_len,
@@ -341,20 +449,20 @@ impl Headers {
         value: &[u8],
         keep: impl FnOnce(Option<Known>) -> bool,
     ) {
-        let (mut name_at, mut name_len) = self.push(name);
-        let text = &mut self.text[name_at as usize..];
-        text.make_ascii_lowercase();
-        let known = Known::lookup(text);
-        if known.is_some() {
-            self.text.truncate(name_at as usize);
-            (name_at, name_len) = (0, 0);
-        }
+        let known = Known::lookup_wire(name);
         if !keep(known) {
-            self.text.truncate(self.text.len() - name_len as usize);
             return;
         }
+        let (name_at, name_len) = match known {
+            Some(_) => (0, 0),
+            None => {
+                let (at, len) = self.push(name);
+                self.text[at as usize..].make_ascii_lowercase();
+                (at, len)
+            }
+        };
         let (value_at, value_len) = self.push(value);
-        self.list.push(Entry {
+        self.add(Entry {
             known,
             name_at,
             name_len,
@@ -364,13 +472,14 @@ impl Headers {
     }
 
     /// Adds a header whose name is lower case and known already to be, or not to be, a well-known one.
+    #[inline]
     pub(crate) fn append_lower(&mut self, known: Option<Known>, name: &[u8], value: &[u8]) {
         let (name_at, name_len) = match known {
             Some(_) => (0, 0),
             None => self.push(name),
         };
         let (value_at, value_len) = self.push(value);
-        self.list.push(Entry {
+        self.add(Entry {
             known,
             name_at,
             name_len,
@@ -379,10 +488,21 @@ impl Headers {
         });
     }
 
+    #[inline]
+    fn add(&mut self, entry: Entry) {
+        if let Some(known) = entry.known {
+            self.present.insert(known);
+        }
+        self.list.push(entry);
+    }
+
     /// Replaces all values of a name by one, in the place of the first.
     pub fn set(&mut self, name: impl Into<Name>, value: impl AsRef<[u8]>) {
         let name = name.into();
-        let first = self.position(&name);
+        let first = match name {
+            Name::Known(known) if !self.present.contains(known) => None,
+            _ => self.position(&name),
+        };
         let Some(first) = first else {
             self.append(name, value);
             return;
@@ -401,6 +521,9 @@ impl Headers {
 
     /// Removes all values of a name; whether there were any.
     pub fn remove(&mut self, name: &Name) -> bool {
+        if let Name::Known(known) = name {
+            return self.remove_known(*known);
+        }
         let before = self.list.len();
         let text = &self.text;
         self.list.retain(|entry| name_ref(text, entry) != *name);
@@ -408,13 +531,29 @@ impl Headers {
     }
 
     /// Removes all values of a well-known name; whether there were any.
+    #[inline]
     pub fn remove_known(&mut self, name: Known) -> bool {
-        let before = self.list.len();
-        self.list.retain(|entry| entry.known != Some(name));
-        self.list.len() != before
+        self.remove_all(KnownSet::of(&[name]))
+    }
+
+    /// Removes all values of some well-known names; whether there were any.
+    #[inline]
+    pub fn remove_all(&mut self, names: KnownSet) -> bool {
+        let any = !self.present.and(names).is_empty();
+        if any {
+            self.remove_present(names);
+        }
+        any
+    }
+
+    fn remove_present(&mut self, names: KnownSet) {
+        self.list
+            .retain(|entry| !entry.known.is_some_and(|known| names.contains(known)));
+        self.present.0 &= !names.0;
     }
 
     /// Removes all values of a well-known name and gives the first.
+    #[inline]
     pub fn take(&mut self, name: Known) -> Option<Bytes> {
         let first = self.known(name).map(Bytes::copy_from_slice)?;
         self.remove_known(name);
@@ -424,8 +563,15 @@ impl Headers {
     /// Keeps only the entries for which `keep` says so.
     pub fn retain(&mut self, mut keep: impl FnMut(NameRef<'_>, &[u8]) -> bool) {
         let text = &self.text;
-        self.list
-            .retain(|entry| keep(name_ref(text, entry), value_of(text, entry)));
+        let mut present = KnownSet::default();
+        self.list.retain(|entry| {
+            let kept = keep(name_ref(text, entry), value_of(text, entry));
+            if let Some(known) = entry.known.filter(|_| kept) {
+                present.insert(known);
+            }
+            kept
+        });
+        self.present = present;
     }
 
     /// All entries in order.
@@ -436,11 +582,13 @@ impl Headers {
     }
 
     /// Number of entries.
+    #[inline]
     pub fn len(&self) -> usize {
         self.list.len()
     }
 
     /// Whether there are none.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
@@ -449,6 +597,7 @@ impl Headers {
     pub fn clear(&mut self) {
         self.text.clear();
         self.list.clear();
+        self.present = KnownSet::default();
     }
 
     fn position(&self, name: &Name) -> Option<usize> {
@@ -457,19 +606,9 @@ impl Headers {
             .position(|entry| name_ref(&self.text, entry) == *name)
     }
 
-    fn known_entry(&mut self, known: Known, value: &[u8]) -> Entry {
-        let (value_at, value_len) = self.push(value);
-        Entry {
-            known: Some(known),
-            name_at: 0,
-            name_len: 0,
-            value_at,
-            value_len,
-        }
-    }
-
     /// Copies bytes to the end of the text. Heads are bounded far below 4 GiB before they come here;
     /// what would not fit is cut.
+    #[inline]
     fn push(&mut self, bytes: &[u8]) -> (u32, u32) {
         let at = self.text.len();
         let room = (u32::MAX as usize).saturating_sub(at);
@@ -478,19 +617,23 @@ impl Headers {
         (offset(at), offset(bytes.len()))
     }
 
+    #[inline]
     fn name<'a>(&'a self, entry: &'a Entry) -> &'a [u8] {
         name_ref(&self.text, entry).text
     }
 
+    #[inline]
     fn value(&self, entry: &Entry) -> &[u8] {
         value_of(&self.text, entry)
     }
 }
 
+#[inline]
 fn offset(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
 
+#[inline]
 fn name_ref<'a>(text: &'a [u8], entry: &Entry) -> NameRef<'a> {
     let at = entry.name_at as usize;
     NameRef {
@@ -502,6 +645,7 @@ fn name_ref<'a>(text: &'a [u8], entry: &Entry) -> NameRef<'a> {
     }
 }
 
+#[inline]
 fn value_of<'a>(text: &'a [u8], entry: &Entry) -> &'a [u8] {
     let at = entry.value_at as usize;
     &text[at..at + entry.value_len as usize]

@@ -583,7 +583,7 @@ fn malformed(error: ParseError) -> Reject {
 
 /// A response on its way.
 struct Sending {
-    record: Record,
+    record: Box<Record>,
     body: Body,
     /// Nothing more comes of the body.
     ended: bool,

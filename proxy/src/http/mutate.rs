@@ -19,7 +19,7 @@ use lateen_protocols::envoy::envoy::{
 };
 
 use crate::{
-    head::{Headers, Known, Name, Protocol, RequestHead, ResponseHead},
+    head::{Headers, Known, KnownSet, Name, Protocol, RequestHead, ResponseHead},
     http::{ConnectionContext, ConnectionManager, StripPort, cert},
     info::{ConnectionInfo, ResponseFlags},
     reject::Reject,
@@ -60,12 +60,25 @@ const OF_THE_EDGE: &[&[u8]] = &[
     b"x-envoy-original-path",
 ];
 
+/// The well-known ones among all of this kind.
+const OF_ENVOY: KnownSet = KnownSet::beginning_with("x-envoy-");
+
 fn bad_request(details: &'static str) -> Reject {
     Reject::new(
         400,
         "Bad Request",
         ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR,
         details,
+    )
+}
+
+/// A path that cannot be brought to its normal form.
+fn unfit_path() -> Reject {
+    Reject::new(
+        400,
+        "",
+        ResponseFlags::default(),
+        "path_normalization_failed",
     )
 }
 
@@ -194,7 +207,9 @@ impl ConnectionManager {
         let headers = &mut head.headers;
         // Several lines are one list: who looked at the first only would believe what the client wrote
         // instead of what a trusted proxy added.
-        if let Some(Cow::Owned(all)) = joined(headers, &Known::XForwardedFor.into()) {
+        if headers.known(Known::XForwardedFor).is_some()
+            && let Some(Cow::Owned(all)) = joined(headers, &Known::XForwardedFor.into())
+        {
             headers.set(Known::XForwardedFor, all);
         }
         let forwarded = headers.known(Known::XForwardedFor).map(<[u8]>::to_vec);
@@ -224,11 +239,8 @@ impl ConnectionManager {
             (found, single && found.is_some())
         };
         let proto = match headers.known(Known::XForwardedProto) {
-            Some(proto)
-                if proto.eq_ignore_ascii_case(b"http") || proto.eq_ignore_ascii_case(b"https") =>
-            {
-                Bytes::from(proto.to_ascii_lowercase())
-            }
+            Some(proto) if proto.eq_ignore_ascii_case(b"http") => Bytes::from_static(b"http"),
+            Some(proto) if proto.eq_ignore_ascii_case(b"https") => Bytes::from_static(b"https"),
             Some(_) => Bytes::from_static(own_scheme.as_bytes()),
             None => {
                 headers.set(Known::XForwardedProto, own_scheme);
@@ -254,19 +266,25 @@ impl ConnectionManager {
 
     /// Takes away what only trusted clients may say.
     fn sanitize(&self, headers: &mut Headers, origin: &Origin) {
-        headers.retain(|name, _| {
-            let name = name.as_bytes();
-            if !name.starts_with(b"x-envoy-") {
-                return true;
-            }
-            let own = name == b"x-envoy-internal";
-            let outside = !origin.internal
-                && (OF_INTERNAL_CLIENTS.contains(&name)
-                    || self.use_remote_address && OF_THE_EDGE.contains(&name));
-            !(own || outside)
+        let any = headers.iter().any(|(name, _)| match name.known() {
+            Some(known) => OF_ENVOY.contains(known),
+            None => name.as_bytes().starts_with(b"x-envoy-"),
         });
+        if any {
+            headers.retain(|name, _| {
+                let name = name.as_bytes();
+                if !name.starts_with(b"x-envoy-") {
+                    return true;
+                }
+                let own = name == b"x-envoy-internal";
+                let outside = !origin.internal
+                    && (OF_INTERNAL_CLIENTS.contains(&name)
+                        || self.use_remote_address && OF_THE_EDGE.contains(&name));
+                !(own || outside)
+            });
+        }
         if origin.internal {
-            headers.append(Name::new("x-envoy-internal"), "true");
+            headers.append(Known::XEnvoyInternal, "true");
         } else if self.use_remote_address {
             headers.set(
                 Name::new("x-envoy-external-address"),
@@ -288,6 +306,10 @@ impl ConnectionManager {
                 "absolute_path_rejected",
             ));
         }
+        // A fragment is for the client alone: a route could take it for a part of the path, an upstream for none.
+        if head.path.contains(&b'#') {
+            return Err(unfit_path());
+        }
         if !(self.normalize_path || self.merge_slashes || self.acts_on_escaped_slashes()) {
             return Ok(());
         }
@@ -297,7 +319,7 @@ impl ConnectionManager {
         match self.escaped_slashes {
             Slashes::ImplementationSpecificDefault | Slashes::KeepUnchanged => {}
             Slashes::RejectRequest if has_escaped_slash(&path) => {
-                return Err(bad_request("path_normalization_failed"));
+                return Err(unfit_path());
             }
             Slashes::UnescapeAndForward => path = unescape_slashes(&path),
             Slashes::UnescapeAndRedirect if has_escaped_slash(&path) => {
@@ -314,7 +336,7 @@ impl ConnectionManager {
             Slashes::RejectRequest | Slashes::UnescapeAndRedirect => {}
         }
         if self.normalize_path {
-            path = normalize_path(&path).ok_or_else(|| bad_request("path_normalization_failed"))?;
+            path = normalize_path(&path).ok_or_else(unfit_path)?;
         }
         if self.merge_slashes {
             path.dedup_by(|b, a| *a == b'/' && *b == b'/');
@@ -364,17 +386,16 @@ impl ConnectionManager {
 
 /// A random UUID (version 4) in text.
 fn request_id() -> [u8; 36] {
+    /// Where the digits of each byte stand.
+    const AT: [usize; 16] = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
     const HEX: &[u8; 16] = b"0123456789abcdef";
     let mut bits: u128 = rand::random();
     bits &= !(0xf << 76 | 0xc << 60);
     bits |= 0x4 << 76 | 0x8 << 60;
     let mut text = [b'-'; 36];
-    let mut shift = 128;
-    for (at, place) in text.iter_mut().enumerate() {
-        if !matches!(at, 8 | 13 | 18 | 23) {
-            shift -= 4;
-            *place = HEX[(bits >> shift & 0xf) as usize];
-        }
+    for (byte, at) in bits.to_be_bytes().into_iter().zip(AT) {
+        text[at] = HEX[usize::from(byte >> 4)];
+        text[at + 1] = HEX[usize::from(byte & 0xf)];
     }
     text
 }

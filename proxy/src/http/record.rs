@@ -38,8 +38,8 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// Opens the record of a stream that begins now.
-    pub(super) fn open(cx: &Rc<ConnectionContext>, protocol: Protocol) -> Record {
+    /// Opens the record of a stream that begins now; boxed, since it passes through many hands.
+    pub(super) fn open(cx: &Rc<ConnectionContext>, protocol: Protocol) -> Box<Record> {
         let stats = &cx.manager.stats;
         stats.rq_total.inc();
         stats.rq_active.inc();
@@ -49,7 +49,7 @@ impl Record {
         }
         cx.stream_began();
         let info = StreamInfo::new(cx.info.clone(), Some(protocol));
-        Record {
+        Box::new(Record {
             cx: cx.clone(),
             limits: Rc::new(StreamLimits::new(&cx.manager.limits, info.start)),
             info: Rc::new(RefCell::new(info)),
@@ -64,7 +64,7 @@ impl Record {
             grpc: false,
             left: "downstream_remote_disconnect",
             written: false,
-        }
+        })
     }
 
     /// Notes the route that was selected.

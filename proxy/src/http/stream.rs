@@ -40,7 +40,7 @@ pub(super) struct Request {
 
 /// A response that is ready to be sent; its head is the record's.
 pub(super) struct Outgoing {
-    pub(super) record: Record,
+    pub(super) record: Box<Record>,
     pub(super) body: Body,
     /// The stream is a tunnel from here on.
     pub(super) tunnel: bool,
@@ -103,7 +103,7 @@ impl Early {
 /// Serves the request in `record` up to the head of its response. `None` when the downstream left;
 /// dropping the future means the same.
 pub(super) async fn serve(
-    mut record: Record,
+    mut record: Box<Record>,
     request: Request,
     downstream: &mut impl Downstream,
     deadline: &mut Deadline,
@@ -163,7 +163,7 @@ pub(super) async fn serve(
 }
 
 /// The answer to what is not even a request.
-pub(super) fn refuse(record: Record, reject: Reject) -> Outgoing {
+pub(super) fn refuse(record: Box<Record>, reject: Reject) -> Outgoing {
     finish(record, Err(reject))
 }
 
@@ -255,8 +255,9 @@ async fn respond(
             }
             selected.rewrite(head, suppress);
             if policy.ends_connect && upgrade.as_deref() == Some("connect") {
-                return connect::end(&manager.shared, policy, &target, head, body, &record.info)
-                    .await;
+                // Boxed, as it is rare and large.
+                let end = connect::end(&manager.shared, policy, &target, head, body, &record.info);
+                return Box::pin(end).await;
             }
             router::forward_informed(
                 &manager.shared,
@@ -360,7 +361,7 @@ fn direct(status: u16, body: &Bytes) -> Result<(ResponseHead, Body), Reject> {
 }
 
 /// Makes the response out of the outcome.
-fn finish(mut record: Record, outcome: Result<(ResponseHead, Body), Reject>) -> Outgoing {
+fn finish(mut record: Box<Record>, outcome: Result<(ResponseHead, Body), Reject>) -> Outgoing {
     let cx = record.cx.clone();
     let manager = &cx.manager;
     // Envoy: "the BadRequest error code indicates there has been a messaging error".
@@ -459,6 +460,13 @@ impl Outgoing {
             .map_or(0, |response| response.status)
     }
 
+    /// Notes that nothing of the request's body counts as read.
+    pub(super) fn unread(&self) {
+        let mut info = self.record.info.borrow_mut();
+        info.bytes_received = 0;
+        info.request_end = None;
+    }
+
     /// Whether a response of this status to this request has no body, whatever its head says.
     pub(super) fn is_bodiless(&self) -> bool {
         !self.tunnel && (matches!(self.status(), 100..=199 | 204 | 304) || self.record.is_head())
@@ -500,8 +508,8 @@ impl Progress {
     }
 
     /// A piece of the request's body passed.
-    pub(super) fn received(&self, bytes: usize) {
-        self.info.borrow_mut().bytes_received += bytes as u64;
+    pub(super) fn received(&self, bytes: u64) {
+        self.info.borrow_mut().bytes_received += bytes;
         self.limits.touch();
     }
 

@@ -3,10 +3,17 @@
 use std::time::Duration;
 
 use crate::{
-    head::{Known, RequestHead},
+    head::{Known, KnownSet, RequestHead},
     retry::number,
     route::policy::ForwardPolicy,
 };
+
+/// The headers with which a request asks for timeouts, and the one in which it is told.
+const ASKING: KnownSet = KnownSet::of(&[
+    Known::XEnvoyUpstreamRqTimeoutMs,
+    Known::XEnvoyUpstreamRqPerTryTimeoutMs,
+    Known::XEnvoyExpectedRqTimeoutMs,
+]);
 
 /// Limits of one request; `None` is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,21 +39,23 @@ impl Timeouts {
         if let Some(max) = by_grpc {
             timeouts.global = grpc_timeout(head, max, policy.grpc_timeout_offset);
         }
-        let asked =
-            |value: Option<bytes::Bytes>| value.and_then(number::<u64>).map(Duration::from_millis);
-        if let Some(asked) = asked(head.headers.take(Known::XEnvoyUpstreamRqTimeoutMs)) {
+        let asked = |name| {
+            let value = head.headers.known(name)?;
+            number::<u64>(value).map(Duration::from_millis)
+        };
+        if let Some(asked) = asked(Known::XEnvoyUpstreamRqTimeoutMs) {
             timeouts.global = Some(asked).filter(|asked| !asked.is_zero());
         }
-        if let Some(asked) = asked(head.headers.take(Known::XEnvoyUpstreamRqPerTryTimeoutMs)) {
+        if let Some(asked) = asked(Known::XEnvoyUpstreamRqPerTryTimeoutMs) {
             timeouts.per_try = Some(asked).filter(|asked| !asked.is_zero());
         }
+        head.headers.remove_all(ASKING);
         // A try that may take as long as everything together has no limit of its own.
         if let (Some(global), Some(per_try)) = (timeouts.global, timeouts.per_try)
             && per_try >= global
         {
             timeouts.per_try = None;
         }
-        head.headers.take(Known::XEnvoyExpectedRqTimeoutMs);
         if let Some(expected) = timeouts.per_try.or(timeouts.global) {
             let ms = expected.as_millis();
             if tell {

@@ -33,22 +33,45 @@ struct Free {
     returned: Vec<u32>,
 }
 
+/// Chunks of its table a thread remembers: those of what is counted with each request.
+const NEAR: usize = 4;
+
+struct Local {
+    worker: Cell<usize>,
+    /// The first chunks of this thread's table, once it counted in them.
+    near: [Cell<&'static [AtomicU64]>; NEAR],
+}
+
 thread_local! {
-    static WORKER: Cell<usize> = const { Cell::new(0) };
+    static LOCAL: Local = const {
+        Local {
+            worker: Cell::new(0),
+            near: [const { Cell::new(&[]) }; NEAR],
+        }
+    };
 }
 
 /// Gives the calling thread a table of its own; `index` counts workers from 0. No two threads that count
 /// in the same instruments may have the same index.
 pub fn set_worker(index: usize) {
-    WORKER.set(if index < SHARDS - 1 { index + 1 } else { 0 });
+    LOCAL.with(|local| {
+        local
+            .worker
+            .set(if index < SHARDS - 1 { index + 1 } else { 0 });
+        for chunk in &local.near {
+            chunk.set(&[]);
+        }
+    });
 }
 
 /// The table of the calling thread, below [`SHARDS`]: a worker's own, or 0 for everybody else's.
+#[inline]
 pub(crate) fn worker() -> usize {
-    WORKER.get()
+    LOCAL.with(|local| local.worker.get())
 }
 
 /// Adds to a cell that only this thread writes to, or to a shared one if `worker` is 0.
+#[inline]
 pub(super) fn add(cell: &AtomicU64, worker: usize, n: u64) {
     if worker == 0 {
         cell.fetch_add(n, Relaxed);
@@ -57,6 +80,7 @@ pub(super) fn add(cell: &AtomicU64, worker: usize, n: u64) {
     }
 }
 
+#[inline]
 fn place(index: u32) -> (usize, usize) {
     let place = index as usize + FIRST;
     let chunk = (place / FIRST).ilog2();
@@ -65,11 +89,14 @@ fn place(index: u32) -> (usize, usize) {
 
 fn cell(shard: usize, index: u32) -> &'static AtomicU64 {
     let (chunk, at) = place(index);
-    let cells = match TABLES[shard][chunk].get() {
+    &cells(shard, chunk)[at]
+}
+
+fn cells(shard: usize, chunk: usize) -> &'static [AtomicU64] {
+    match TABLES[shard][chunk].get() {
         Some(cells) => cells,
         None => allocate_chunk(shard, chunk),
-    };
-    &cells[at]
+    }
 }
 
 #[cold]
@@ -120,6 +147,7 @@ pub(super) struct Lazy(AtomicU32);
 
 impl Lazy {
     /// The index of its cells.
+    #[inline]
     pub(super) fn index(&self) -> u32 {
         match self.0.load(Acquire) {
             0 => self.allocate(),
@@ -162,9 +190,29 @@ impl Drop for Lazy {
 }
 
 /// Adds to the calling thread's cell.
+#[inline]
 pub(super) fn count(index: u32, n: u64) {
-    let worker = worker();
-    add(cell(worker, index), worker, n);
+    LOCAL.with(|local| {
+        let worker = local.worker.get();
+        let (chunk, at) = place(index);
+        let near = local.near.get(chunk).and_then(|cells| cells.get().get(at));
+        let cell = match near {
+            Some(cell) => cell,
+            None => local.far(worker, chunk, at),
+        };
+        add(cell, worker, n);
+    });
+}
+
+impl Local {
+    #[cold]
+    fn far(&self, worker: usize, chunk: usize, at: usize) -> &'static AtomicU64 {
+        let cells = cells(worker, chunk);
+        if let Some(near) = self.near.get(chunk) {
+            near.set(cells);
+        }
+        &cells[at]
+    }
 }
 
 /// Makes the sum `value`, as long as nobody counts meanwhile.

@@ -85,6 +85,14 @@ fn hypers(text: &str) -> Option<Read> {
     read.take()
 }
 
+/// hyper keeps headers of a name together, wherever they stood.
+fn by_name(read: Option<Read>) -> Option<Read> {
+    read.map(|mut first| {
+        first.2.sort_by(|(one, _), (other, _)| one.cmp(other));
+        first
+    })
+}
+
 fn line() -> impl Strategy<Value = &'static str> {
     select(vec![
         "x-a: b\r\n",
@@ -164,7 +172,7 @@ proptest! {
         (framing, body) in body(),
     ) {
         let text = format!("{first}\r\nhost: a\r\n{}{framing}\r\n{body}", lines.concat());
-        prop_assert_eq!(ours(&text), hypers(&text));
+        prop_assert_eq!(by_name(ours(&text)), by_name(hypers(&text)));
     }
 }
 

@@ -77,8 +77,13 @@ fn policy(name: Name, value: &[u8]) -> Policy {
             | Known::XEnvoyDecoratorOperation
             | Known::XEnvoyExpectedRqTimeoutMs
             | Known::XEnvoyForceTrace
+            | Known::XEnvoyInternal
             | Known::XEnvoyMaxRetries
             | Known::XEnvoyOverloaded
+            | Known::XEnvoyRatelimited
+            | Known::XEnvoyRetriableHeaderNames
+            | Known::XEnvoyRetriableStatusCodes
+            | Known::XEnvoyRetryGrpcOn
             | Known::XEnvoyRetryOn
             | Known::XEnvoyUpstreamRqPerTryTimeoutMs
             | Known::XEnvoyUpstreamRqTimeoutMs
