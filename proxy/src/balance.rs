@@ -76,6 +76,7 @@ pub struct Balancer {
     /// Percentages of the traffic that go to the healthy and to the degraded hosts of each level.
     loads: Loads,
     fail_on_panic: bool,
+    panicked: bool,
     rng: SmallRng,
 }
 
@@ -169,6 +170,7 @@ impl Balancer {
             levels,
             loads: Loads::new(&counts, set.overprovisioning, policy.panic_threshold),
             fail_on_panic: policy.fail_on_panic,
+            panicked: false,
             rng,
         }
     }
@@ -176,6 +178,7 @@ impl Balancer {
     /// The next host. `hash` is used by the consistent-hash algorithms (absent: random). Priorities for
     /// which `avoid` holds are passed over if others have hosts in service.
     pub fn pick(&mut self, hash: Option<u64>, avoid: impl Fn(u32) -> bool) -> Option<Arc<Host>> {
+        self.panicked = false;
         let value = hash.unwrap_or_else(|| self.rng.random());
         let (mut level, mut degraded) = self.loads.choose(value)?;
         if avoid(u32::try_from(level).unwrap_or(u32::MAX))
@@ -187,6 +190,7 @@ impl Balancer {
             (level, degraded) = (other, false);
         }
         let panic = self.loads.panic.get(level).copied().unwrap_or(false);
+        self.panicked = panic;
         let chosen = self.levels.get_mut(level)?;
         let group = match (panic, degraded) {
             (true, _) if self.fail_on_panic => return None,
@@ -195,6 +199,11 @@ impl Balancer {
             (false, false) => &mut chosen.healthy,
         };
         group.pick(value, &mut self.rng)
+    }
+
+    /// Whether the last pick had to disregard health.
+    pub fn panicked(&self) -> bool {
+        self.panicked
     }
 
     /// Whether any host may be picked.

@@ -206,6 +206,9 @@ fn too_few_healthy_hosts_is_panic_unless_forbidden() {
         balancer.pick(None, |_| false).is_some(),
         "in panic any host will do"
     );
+    assert!(balancer.panicked());
+    let mut balancer = Balancer::new(&Policy::default(), &plain(2), |_| true, 1);
+    assert!(balancer.pick(None, |_| false).is_some() && !balancer.panicked());
 }
 
 #[test]
