@@ -6,11 +6,13 @@
 use std::{
     fmt,
     future::poll_fn,
+    io,
     pin::Pin,
     task::{Context, Poll},
 };
 
 use bytes::{Bytes, BytesMut};
+use tokio::net::TcpStream;
 
 use crate::head::Headers;
 
@@ -59,6 +61,25 @@ pub trait Source {
     /// The number of data bytes to come, if known.
     fn exact_length(&self) -> Option<u64> {
         None
+    }
+
+    /// Whether the data that comes next is many bytes that can stay in the kernel: to be moved with
+    /// [`Source::poll_splice`] if they go to a plain socket.
+    fn splices(&self) -> bool {
+        false
+    }
+
+    /// Moves data into `to`, past us; gives how many bytes `to` has taken. 0 means that frames tell what is
+    /// next. Called only while [`Source::splices`], and nobody reads frames before it says no.
+    ///
+    /// # Errors
+    /// Those of `to`; what was on its way is lost then.
+    fn poll_splice(
+        self: Pin<&mut Self>,
+        _cx: &mut Context<'_>,
+        _to: &TcpStream,
+    ) -> Poll<io::Result<u64>> {
+        Poll::Ready(Ok(0))
     }
 }
 
@@ -175,6 +196,25 @@ impl Body {
                 }
                 polled
             }
+        }
+    }
+
+    /// Whether [`Body::poll_splice`] is the way to go on, towards a plain socket.
+    pub fn splices(&self) -> bool {
+        match &self.kind {
+            Kind::Empty | Kind::Held(..) => false,
+            Kind::Stream(source) => source.splices(),
+        }
+    }
+
+    /// Moves data into `to` inside the kernel; see [`Source::poll_splice`].
+    ///
+    /// # Errors
+    /// Those of `to`.
+    pub fn poll_splice(&mut self, cx: &mut Context<'_>, to: &TcpStream) -> Poll<io::Result<u64>> {
+        match &mut self.kind {
+            Kind::Empty | Kind::Held(..) => Poll::Ready(Ok(0)),
+            Kind::Stream(source) => source.as_mut().poll_splice(cx, to),
         }
     }
 

@@ -15,7 +15,7 @@ use lateen_codec::h1::{
     self, BodyDecoder, Connection as Says, Framing, ParseError, Parsed, Piece, Reply, RequestMeta,
     Scan, Upgrade,
 };
-use tokio::time::Instant;
+use tokio::{net::TcpStream, time::Instant};
 
 use super::{
     ConnectionContext,
@@ -28,7 +28,11 @@ use crate::{
     body::{Body, BodyError, Frame, Source},
     head::{Known, Protocol, RequestHead, ResponseHead},
     info::ResponseFlags,
-    net::{Transport, stock},
+    net::{
+        Transport,
+        splice::{Passage, Step},
+        stock,
+    },
     reject::Reject,
     timer::Deadline,
 };
@@ -268,6 +272,9 @@ impl Connection {
                 // As Envoy, which has not looked at the body yet when it answers the head.
                 let hasty =
                     outgoing.hasty && !matches!(meta.framing, Framing::None | Framing::Length(0));
+                if hasty {
+                    outgoing.unread();
+                }
                 self.answer(outgoing, meta.keep_alive && !hasty).await
             }
             None => After::Gone,
@@ -296,7 +303,7 @@ impl Connection {
                 let data = wire.input.split_to(n).freeze();
                 wire.decoder = None;
                 self.fresh = true;
-                progress.received(n);
+                progress.received(n as u64);
                 progress.ended();
                 return Body::full(data);
             }
@@ -310,6 +317,7 @@ impl Connection {
                 Framing::Length(length) => Some(length),
                 _ => None,
             },
+            passage: Passage::default(),
         })
     }
 
@@ -463,7 +471,19 @@ impl Connection {
     fn poll_send(&mut self, sending: &mut Sending, task: &mut Context<'_>) -> Poll<Sent> {
         loop {
             let mut awaited = false;
-            while !sending.ended && self.out.waiting() < WRITE_AHEAD {
+            let splices = sending.splices(&self.wire);
+            if splices && self.out.is_empty() {
+                match self.poll_splice(sending, task) {
+                    Poll::Pending => awaited = true,
+                    Poll::Ready(Err(_)) => return Poll::Ready(Sent::Left),
+                    Poll::Ready(Ok(0)) => match sending.body.poll_frame(task) {
+                        Poll::Pending => awaited = true,
+                        Poll::Ready(frame) => sending.take(frame, &mut self.out, &self.cx),
+                    },
+                    Poll::Ready(Ok(_)) => {}
+                }
+            }
+            while !splices && !sending.ended && self.out.waiting() < WRITE_AHEAD {
                 match sending.body.poll_frame(task) {
                     Poll::Pending => {
                         awaited = true;
@@ -500,6 +520,31 @@ impl Connection {
                 }
             };
         }
+    }
+
+    /// Moves what there is of the body to the downstream, inside the kernel.
+    fn poll_splice(
+        &mut self,
+        sending: &mut Sending,
+        task: &mut Context<'_>,
+    ) -> Poll<io::Result<u64>> {
+        let wire = self.wire.borrow();
+        let Some(to) = wire.io.plain_tcp() else {
+            return Poll::Ready(Ok(0));
+        };
+        let moved = ready!(sending.body.poll_splice(task, to))?;
+        if moved > 0 {
+            self.cx.manager.stats.cx_tx_bytes_total.add(moved);
+            sending.record.info.borrow_mut().bytes_sent += moved;
+            sending.record.limits.touch();
+            let left = sending
+                .left
+                .insert(sending.left.unwrap_or_default().saturating_sub(moved));
+            if *left == 0 || sending.body.is_end_stream() {
+                sending.end(None, &mut self.out);
+            }
+        }
+        Poll::Ready(Ok(moved))
     }
 
     /// Writes all that waits.
@@ -656,6 +701,15 @@ impl Sending {
         }
     }
 
+    /// Whether the body goes on in the kernel. Never more of it than the head promises.
+    fn splices(&self, wire: &RefCell<Wire>) -> bool {
+        !self.ended
+            && self.left.is_some_and(|left| left > 0)
+            && self.left == self.body.exact_length()
+            && self.body.splices()
+            && wire.borrow().io.plain_tcp().is_some()
+    }
+
     fn end(&mut self, trailers: Option<&crate::head::Headers>, out: &mut Output) {
         self.ended = true;
         if self.chunked {
@@ -769,6 +823,8 @@ struct RequestBody {
     progress: Progress,
     /// What its head promised.
     length: Option<u64>,
+    /// What moves in the kernel.
+    passage: Passage,
 }
 
 impl Source for RequestBody {
@@ -788,7 +844,7 @@ impl Source for RequestBody {
             };
             match decoder.decode(&mut wire.input) {
                 Ok(Some(Piece::Data(data))) => {
-                    this.progress.received(data.len());
+                    this.progress.received(data.len() as u64);
                     if decoder.is_end() {
                         wire.decoder = None;
                         wire.wake();
@@ -831,6 +887,49 @@ impl Source for RequestBody {
 
     fn is_end_stream(&self) -> bool {
         self.wire.borrow().decoder.is_none()
+    }
+
+    fn splices(&self) -> bool {
+        let wire = self.wire.borrow();
+        let left = wire.decoder.as_ref().and_then(BodyDecoder::remaining);
+        self.passage
+            .pays(left.unwrap_or_default(), !wire.input.is_empty())
+            && wire.io.plain_tcp().is_some()
+    }
+
+    fn poll_splice(
+        self: Pin<&mut Self>,
+        task: &mut Context<'_>,
+        to: &TcpStream,
+    ) -> Poll<io::Result<u64>> {
+        let this = self.get_mut();
+        let wire = &mut *this.wire.borrow_mut();
+        let (Some(decoder), Some(from)) = (&mut wire.decoder, wire.io.plain_tcp()) else {
+            return Poll::Ready(Ok(0));
+        };
+        let left = decoder.remaining().unwrap_or_default();
+        let stats = &wire.cx.manager.stats;
+        let step = this
+            .passage
+            .poll(task, from, to, left, !wire.input.is_empty(), |read| {
+                stats.cx_rx_bytes_total.add(read);
+            });
+        // While bytes wait for the upstream, the driver looks at what the downstream does.
+        wire.reading = step.is_pending() && this.passage.inside() == 0;
+        Poll::Ready(match ready!(step) {
+            Step::Moved(n) => {
+                decoder.advance(n);
+                this.progress.received(n);
+                if decoder.is_end() {
+                    wire.decoder = None;
+                    wire.wake();
+                    this.progress.ended();
+                }
+                Ok(n)
+            }
+            Step::Stopped => Ok(0),
+            Step::Sink(error) => Err(error),
+        })
     }
 
     fn exact_length(&self) -> Option<u64> {

@@ -728,7 +728,7 @@ fn body(shared: &Rc<Shared>, inbox: &Rc<Inbox>, record: &Record, end: bool) -> B
         let trailers = state.trailers.take();
         drop(state);
         shared.codec.borrow_mut().consumed(inbox.stream, data.len());
-        progress.received(data.len());
+        progress.received(data.len() as u64);
         progress.ended();
         return Body::whole(data, trailers);
     }
@@ -960,7 +960,7 @@ impl Source for RequestBody {
                 .borrow_mut()
                 .consumed(self.inbox.stream, data.len());
             self.shared.touch();
-            self.progress.received(data.len());
+            self.progress.received(data.len() as u64);
             if last {
                 self.progress.ended();
             }

@@ -86,6 +86,8 @@ impl Splice {
                 match self.poll_fill(cx, from, max - moved) {
                     Poll::Ready(Ok(0)) => break,
                     Poll::Ready(Ok(_)) => {}
+                    // It will be met again.
+                    Poll::Ready(Err(_)) if moved > 0 => break,
                     Poll::Ready(Err(fault)) => return Poll::Ready(Err(fault)),
                     Poll::Pending if moved > 0 => break,
                     Poll::Pending => return Poll::Pending,
@@ -180,6 +182,80 @@ impl Splice {
                 }
             });
         }
+    }
+}
+
+/// Bytes from which on a part of a message is moved in the kernel.
+const WORTH: u64 = 128 * 1024;
+
+/// A part of a message with a known length, as it passes.
+#[derive(Debug, Default)]
+pub struct Passage {
+    splice: Option<Box<Splice>>,
+    /// There was no pipe to be had.
+    no_pipe: bool,
+}
+
+/// What a step of a [`Passage`] brought.
+#[derive(Debug)]
+pub enum Step {
+    /// `to` took this many bytes.
+    Moved(u64),
+    /// The source has ended or failed, or there is no pipe.
+    Stopped,
+    /// The sink failed.
+    Sink(io::Error),
+}
+
+impl Passage {
+    /// Whether to move `left` bytes in the kernel, when `buffered` says that some were read already.
+    pub fn pays(&self, left: u64, buffered: bool) -> bool {
+        match &self.splice {
+            Some(splice) => splice.inside > 0 || left > 0 && !buffered,
+            None => left >= WORTH && !buffered && !self.no_pipe,
+        }
+    }
+
+    /// Bytes that were taken from the source and not yet taken by the sink.
+    pub fn inside(&self) -> u64 {
+        self.splice.as_ref().map_or(0, |splice| splice.inside)
+    }
+
+    /// Moves at most `left` bytes, none of them from the source if some were read already. `read` is told
+    /// how many bytes were taken from the source.
+    pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &TcpStream,
+        to: &TcpStream,
+        left: u64,
+        buffered: bool,
+        read: impl FnOnce(u64),
+    ) -> Poll<Step> {
+        let splice = self.splice.get_or_insert_default();
+        let before = splice.inside;
+        let max = if buffered { before } else { left };
+        let polled = splice.poll(cx, from, to, max);
+        let written = match &polled {
+            Poll::Ready(Ok(n)) => *n,
+            _ => 0,
+        };
+        let came = (written + splice.inside).saturating_sub(before);
+        if came > 0 {
+            read(came);
+        }
+        Poll::Ready(match ready!(polled) {
+            Ok(0) => Step::Stopped,
+            Ok(n) => Step::Moved(n),
+            Err(Fault::Writing(error)) => Step::Sink(error),
+            Err(Fault::Reading(_)) => Step::Stopped,
+            Err(Fault::Pipe(error)) => {
+                tracing::debug!(%error, "no pipe; copying instead");
+                self.no_pipe = true;
+                self.splice = None;
+                Step::Stopped
+            }
+        })
     }
 }
 

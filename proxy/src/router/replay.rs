@@ -3,12 +3,13 @@
 use std::{
     cell::RefCell,
     future::poll_fn,
+    io,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker},
 };
 
-use tokio::time::Instant;
+use tokio::{net::TcpStream, time::Instant};
 
 use crate::body::{Body, BodyError, Frame, Source};
 
@@ -337,6 +338,35 @@ impl Source for Attempt {
             End::Came(_) => Some(kept),
             _ => inner.source.exact_length().map(|rest| rest + kept),
         }
+    }
+
+    fn splices(&self) -> bool {
+        let inner = self.inner.borrow();
+        inner.attempt == self.number
+            && inner.end == End::Coming
+            && !inner.keep
+            && self.next >= inner.kept.len()
+            && inner.source.splices()
+    }
+
+    fn poll_splice(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        to: &TcpStream,
+    ) -> Poll<io::Result<u64>> {
+        let mut inner = self.get_mut().inner.borrow_mut();
+        let polled = inner.source.poll_splice(cx, to);
+        match &polled {
+            Poll::Pending => inner.wait(cx),
+            Poll::Ready(Ok(0)) => {}
+            Poll::Ready(moved) => {
+                inner.lost = true;
+                if moved.is_ok() && inner.source.is_end_stream() {
+                    inner.finish(End::Came(Instant::now()));
+                }
+            }
+        }
+        polled
     }
 }
 

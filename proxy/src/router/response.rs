@@ -2,6 +2,7 @@
 
 use std::{
     cell::Cell,
+    io,
     pin::Pin,
     rc::Rc,
     sync::Arc,
@@ -9,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{net::TcpStream, time::Instant};
 
 use super::{CancelOnDrop, Clock, Request, SharedInfo, timeouts::Decimal};
 use crate::{
@@ -150,6 +151,17 @@ impl Watched {
         self.replay = None;
     }
 
+    /// Ready when the response has taken too long.
+    fn poll_clock(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(replay) = &self.replay else {
+            return Poll::Pending;
+        };
+        ready!(self.clock.poll(&replay.0, cx));
+        self.body = Body::empty();
+        self.failed(&BodyError::Timeout);
+        Poll::Ready(())
+    }
+
     fn failed(&mut self, error: &BodyError) {
         self.done = true;
         self.stop();
@@ -226,15 +238,31 @@ impl Source for Watched {
                 Poll::Pending
             }
             Poll::Pending => {
-                let Some(replay) = &this.replay else {
-                    return Poll::Pending;
-                };
-                ready!(this.clock.poll(&replay.0, cx));
-                this.body = Body::empty();
-                this.failed(&BodyError::Timeout);
+                ready!(this.poll_clock(cx));
                 Poll::Ready(Some(Err(BodyError::Timeout)))
             }
         }
+    }
+
+    fn splices(&self) -> bool {
+        self.broken.is_none() && self.tunnel.is_none() && self.body.splices()
+    }
+
+    fn poll_splice(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        to: &TcpStream,
+    ) -> Poll<io::Result<u64>> {
+        let this = self.get_mut();
+        let Poll::Ready(moved) = this.body.poll_splice(cx, to) else {
+            ready!(this.poll_clock(cx));
+            this.broken = Some(BodyError::Timeout);
+            return Poll::Ready(Ok(0));
+        };
+        if matches!(moved, Ok(n) if n > 0) && this.body.is_end_stream() {
+            this.done();
+        }
+        Poll::Ready(moved)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -16,7 +16,7 @@ use lateen_codec::h1::{
     self as codec, BodyDecoder, CHUNK_END, Framing, Limits, ParseError, Parsed, Piece,
     ResponseMeta, Scan,
 };
-use tokio::{sync::mpsc, task::spawn_local};
+use tokio::{net::TcpStream, sync::mpsc, task::spawn_local};
 
 use super::{
     Upgrade,
@@ -26,7 +26,11 @@ use crate::{
     body::{Body, BodyError, Frame, Source},
     cluster::Cluster,
     head::{Known, RequestHead, ResponseHead},
-    net::{Transport, stock},
+    net::{
+        Transport,
+        splice::{Passage, Step},
+        stock,
+    },
     retry::Reset,
 };
 
@@ -105,7 +109,7 @@ impl Conn {
             }
             if want > stock::SIZE {
                 // Takes the last one again if its pieces have gone out meanwhile.
-                self.input.reserve(want.min(LONG_READ));
+                stock::lengthen(&mut self.input, want.min(LONG_READ));
             } else if self.input.capacity() < READ {
                 self.input = stock::get();
             }
@@ -223,9 +227,15 @@ impl Upload {
         loop {
             let mut waiting = false;
             if !self.ended && self.data.is_empty() && self.tail.is_empty() {
-                match self.body.poll_frame(cx) {
-                    Poll::Pending => waiting = true,
-                    Poll::Ready(frame) => self.stage(frame)?,
+                let splices = self.splices(conn);
+                if splices && self.text.is_empty() && ready!(self.splice(conn, cx))? {
+                    continue;
+                }
+                if !splices || self.text.is_empty() {
+                    match self.body.poll_frame(cx) {
+                        Poll::Pending => waiting = true,
+                        Poll::Ready(frame) => self.stage(frame)?,
+                    }
                 }
             }
             if self.text.is_empty() && self.data.is_empty() && self.tail.is_empty() {
@@ -244,6 +254,34 @@ impl Upload {
             }
             ready!(self.write(conn, cx))?;
         }
+    }
+
+    /// Whether the body goes on in the kernel.
+    fn splices(&self, conn: &Conn) -> bool {
+        matches!(self.framing, Framing::Length(left) if left > 0)
+            && conn.transport.plain_tcp().is_some()
+            && self.body.splices()
+    }
+
+    /// Moves what there is of the body; `false` when a frame tells what is next.
+    fn splice(&mut self, conn: &Conn, cx: &mut Context<'_>) -> Poll<Result<bool, UploadError>> {
+        let (Some(to), Framing::Length(left)) = (conn.transport.plain_tcp(), &mut self.framing)
+        else {
+            return Poll::Ready(Ok(false));
+        };
+        let moved = ready!(self.body.poll_splice(cx, to)).map_err(|_| UploadError::Closed)?;
+        if moved == 0 {
+            return Poll::Ready(Ok(false));
+        }
+        self.begun = true;
+        let stats = &conn.guard.cluster.stats;
+        stats.upstream_cx_tx_bytes_total.add(moved);
+        *left = left.checked_sub(moved).ok_or(UploadError::Body)?;
+        self.ended = self.body.is_end_stream();
+        if self.ended && *left > 0 {
+            return Poll::Ready(Err(UploadError::Body));
+        }
+        Poll::Ready(Ok(true))
     }
 
     fn stage(&mut self, frame: Option<Result<Frame, BodyError>>) -> Result<(), UploadError> {
@@ -425,6 +463,7 @@ pub(super) async fn send(
         guard: Some(guard),
         ahead: VecDeque::new(),
         end: End::Coming,
+        passage: Passage::default(),
     };
     if switched {
         upload = Upload::new(BytesMut::new(), later, Framing::UntilClose);
@@ -495,6 +534,8 @@ struct Incoming {
     /// Decoded already.
     ahead: VecDeque<Bytes>,
     end: End,
+    /// What moves in the kernel.
+    passage: Passage,
 }
 
 impl Incoming {
@@ -658,6 +699,52 @@ impl Source for Incoming {
                 Ok(_) | Err(_) => this.failed(BodyError::Disconnected),
             }
         }
+    }
+
+    fn splices(&self) -> bool {
+        let Some(conn) = self.loan.as_ref().and_then(Loan::held) else {
+            return false;
+        };
+        let left = self.decoder.remaining().unwrap_or_default();
+        self.ahead.is_empty()
+            && matches!(self.end, End::Coming)
+            && self.passage.pays(left, !conn.input.is_empty())
+            && conn.transport.plain_tcp().is_some()
+    }
+
+    fn poll_splice(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        to: &TcpStream,
+    ) -> Poll<io::Result<u64>> {
+        let this = self.get_mut();
+        let Some(conn) = this.loan.as_mut().and_then(Loan::conn) else {
+            return Poll::Ready(Ok(0));
+        };
+        let (Some(from), Some(left)) = (conn.transport.plain_tcp(), this.decoder.remaining())
+        else {
+            return Poll::Ready(Ok(0));
+        };
+        let stats = &conn.guard.cluster.stats;
+        let step = this
+            .passage
+            .poll(cx, from, to, left, !conn.input.is_empty(), |read| {
+                stats.upstream_cx_rx_bytes_total.add(read);
+            });
+        Poll::Ready(match ready!(step) {
+            Step::Moved(n) => {
+                this.decoder.advance(n);
+                if this.decoder.is_end() {
+                    this.done();
+                }
+                Ok(n)
+            }
+            Step::Stopped => Ok(0),
+            Step::Sink(error) => {
+                this.failed(BodyError::Disconnected);
+                Err(error)
+            }
+        })
     }
 
     fn is_end_stream(&self) -> bool {

@@ -147,6 +147,10 @@ impl Loan {
         self.conn.as_deref_mut()
     }
 
+    pub(super) fn held(&self) -> Option<&h1::Conn> {
+        self.conn.as_deref()
+    }
+
     /// The exchange ended as it should and the connection can serve again.
     pub(super) fn give_back(mut self) {
         if let Some(conn) = self.conn.take() {

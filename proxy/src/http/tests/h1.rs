@@ -340,3 +340,145 @@ async fn an_answer_to_the_head_alone_closes() {
         );
     }
 }
+
+/// Reads a head and a body of this length.
+async fn read_message(stream: &mut TcpStream, length: usize) -> (String, Vec<u8>) {
+    let read = async {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).await.unwrap();
+        (String::from_utf8_lossy(&head).into_owned(), body)
+    };
+    timeout(LIMIT, read).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn long_bodies_with_a_length_pass_unharmed_and_are_counted() {
+    let proxy = Proxy::start();
+    let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    proxy.cluster("up", upstream.local_addr().unwrap(), "");
+    let log = std::env::temp_dir().join(format!("lateen-long-{}", std::process::id()));
+    let format = log_to(&log, "%BYTES_RECEIVED% %BYTES_SENT% %RESPONSE_FLAGS%");
+    let address = proxy.listen("l", &http(FORWARD, &format));
+    let data: Vec<u8> = (0..3_000_001_u32).map(|n| n.to_le_bytes()[1]).collect();
+    let length = data.len();
+    let head = format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n");
+    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n");
+    let mut client = TcpStream::connect(address).await.unwrap();
+    let serving = async {
+        let (mut served, _) = upstream.accept().await.unwrap();
+        for _ in 0..2 {
+            let (_, body) = read_message(&mut served, length).await;
+            assert!(body == data);
+            served.write_all(answer.as_bytes()).await.unwrap();
+            served.write_all(&body).await.unwrap();
+        }
+    };
+    let asking = async {
+        let (mut reader, mut writer) = client.split();
+        let sending = async {
+            // The second one right behind the first.
+            for _ in 0..2 {
+                writer.write_all(head.as_bytes()).await.unwrap();
+                writer.write_all(&data).await.unwrap();
+            }
+        };
+        let receiving = async {
+            for _ in 0..2 {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(reader.read_u8().await.unwrap());
+                }
+                let mut body = vec![0; length];
+                for piece in body.chunks_mut(10_000) {
+                    reader.read_exact(piece).await.unwrap();
+                    tokio::task::yield_now().await;
+                }
+                assert!(body == data);
+            }
+        };
+        tokio::join!(sending, receiving)
+    };
+    timeout(LIMIT, async { tokio::join!(serving, asking) })
+        .await
+        .unwrap();
+    drop(client);
+    let both = 2 * length as u64;
+    proxy.wait_for("http.t.downstream_rq_completed", 2).await;
+    for counter in [
+        "downstream_cx_rx_bytes_total",
+        "downstream_cx_tx_bytes_total",
+    ] {
+        assert!(proxy.counter(&format!("http.t.{counter}")) > both);
+    }
+    assert!(proxy.counter("cluster.up.upstream_cx_rx_bytes_total") > both);
+    assert!(proxy.counter("cluster.up.upstream_cx_tx_bytes_total") > both);
+    assert_eq!(proxy.counter("cluster.up.upstream_cx_total"), 1);
+    drop(proxy);
+    let logged = std::fs::read_to_string(log).unwrap();
+    assert_eq!(logged, format!("{length} {length} -\n").repeat(2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_body_that_is_cut_ends_both_sides() {
+    let proxy = Proxy::start();
+    let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    proxy.cluster("up", upstream.local_addr().unwrap(), "");
+    let address = proxy.listen("l", &http(FORWARD, ""));
+    let part = vec![b'x'; 1_000_000];
+    let get = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+
+    // By the upstream: the client gets what came, and the end.
+    let mut client = TcpStream::connect(address).await.unwrap();
+    client.write_all(get).await.unwrap();
+    let (mut served, _) = timeout(LIMIT, upstream.accept()).await.unwrap().unwrap();
+    read_until(&mut served, b"\r\n\r\n").await;
+    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 3000000\r\n\r\n";
+    let cutting = async {
+        served.write_all(answer).await.unwrap();
+        served.write_all(&part).await.unwrap();
+        drop(served);
+    };
+    let ((), got) = tokio::join!(cutting, read_all(&mut client));
+    assert_eq!(got.split_once("\r\n\r\n").unwrap().1.len(), part.len());
+
+    // By the client, while the upstream still sends.
+    let mut client = TcpStream::connect(address).await.unwrap();
+    client.write_all(get).await.unwrap();
+    let (mut served, _) = timeout(LIMIT, upstream.accept()).await.unwrap().unwrap();
+    read_until(&mut served, b"\r\n\r\n").await;
+    served.write_all(answer).await.unwrap();
+    let leaving = async {
+        read_message(&mut client, 100_000).await;
+        drop(client);
+    };
+    let sending = async { while served.write_all(&part).await.is_ok() {} };
+    timeout(LIMIT, async { tokio::join!(sending, leaving) })
+        .await
+        .unwrap();
+
+    // By the client, in its own body.
+    let mut client = TcpStream::connect(address).await.unwrap();
+    let post = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3000000\r\n\r\n";
+    let sending = async {
+        client.write_all(post).await.unwrap();
+        client.write_all(&part).await.unwrap();
+        drop(client);
+    };
+    let receiving = async {
+        let (mut served, _) = upstream.accept().await.unwrap();
+        let mut all = Vec::new();
+        // It ends, perhaps with a reset.
+        drop(served.read_to_end(&mut all).await);
+        all.len()
+    };
+    let ((), got) = timeout(LIMIT, async { tokio::join!(sending, receiving) })
+        .await
+        .unwrap();
+    assert!(got < 3_000_000, "{got}");
+    proxy.wait_for("http.t.downstream_cx_active", 0).await;
+    proxy.wait_for("cluster.up.upstream_cx_active", 0).await;
+}
