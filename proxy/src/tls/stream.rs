@@ -40,6 +40,8 @@ const READ: usize = 64 * 1024;
 const OVERHEAD: usize = 512;
 /// Plain text encrypted for one write at most: eight full records.
 const WRITE: usize = 8 * RECORD;
+/// Where in its buffer plain text is put together: see `stock::LEAD`.
+const LEAD: usize = 1024;
 /// Plain text of a full record.
 const RECORD: usize = 16 * 1024;
 
@@ -514,6 +516,48 @@ impl TlsStream {
         Ok(())
     }
 
+    /// Encrypts the first `total` bytes of `bufs`: long pieces as they are, short ones side by side in
+    /// `record`.
+    fn seal(
+        &mut self,
+        bufs: &[IoSlice<'_>],
+        mut total: usize,
+        record: &mut [u8],
+    ) -> io::Result<()> {
+        let mut gathered = 0;
+        for piece in bufs {
+            let mut piece = &piece[..piece.len().min(total)];
+            total -= piece.len();
+            while !piece.is_empty() {
+                let whole = if total == 0 {
+                    piece.len()
+                } else {
+                    piece.len() - piece.len() % record.len()
+                };
+                if gathered == 0 && whole > 0 {
+                    self.session
+                        .encrypt(&mut self.kept, &piece[..whole], &mut self.out)?;
+                    piece = &piece[whole..];
+                    continue;
+                }
+                let n = piece.len().min(record.len() - gathered);
+                record[gathered..gathered + n].copy_from_slice(&piece[..n]);
+                gathered += n;
+                piece = &piece[n..];
+                if gathered == record.len() {
+                    self.session
+                        .encrypt(&mut self.kept, record, &mut self.out)?;
+                    gathered = 0;
+                }
+            }
+        }
+        if gathered > 0 {
+            self.session
+                .encrypt(&mut self.kept, &record[..gathered], &mut self.out)?;
+        }
+        Ok(())
+    }
+
     fn poll_send(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         if self.closed {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
@@ -525,37 +569,15 @@ impl TlsStream {
         if total == 0 {
             return Poll::Ready(Ok(0));
         }
-        let sealed = match bufs {
-            [one] => self
-                .session
-                .encrypt(&mut self.kept, &one[..total], &mut self.out),
-            _ => {
-                let mut gathered = scratch::take();
-                let n = gather(bufs, &mut gathered[..total]);
-                let sealed = self
-                    .session
-                    .encrypt(&mut self.kept, &gathered[..n], &mut self.out);
-                scratch::give(gathered);
-                sealed
-            }
-        };
+        let mut gathered = scratch::take();
+        let sealed = self.seal(bufs, total, &mut gathered[LEAD..LEAD + RECORD]);
+        scratch::give(gathered);
         sealed?;
         match self.poll_drain(cx) {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(total)),
         }
     }
-}
-
-/// Puts the beginning of `bufs` into `to`; gives how much it was.
-fn gather(bufs: &[IoSlice<'_>], to: &mut [u8]) -> usize {
-    let mut at = 0;
-    for piece in bufs {
-        let n = piece.len().min(to.len() - at);
-        to[at..at + n].copy_from_slice(&piece[..n]);
-        at += n;
-    }
-    at
 }
 
 /// Reads some bytes and appends them.
