@@ -60,7 +60,7 @@ pub fn write_request(
     }
     let mut head_out = HeadWriter::begin(out);
     let room = head.method.len() + target.len() + head.authority.len() + 96;
-    head_out.reserve(room, &head.headers);
+    let headers_room = head_out.reserve(room, &head.headers);
     head_out.put(&head.method);
     head_out.put(b" ");
     head_out.put(target);
@@ -77,7 +77,7 @@ pub fn write_request(
         Framing::Chunked => Length::Unknown,
         Framing::UntilClose => Length::Any,
     };
-    let found = head_out.headers(&head.headers, length, true);
+    let found = head_out.headers(headers_room, &head.headers, length, true);
     match framing {
         Framing::None => {
             let bodiless = matches!(
@@ -117,7 +117,7 @@ pub fn write_response(
         return Err(WriteError);
     }
     let mut head_out = HeadWriter::begin(out);
-    head_out.reserve(128, &head.headers);
+    let room = head_out.reserve(128, &head.headers);
     match (reply.http_10, head.status) {
         (false, 200) => head_out.put(b"HTTP/1.1 200 OK\r\n"),
         (http_10, status) => {
@@ -139,7 +139,7 @@ pub fn write_response(
         Framing::Chunked => Length::Unknown,
         Framing::UntilClose => Length::Any,
     };
-    let found = head_out.headers(&head.headers, length, keeps);
+    let found = head_out.headers(room, &head.headers, length, keeps);
     match framing {
         _ if lengthless || found.content_length || head.status == 304 => {}
         // As Envoy: the body that GET would give has chunks.
@@ -206,8 +206,8 @@ pub fn write_last_chunk(out: &mut BytesMut, trailers: Option<&Headers>) {
         return;
     };
     let mut block = HeadWriter::begin(out);
-    block.reserve(0, trailers);
-    block.headers(trailers, Length::Unknown, false);
+    let room = block.reserve(0, trailers);
+    block.headers(room, trailers, Length::Unknown, false);
     if block.finish().is_err() {
         out.extend_from_slice(b"\r\n");
     }
@@ -256,14 +256,13 @@ impl<'a> HeadWriter<'a> {
         }
     }
 
-    /// Makes room once for `extra` bytes and the headers.
-    fn reserve(&mut self, extra: usize, headers: &Headers) {
-        self.out.reserve(
-            extra
-                + headers.iter().fold(0, |sum, (name, value)| {
-                    sum + name.as_bytes().len() + value.len() + 4
-                }),
-        );
+    /// Makes room once for `extra` bytes and the headers; gives how much the headers take.
+    fn reserve(&mut self, extra: usize, headers: &Headers) -> usize {
+        let room = headers.iter().fold(0, |sum, (name, value)| {
+            sum + name.as_bytes().len() + value.len() + 4
+        });
+        self.out.reserve(extra + room);
+        room
     }
 
     fn put(&mut self, bytes: &[u8]) {
@@ -281,8 +280,18 @@ impl<'a> HeadWriter<'a> {
         self.lines += 1;
     }
 
-    fn headers(&mut self, headers: &Headers, length: Length, connection: bool) -> Found {
+    /// Writes the headers into `room` bytes, as [`HeadWriter::reserve`] gave it.
+    fn headers(
+        &mut self,
+        room: usize,
+        headers: &Headers,
+        length: Length,
+        connection: bool,
+    ) -> Found {
         let mut found = Found::default();
+        let begin = self.out.len();
+        self.out.resize(begin + room, 0);
+        let mut free = self.out.get_mut(begin..).unwrap_or_default();
         for (name, value) in headers.iter() {
             match name.known() {
                 Some(Known::ContentLength) => {
@@ -301,11 +310,14 @@ impl<'a> HeadWriter<'a> {
                 Some(Known::Upgrade) => found.upgrade = true,
                 _ => {}
             }
-            self.put(name.as_bytes());
-            self.put(b": ");
-            self.put(value);
-            self.end_line();
+            free = place(free, name.as_bytes());
+            free = place(free, b": ");
+            free = place(free, value);
+            free = place(free, b"\r\n");
+            self.lines += 1;
         }
+        let unused = free.len();
+        self.out.truncate(begin + room - unused);
         found
     }
 
@@ -365,6 +377,14 @@ impl<'a> HeadWriter<'a> {
             Err(self.abandon())
         }
     }
+}
+
+/// Writes at the beginning of `free`, and gives what is left of it.
+#[inline]
+fn place<'a>(free: &'a mut [u8], bytes: &[u8]) -> &'a mut [u8] {
+    let (place, rest) = free.split_at_mut(bytes.len());
+    place.copy_from_slice(bytes);
+    rest
 }
 
 /// Envoy's phrase for a status; "Unknown" for one that has none.
