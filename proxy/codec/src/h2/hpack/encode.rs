@@ -234,6 +234,16 @@ impl Encoder {
 
     /// Appends one header. `text` is the name's, lower case.
     pub fn header(&mut self, name: Name, text: &[u8], value: &[u8], out: &mut Vec<u8>) {
+        // Most headers say what the last of their name said. What must not be in the table is not.
+        if let Some(number) = number(name)
+            && let Some(memory) = &self.memory
+        {
+            let place = usize::from(self.added.wrapping_sub(memory.last[number]));
+            if self.table.holds(place, name, value) {
+                integer(out, 0x80, 7, STATIC.len() + 1 + place);
+                return;
+            }
+        }
         let index = static_row(name, value);
         if index != 0 {
             out.push(0x80 | index as u8);
@@ -256,7 +266,6 @@ impl Encoder {
                 watched: [0; PLACES / 4],
             })
         });
-        // Most headers say what the last of their name said.
         let number = number(name);
         let name_hash = match number {
             Some(number) => number as u64,

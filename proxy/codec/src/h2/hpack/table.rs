@@ -195,6 +195,23 @@ impl Dynamic {
         })
     }
 
+    /// Whether the entry that was added as the `index`th last has this name, which is no other's text, and value.
+    #[inline]
+    pub(super) fn holds(&self, index: usize, name: Name, value: &[u8]) -> bool {
+        let Some(entry) = self
+            .entries
+            .len()
+            .checked_sub(index + 1)
+            .and_then(|index| self.entries.get(index))
+        else {
+            return false;
+        };
+        let at = entry.at.wrapping_sub(self.base) as usize + usize::from(entry.name_len);
+        entry.name == name
+            && usize::from(entry.value_len) == value.len()
+            && self.text.get(at..at + value.len()) == Some(value)
+    }
+
     /// Adds an entry, after those it pushes out. One that is larger than the table empties it. Whether it
     /// is in.
     pub(super) fn insert(&mut self, name: Name, text: &[u8], value: &[u8], valid: bool) -> bool {
