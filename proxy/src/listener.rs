@@ -40,6 +40,7 @@ use crate::{
     shared::Shared,
     stats::{Counter, Gauge, Histogram, Scope},
     tcp_proxy::TcpProxy,
+    tls::stats::TlsStats,
 };
 
 /// Envoy's default for `listener_filters_timeout`.
@@ -89,8 +90,7 @@ struct Stats {
     no_filter_chain: Counter,
     pre_timeout: Counter,
     inspect_error: Counter,
-    handshake: Counter,
-    handshake_error: Counter,
+    tls: TlsStats,
     handshake_timeout: Counter,
 }
 
@@ -104,8 +104,7 @@ impl Stats {
             no_filter_chain: scope.counter("no_filter_chain_match"),
             pre_timeout: scope.counter("downstream_pre_cx_timeout"),
             inspect_error: scope.counter("downstream_listener_filter_error"),
-            handshake: scope.counter("ssl.handshake"),
-            handshake_error: scope.counter("ssl.connection_error"),
+            tls: TlsStats::new(scope),
             handshake_timeout: scope.counter("downstream_cx_transport_socket_connect_timeout"),
         }
     }
@@ -247,14 +246,14 @@ impl Listener {
             let handshake = tls.accept(transport, std::mem::take(&mut read).into());
             match timeout(chain.handshake, handshake).await {
                 Ok(Ok((stream, info, server_name))) => {
-                    self.stats.handshake.inc();
+                    self.stats.tls.done(stream.common());
                     connection.requested_server_name =
                         connection.requested_server_name.or(server_name);
                     connection.tls = Some(info);
                     transport = stream.into();
                 }
                 Ok(Err(error)) => {
-                    self.stats.handshake_error.inc();
+                    self.stats.tls.failed(&error);
                     tracing::debug!(%error, listener = %self.name, %remote, "TLS handshake failed");
                     self.refuse(connection, ResponseFlags::default(), "");
                     return None;

@@ -10,6 +10,7 @@ mod gate;
 mod scratch;
 pub mod verify;
 pub mod peer;
+pub mod stats;
 
 use std::{
     fmt, io,
@@ -24,10 +25,10 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     common_tls_context::ValidationContextType, tls_parameters::TlsProtocol,
 };
 use rustls::{
-    CipherSuite, ClientConfig, CommonState, ProtocolVersion, ServerConfig, SupportedCipherSuite,
-    SupportedProtocolVersion,
+    CipherSuite, ClientConfig, CommonState, InvalidMessage, NamedGroup, ProtocolVersion,
+    ServerConfig, SupportedCipherSuite, SupportedProtocolVersion,
     client::{ResolvesClientCert, Resumption},
-    crypto::{CryptoProvider, aws_lc_rs},
+    crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs},
     pki_types::ServerName,
     server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier},
     sign::CertifiedKey,
@@ -69,6 +70,9 @@ fn preferring_aes_128() -> CryptoProvider {
     });
     provider
 }
+
+/// What a client speaks unless told otherwise. Envoy: `tls_maximum_protocol_version`.
+const CLIENT_VERSIONS: &[&SupportedProtocolVersion] = &[&rustls::version::TLS12];
 
 /// What both sides have in common.
 struct Common {
@@ -264,13 +268,21 @@ fn parameters(
             ));
         }
         (_, TlsProtocol::TlSv12) => vec![&rustls::version::TLS12],
-        (TlsProtocol::TlsAuto, TlsProtocol::TlsAuto) => fallback.to_vec(),
-        (_, TlsProtocol::TlSv13 | TlsProtocol::TlsAuto) => {
+        (_, TlsProtocol::TlsAuto) => fallback.to_vec(),
+        (_, TlsProtocol::TlSv13) => {
             vec![&rustls::version::TLS13, &rustls::version::TLS12]
         }
     };
+    let groups = curves(&params.ecdh_curves)?;
     if params.cipher_suites.is_empty() {
-        return Ok((provider().clone(), versions));
+        let Some(kx_groups) = groups else {
+            return Ok((provider().clone(), versions));
+        };
+        let limited = CryptoProvider {
+            kx_groups,
+            ..preferring_aes_128()
+        };
+        return Ok((Arc::new(limited), versions));
     }
     // The list is for TLS 1.2 and below, as Envoy has it; names in brackets are alternatives.
     let wanted: Vec<&str> = params
@@ -279,6 +291,9 @@ fn parameters(
         .flat_map(|s| s.trim_matches(['[', ']']).split('|'))
         .collect();
     let mut limited = preferring_aes_128();
+    if let Some(groups) = groups {
+        limited.kx_groups = groups;
+    }
     limited.cipher_suites.retain(|suite| match suite {
         SupportedCipherSuite::Tls13(_) => true,
         SupportedCipherSuite::Tls12(_) => wanted.contains(&cipher_name(*suite).as_str()),
@@ -291,6 +306,41 @@ fn parameters(
         ));
     }
     Ok((Arc::new(limited), versions))
+}
+
+/// The groups of these names, in their order; `None` is as we like it.
+fn curves(names: &[String]) -> Result<Option<Vec<&'static dyn SupportedKxGroup>>, ConfigError> {
+    if names.is_empty() {
+        return Ok(None);
+    }
+    let group = |name: &String| {
+        aws_lc_rs::ALL_KX_GROUPS
+            .iter()
+            .copied()
+            .find(|group| curve_name(*group) == Some(name))
+            .ok_or_else(|| {
+                ConfigError::new("tls_params.ecdh_curves", format!("{name:?} is not supported"))
+            })
+    };
+    names.iter().map(group).collect::<Result<_, _>>().map(Some)
+}
+
+/// BoringSSL's name of a group, which Envoy uses.
+fn curve_name(group: &dyn SupportedKxGroup) -> Option<&'static str> {
+    match group.name() {
+        NamedGroup::X25519 => Some("X25519"),
+        NamedGroup::secp256r1 => Some("P-256"),
+        NamedGroup::secp384r1 => Some("P-384"),
+        NamedGroup::X25519MLKEM768 => Some("X25519MLKEM768"),
+        _ => None,
+    }
+}
+
+/// Whether somebody speaks plain HTTP. BoringSSL tells them so in no alert.
+fn is_plain_http(read: &[u8]) -> bool {
+    [&b"GET "[..], b"POST", b"HEAD", b"PUT ", b"CONNE"]
+        .iter()
+        .any(|start| read.starts_with(start))
 }
 
 /// A configuration and the versions of the secrets it was made of.
@@ -430,6 +480,12 @@ impl ServerContext {
                     }
                 }
                 Hello::Complete(hello) => break Some(hello),
+                Hello::NotTls if is_plain_http(&read) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType),
+                    ));
+                }
                 // rustls will tell the peer what is wrong with it.
                 Hello::NotTls | Hello::Broken => break None,
             }
@@ -556,7 +612,7 @@ impl ClientContext {
     ) -> Result<ClientContext, ConfigError> {
         let empty = CommonTlsContext::default();
         let common_context = context.common_tls_context.as_ref().unwrap_or(&empty);
-        let common = Common::compile(common_context, store, rustls::ALL_VERSIONS)
+        let common = Common::compile(common_context, store, CLIENT_VERSIONS)
             .map_err(|e| e.within("common_tls_context"))?;
         if context.auto_sni_san_validation && common.trust.is_none() {
             return Err(ConfigError::new(
@@ -735,8 +791,7 @@ fn info(connection: &CommonState, verified: bool, local: Option<&PeerCertificate
         .peer_certificates()
         .and_then(<[_]>::first)
         .filter(|_| verified);
-    if let Some((leaf, peer)) =
-        leaf.and_then(|leaf| Some((leaf, PeerCertificate::of(leaf).ok()?)))
+    if let Some((leaf, peer)) = leaf.and_then(|leaf| Some((leaf, PeerCertificate::of(leaf).ok()?)))
     {
         info.peer_uri_san = peer.uri_sans.first().cloned();
         info.peer_more_uri_sans = peer.uri_sans.iter().skip(1).cloned().collect();

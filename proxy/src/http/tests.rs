@@ -471,7 +471,7 @@ async fn tls_ends_here_and_chains_are_chosen_by_sni_alpn_and_transport() {
     let address = proxy.listen(
         "l",
         &format!(
-            "listener_filters: [{{name: tls, typed_config: {{'@type': \
+            "stat_prefix: t\nlistener_filters: [{{name: tls, typed_config: {{'@type': \
              type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector}}}}]\n\
              filter_chains:\n\
              - {{filter_chain_match: {{server_names: [localhost], application_protocols: [h2]}}, filters: [{}], {socket}}}\n\
@@ -524,10 +524,25 @@ async fn tls_ends_here_and_chains_are_chosen_by_sni_alpn_and_transport() {
     // Clear text where TLS is expected ends the connection.
     let only = proxy.listen(
         "only",
-        &format!("filter_chains:\n- {{filters: [{}], {socket}}}\n", says("x")),
+        &format!(
+            "stat_prefix: o\nfilter_chains:\n- {{filters: [{}], {socket}}}\n",
+            says("x")
+        ),
     );
     let refused = exchange(only, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
     assert!(!refused.contains("HTTP/1.1"), "{refused:?}");
+    let count =
+        |listener: &str, name: &str| proxy.counter(&format!("listener.{listener}.ssl.{name}"));
+    for name in [
+        "handshake",
+        "no_certificate",
+        "versions.TLSv1.3",
+        "ciphers.TLS_AES_128_GCM_SHA256",
+    ] {
+        assert_eq!(count("t", name), 2, "{name}");
+    }
+    assert_eq!(count("t", "connection_error"), 0);
+    assert_eq!(count("o", "connection_error"), 1);
 }
 
 fn with_filter(vhosts: &str, filter: &str) -> String {

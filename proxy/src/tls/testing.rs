@@ -4,8 +4,9 @@ use envoy_types::pb::envoy::{
     config::core::v3::{DataSource, data_source::Specifier},
     extensions::transport_sockets::tls::v3::{
         CertificateValidationContext, CommonTlsContext, DownstreamTlsContext,
-        SubjectAltNameMatcher, TlsCertificate, UpstreamTlsContext,
+        SubjectAltNameMatcher, TlsCertificate, TlsParameters, UpstreamTlsContext,
         common_tls_context::ValidationContextType, subject_alt_name_matcher::SanType,
+        tls_parameters::TlsProtocol,
     },
     r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern},
 };
@@ -91,6 +92,11 @@ pub(crate) fn common(
             })
         }),
         alpn_protocols: alpn.iter().map(ToString::to_string).collect(),
+        // As between workloads; a client would stop at TLS 1.2 otherwise.
+        tls_params: Some(TlsParameters {
+            tls_maximum_protocol_version: TlsProtocol::TlSv13 as i32,
+            ..TlsParameters::default()
+        }),
         ..CommonTlsContext::default()
     }
 }

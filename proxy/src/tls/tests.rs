@@ -293,6 +293,19 @@ fn what_could_not_be_enforced_is_refused() {
     );
 }
 
+#[tokio::test]
+async fn a_client_stops_at_1_2_unless_told_otherwise() {
+    let ca = Authority::new();
+    let ours = ca.issue(SERVER, &[]);
+    let server = server(&downstream(common(Some(&ours), None, &[], &[]), false));
+    let mut context = common(None, None, &[], &[]);
+    for version in ["TLSv1.3", "TLSv1.2"] {
+        let (at_server, _) = meet(&server, &client(&upstream(context.clone(), "")), None).await;
+        assert_eq!(at_server.unwrap().version, version);
+        context.tls_params = None;
+    }
+}
+
 #[test]
 fn versions_and_ciphers_are_limited() {
     let params = |min: TlsProtocol, max: TlsProtocol, suites: &[&str]| {
@@ -325,6 +338,24 @@ fn versions_and_ciphers_are_limited() {
     );
     assert!(params(TlsProtocol::TlSv12, TlsProtocol::TlSv12, &["AES128-SHA"]).is_err());
     assert!(params(TlsProtocol::TlSv10, TlsProtocol::TlSv11, &[]).is_err());
+    let curves = |names: &[&str]| {
+        let params = TlsParameters {
+            ecdh_curves: names.iter().map(ToString::to_string).collect(),
+            ..TlsParameters::default()
+        };
+        parameters(Some(&params), rustls::ALL_VERSIONS).map(|(provider, _)| {
+            provider
+                .kx_groups
+                .iter()
+                .map(|group| group.name())
+                .collect::<Vec<_>>()
+        })
+    };
+    assert_eq!(
+        curves(&["P-384", "X25519"]).unwrap(),
+        [NamedGroup::secp384r1, NamedGroup::X25519]
+    );
+    assert!(curves(&["X25519", "P-225"]).is_err());
 }
 
 /// Two ends of a connection over pipes of `size` bytes, with a TLS version.
@@ -492,15 +523,20 @@ fn plain(client: &mut rustls::ClientConnection) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn what_is_no_tls_gets_an_alert() {
+async fn what_is_no_tls_gets_an_alert_unless_it_is_http() {
     let ca = Authority::new();
     let ours = ca.issue(SERVER, &[]);
     let server = server(&downstream(common(Some(&ours), None, &[], &[]), false));
-    let (near, mut far) = tokio::io::duplex(1 << 16);
-    far.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
-    let error = server.accept(near.into(), Vec::new()).await.unwrap_err();
-    assert!(error.get_ref().unwrap().is::<rustls::Error>(), "{error}");
-    let mut alert = Vec::new();
-    far.read_to_end(&mut alert).await.unwrap();
-    assert_eq!(alert.first(), Some(&21), "{alert:?}");
+    for (said, first) in [
+        (&b"\x00\x01\x02\x03\x04\x05"[..], Some(21)),
+        (b"GET / HTTP/1.1\r\n\r\n", None),
+    ] {
+        let (near, mut far) = tokio::io::duplex(1 << 16);
+        far.write_all(said).await.unwrap();
+        let error = server.accept(near.into(), Vec::new()).await.unwrap_err();
+        assert!(error.get_ref().unwrap().is::<rustls::Error>(), "{error}");
+        let mut alert = Vec::new();
+        far.read_to_end(&mut alert).await.unwrap();
+        assert_eq!(alert.first().copied(), first, "{alert:?}");
+    }
 }
