@@ -483,7 +483,8 @@ impl Connection {
                     Poll::Ready(Ok(_)) => {}
                 }
             }
-            while !splices && !sending.ended && self.out.waiting() < WRITE_AHEAD {
+            while !sending.ended && self.out.waiting() < WRITE_AHEAD && !sending.splices(&self.wire)
+            {
                 match sending.body.poll_frame(task) {
                     Poll::Pending => {
                         awaited = true;

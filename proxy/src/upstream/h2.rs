@@ -36,6 +36,8 @@ const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// Reads of one turn; then others get theirs.
 const READS: usize = 8;
+/// Read at once while reads find as much as they ask for.
+const LONG_READ: usize = 64 * 1024;
 /// Slices of one write.
 const SLICES: usize = 64;
 /// Response bodies up to this many bytes that came in pieces are joined.
@@ -501,6 +503,8 @@ impl Driver {
     }
 
     fn read(&mut self, cx: &mut Context<'_>) -> Result<(), ()> {
+        // The last read filled its buffer.
+        let mut bulk = false;
         for _ in 0..READS {
             if self.input.is_empty() {
                 match self.transport.poll_readable(cx) {
@@ -511,11 +515,14 @@ impl Driver {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(_)) => return self.closed(),
                 }
-                if self.input.capacity() < stock::SIZE {
+                if bulk {
+                    stock::lengthen(&mut self.input, LONG_READ);
+                } else if self.input.capacity() < stock::SIZE {
                     self.input = stock::get();
                 }
             } else if self.input.capacity() - self.input.len() < stock::SIZE {
-                self.input.reserve(2 * stock::SIZE);
+                let more = if bulk { LONG_READ } else { 2 * stock::SIZE };
+                self.input.reserve(more);
             }
             match self.transport.poll_read(cx, &mut self.input) {
                 Poll::Pending => {
@@ -528,6 +535,7 @@ impl Driver {
                 Poll::Ready(Ok(n)) => {
                     let stats = &self.guard.cluster.stats;
                     stats.upstream_cx_rx_bytes_total.add(n as u64);
+                    bulk = n >= stock::SIZE;
                     self.receive(cx)?;
                 }
             }
