@@ -7,6 +7,7 @@ use lateen_protocols::envoy::{
         config::{core::v3::TrafficDirection, listener::v3 as proto},
         extensions::{
             filters::network::{
+                connection_limit::v3::ConnectionLimit as LimitProto,
                 http_connection_manager::v3::HttpConnectionManager as ManagerProto,
                 rbac::v3::Rbac as RbacProto, tcp_proxy::v3::TcpProxy as TcpProto,
             },
@@ -31,6 +32,10 @@ use crate::{
     tls::ServerContext,
 };
 
+mod connection_limit;
+
+pub use connection_limit::{ConnectionLimit, Place};
+
 /// A handshake must be done in this time. Envoy has no limit unless told.
 const HANDSHAKE: Duration = Duration::from_secs(15);
 
@@ -45,6 +50,8 @@ pub struct FilterChain {
     pub handshake: Duration,
     /// Who may connect.
     pub rbac: Vec<NetworkRbac>,
+    /// How many may connect.
+    pub limits: Vec<ConnectionLimit>,
     /// Asks Mixer whether a TCP connection may go on, and reports it.
     pub mixer: Option<Arc<TcpMixer>>,
     /// What becomes of the bytes.
@@ -78,6 +85,26 @@ struct Match {
     source_type: Option<ConnectionSourceType>,
     source: Vec<Cidr>,
     source_ports: Vec<u16>,
+}
+
+impl FilterChain {
+    /// The places of a connection in the limits of its chain; `None`, after the delay that was asked for, if it
+    /// must go.
+    pub async fn admit(&self) -> Option<Vec<Place>> {
+        let mut places = Vec::new();
+        for limit in &self.limits {
+            match limit.admit() {
+                Some(place) => places.push(place),
+                None => {
+                    if let Some(delay) = limit.delay {
+                        tokio::time::sleep(delay).await;
+                    }
+                    return None;
+                }
+            }
+        }
+        Some(places)
+    }
 }
 
 /// What a connection is matched by.
@@ -345,12 +372,17 @@ impl FilterChain {
             .map_err(|error| error.within(format_args!("filter {}", last.name)))?;
         let mut mixer = None;
         let mut rbac = Vec::new();
+        let mut limits = Vec::new();
         for filter in others {
             let within = |error: ConfigError| error.within(format_args!("filter {}", filter.name));
             let any = typed_config(filter).map_err(within)?;
             // Network filters before the last one decide who may pass, so none may be left out.
             if let Some(config) = unpack::<RbacProto>(any).map_err(within)? {
                 rbac.push(NetworkRbac::compile(&config, &shared.stats).map_err(within)?);
+                continue;
+            }
+            if let Some(config) = unpack::<LimitProto>(any).map_err(within)? {
+                limits.extend(ConnectionLimit::compile(&config, &shared.stats).map_err(within)?);
                 continue;
             }
             let Some(config) = unpack::<TcpClientConfig>(any).map_err(within)? else {
@@ -374,6 +406,7 @@ impl FilterChain {
             tls,
             handshake,
             rbac,
+            limits,
             mixer,
             terminal,
         })

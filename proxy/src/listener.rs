@@ -162,6 +162,9 @@ impl Listener {
                         return;
                     }
                 }
+                let Some(_places) = chain.admit().await else {
+                    return;
+                };
                 let manager = manager.clone();
                 // It holds what it needs; a chain that was replaced goes when its connections have begun.
                 drop(chain);
@@ -297,6 +300,9 @@ impl Listener {
         {
             return;
         }
+        let Some(_places) = chain.admit().await else {
+            return;
+        };
         // Reports until it is dropped, which is before the record is.
         let _report = match &chain.mixer {
             None => None,
