@@ -58,7 +58,7 @@ enum LineFormat {
 pub(crate) enum Filter {
     Status(Op, u64),
     Duration(Op, u64),
-    Always,
+    NotHealthCheck,
     Sample(Chance),
     All(Vec<Filter>),
     Any(Vec<Filter>),
@@ -195,8 +195,7 @@ impl Filter {
                 let (op, value) = comparison(duration.comparison.as_ref())?;
                 Filter::Duration(op, value)
             }
-            // We answer no health checks ourselves, so no stream is one.
-            Some(FilterSpecifier::NotHealthCheckFilter(_)) => Filter::Always,
+            Some(FilterSpecifier::NotHealthCheckFilter(_)) => Filter::NotHealthCheck,
             Some(FilterSpecifier::RuntimeFilter(runtime)) => Filter::Sample(
                 runtime
                     .percent_sampled
@@ -234,7 +233,7 @@ impl Filter {
                 let millis = info.response_end.unwrap_or_default().as_millis();
                 compare(*op, u64::try_from(millis).unwrap_or(u64::MAX), *value)
             }
-            Filter::Always => true,
+            Filter::NotHealthCheck => !info.health_check,
             Filter::Sample(chance) => chance.hits(),
             Filter::All(filters) => filters.iter().all(|filter| filter.holds(facts)),
             Filter::Any(filters) => filters.iter().any(|filter| filter.holds(facts)),
@@ -308,8 +307,8 @@ mod tests {
         });
         facts_of(503, |facts| {
             assert!(bad.holds(facts) && flagged.holds(facts));
-            assert!(!Filter::All(vec![Filter::Always, Filter::Sample(Chance::NEVER)]).holds(facts));
-            assert!(Filter::Any(vec![Filter::Sample(Chance::NEVER), Filter::Always]).holds(facts));
+            assert!(!Filter::All(vec![Filter::NotHealthCheck, Filter::Sample(Chance::NEVER)]).holds(facts));
+            assert!(Filter::Any(vec![Filter::Sample(Chance::NEVER), Filter::NotHealthCheck]).holds(facts));
         });
     }
 

@@ -43,6 +43,7 @@ pub use self::{
     stats::ClusterStats,
     transport::{Transport, Transports},
 };
+pub(crate) use self::stats::Caller;
 use self::{
     health::Checker,
     host::{Assignment, MAX_CHECKS, SpecTarget},

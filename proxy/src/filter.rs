@@ -355,7 +355,7 @@ impl RouterOptions {
                     400,
                     format!("invalid header '{name}' with value '{text}'"),
                     ResponseFlags::INVALID_ENVOY_REQUEST_HEADERS,
-                    "request_headers_failed_strict_check",
+                    format!("request_headers_failed_strict_check{{{name}}}"),
                 ));
             }
         }

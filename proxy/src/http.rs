@@ -197,6 +197,8 @@ stats! {
     rq_max_duration_reached: counter = "downstream_rq_max_duration_reached",
     rq_non_relative_path: counter = "downstream_rq_non_relative_path",
     rq_response_before_rq_complete: counter = "downstream_rq_response_before_rq_complete",
+    rq_ws_on_non_ws_route: counter = "downstream_rq_ws_on_non_ws_route",
+    cx_delayed_close_timeout: counter = "downstream_cx_delayed_close_timeout",
     no_route: counter = "no_route",
     no_cluster: counter = "no_cluster",
     rq_redirect: counter = "rq_redirect",

@@ -182,6 +182,7 @@ flags! {
     NO_CLUSTER_FOUND = 19, "NC", "The route's cluster does not exist.";
     DURATION_TIMEOUT = 20, "DT", "The connection's longest duration ran out.";
     UPSTREAM_PROTOCOL_ERROR = 21, "UPE", "The upstream broke the protocol.";
+    DOWNSTREAM_REMOTE_RESET = 22, "DR", "The downstream reset the stream.";
 }
 
 impl ResponseFlags {
@@ -288,6 +289,8 @@ pub struct StreamInfo {
     pub response_end: Option<Duration>,
     /// gRPC status from trailers or headers.
     pub grpc_status: Option<i32>,
+    /// It is a health check that a filter knows as one.
+    pub health_check: bool,
     /// The router adds no `x-envoy-*` headers to request and response. Envoy:
     /// `Router.suppress_envoy_headers`.
     pub suppress_envoy_headers: bool,
@@ -334,6 +337,7 @@ impl StreamInfo {
             upstream_first_byte: None,
             response_end: None,
             grpc_status: None,
+            health_check: false,
             suppress_envoy_headers: false,
             mixer: None,
         }

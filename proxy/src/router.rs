@@ -11,7 +11,7 @@ mod timeouts;
 
 use std::{
     cell::{Cell, RefCell},
-    future::{poll_fn, Future as _},
+    future::{Future as _, poll_fn},
     net::SocketAddr,
     pin::pin,
     rc::Rc,
@@ -30,7 +30,7 @@ use self::{
 use crate::{
     body::{Body, BodyError},
     circuit::{Permit, Resource},
-    cluster::Host,
+    cluster::{Caller, Host},
     head::{Known, Name, RequestHead, ResponseHead},
     info::{ConnectionInfo, ResponseFlags, StreamInfo},
     outlier::Outcome,
@@ -96,6 +96,7 @@ pub async fn forward_informed(
     };
     let timeouts = Timeouts::of(policy, head, !suppress);
     let retry = RetryState::new(policy.retry.as_ref(), head);
+    let caller = caller(head, &info.borrow());
     let kind = Upgrade::of(head);
     let upgrade = kind != Upgrade::None;
     let keep = !upgrade && (retry.is_enabled() || !policy.mirrors.is_empty());
@@ -124,6 +125,7 @@ pub async fn forward_informed(
         upgrade,
         connect: kind == Upgrade::Connect,
         suppress,
+        caller,
         hash: hashed.hash,
         replay: CancelOnDrop(replay),
         current: RefCell::default(),
@@ -163,7 +165,15 @@ pub async fn forward_informed(
             let mut flags = attempts.flags;
             flags.set(reject.flags);
             reject.flags = flags;
-            attempts.local.cluster.stats.answered(reject.status);
+            // A request that broke off says nothing of the cluster.
+            let ours = [
+                ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR,
+                ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION,
+            ];
+            if !ours.iter().any(|flag| reject.flags.contains(*flag)) {
+                let stats = &attempts.local.cluster.stats;
+                stats.answered(reject.status, caller);
+            }
             if policy.include_attempt_count_in_response && !suppress {
                 let count = info.borrow().upstream_attempts;
                 reject = reject.with_header(Known::XEnvoyAttemptCount, count.to_string());
@@ -220,6 +230,7 @@ struct Request<'a> {
     connect: bool,
     /// Add no `x-envoy-*` headers.
     suppress: bool,
+    caller: Caller,
     hash: Option<u64>,
     replay: CancelOnDrop,
     /// Where the attempt under way went.
@@ -314,11 +325,16 @@ impl Request<'_> {
                             wait
                         }
                         None => {
-                            self.info
-                                .borrow_mut()
-                                .upstream_transport_failure
-                                .clone_from(&transport);
-                            return Err(reject(reset, attempts.number > 1));
+                            let mut refusal = reject(reset, attempts.number > 1);
+                            if let Some(reason) = &transport {
+                                refusal.details = format!(
+                                    "upstream_reset_before_response_started{{remote_connection_failure|{}}}",
+                                    reason.replace(' ', "_")
+                                )
+                                .into();
+                            }
+                            self.info.borrow_mut().upstream_transport_failure = transport;
+                            return Err(refusal);
                         }
                     }
                 }
@@ -383,6 +399,7 @@ impl Request<'_> {
         let local = attempts.local.clone();
         let Some(host) = self.pick(attempts, head) else {
             local.cluster.stats.upstream_cx_none_healthy.inc();
+            self.info.borrow_mut().upstream_attempts = attempts.number + 1;
             return Ended::Final(Reject::no_healthy_upstream());
         };
         attempts.number += 1;
@@ -571,6 +588,16 @@ impl Request<'_> {
 /// Where the connection was going, if that is not to us.
 pub(crate) fn original_destination(connection: &ConnectionInfo) -> Option<SocketAddr> {
     connection.local_restored.then_some(connection.local)
+}
+
+fn caller(head: &RequestHead, info: &StreamInfo) -> Caller {
+    if info.health_check {
+        Caller::HealthChecker
+    } else if head.headers.known(Known::XEnvoyInternal).is_some() {
+        Caller::Internal
+    } else {
+        Caller::External
+    }
 }
 
 /// RFC 9110 §9.2.2.

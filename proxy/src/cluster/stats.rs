@@ -40,6 +40,12 @@ instruments! {
             upstream_rq_200, upstream_rq_201, upstream_rq_204, upstream_rq_304, upstream_rq_400,
             upstream_rq_401, upstream_rq_403, upstream_rq_404, upstream_rq_429, upstream_rq_500,
             upstream_rq_502, upstream_rq_503, upstream_rq_504,
+            internal_completed = "internal.upstream_rq_completed", internal_200 = "internal.upstream_rq_200",
+            internal_2xx = "internal.upstream_rq_2xx", internal_3xx = "internal.upstream_rq_3xx",
+            internal_4xx = "internal.upstream_rq_4xx", internal_5xx = "internal.upstream_rq_5xx",
+            external_completed = "external.upstream_rq_completed", external_200 = "external.upstream_rq_200",
+            external_2xx = "external.upstream_rq_2xx", external_3xx = "external.upstream_rq_3xx",
+            external_4xx = "external.upstream_rq_4xx", external_5xx = "external.upstream_rq_5xx",
             ssl_handshake = "ssl.handshake", ssl_connection_error = "ssl.connection_error",
             ssl_fail_verify_error = "ssl.fail_verify_error", ssl_fail_verify_san = "ssl.fail_verify_san",
         }
@@ -51,6 +57,17 @@ instruments! {
         histogram { upstream_cx_connect_ms, upstream_cx_length_ms }
         histogram_on_demand { upstream_rq_time }
     }
+}
+
+/// Who asked for a response that is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Caller {
+    /// One inside the mesh (`x-envoy-internal`).
+    Internal,
+    /// Any other.
+    External,
+    /// A health checker, whose requests are not counted.
+    HealthChecker,
 }
 
 /// The statistics of one cluster.
@@ -88,7 +105,11 @@ impl ClusterStats {
     }
 
     /// Counts the status that ended a request, whether the upstream sent it or we did.
-    pub(crate) fn answered(&self, status: u16) {
+    pub(crate) fn answered(&self, status: u16, caller: Caller) {
+        self.answered_to(status, caller);
+        if caller == Caller::HealthChecker {
+            return;
+        }
         self.upstream_rq_completed.inc();
         match status / 100 {
             1 => self.upstream_rq_1xx.inc(),
@@ -100,6 +121,42 @@ impl ClusterStats {
         match self.common(status) {
             Some(counter) => counter.inc(),
             None => self.status("", status),
+        }
+    }
+
+    fn answered_to(&self, status: u16, caller: Caller) {
+        let (prefix, completed, ok, classes) = match caller {
+            Caller::HealthChecker => return,
+            Caller::Internal => (
+                "internal.",
+                &self.internal_completed,
+                &self.internal_200,
+                [
+                    &self.internal_2xx,
+                    &self.internal_3xx,
+                    &self.internal_4xx,
+                    &self.internal_5xx,
+                ],
+            ),
+            Caller::External => (
+                "external.",
+                &self.external_completed,
+                &self.external_200,
+                [
+                    &self.external_2xx,
+                    &self.external_3xx,
+                    &self.external_4xx,
+                    &self.external_5xx,
+                ],
+            ),
+        };
+        completed.inc();
+        if let Some(class) = classes.get(usize::from(status / 100).wrapping_sub(2)) {
+            class.inc();
+        }
+        match status {
+            200 => ok.inc(),
+            _ => self.status(prefix, status),
         }
     }
 

@@ -18,6 +18,7 @@ use lateen_protocols::envoy::envoy::{
 };
 
 use crate::{
+    cluster::Caller,
     config_error::ConfigError,
     filter::{
         FilterContext, RouteFilterConfig,
@@ -395,7 +396,7 @@ impl ExtAuthz {
                     && let Some(target) = &cluster
                     && let Some(cluster) = cx.shared.clusters.get(&target.cluster)
                 {
-                    cluster.stats.answered(refusal.status);
+                    cluster.stats.answered(refusal.status, Caller::External);
                 }
                 Err(refusal.into_reject("ext_authz_denied", self.max_denied_body))
             }

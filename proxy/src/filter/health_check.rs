@@ -105,6 +105,7 @@ impl HealthCheck {
         if !self.headers.iter().all(|header| header.matches(head)) {
             return Ok(());
         }
+        cx.info.borrow_mut().health_check = true;
         let failing = cx.shared.drain.is_health_check_failing();
         let cached = self.cache.as_ref().and_then(Cache::get);
         if self.pass_through && !failing && cached.is_none() {
@@ -128,7 +129,7 @@ impl HealthCheck {
     fn of_clusters(&self, shared: &Arc<Shared>) -> (u16, &'static str) {
         for (name, least) in &self.clusters {
             let Some(cluster) = shared.clusters.get(name) else {
-                return (503, "health_check_no_cluster_found");
+                return (503, "health_check_failed_no_cluster_found");
             };
             let stats = &cluster.stats;
             let total = stats.membership_total.value();
@@ -137,11 +138,11 @@ impl HealthCheck {
                 if *least == 0.0 {
                     continue;
                 }
-                return (503, "health_check_cluster_empty");
+                return (503, "health_check_failed_cluster_empty");
             }
             #[allow(clippy::cast_precision_loss, reason = "far below 2^52 hosts")]
             if 100.0 * (healthy as f64) < (total as f64) * least {
-                return (503, "health_check_cluster_unhealthy");
+                return (503, "health_check_failed_cluster_unhealthy");
             }
         }
         (200, "health_check_ok")

@@ -471,6 +471,7 @@ fn long_flags(short: &str) -> String {
         "NC" => "NoClusterFound",
         "DT" => "DurationTimeout",
         "UPE" => "UpstreamProtocolError",
+        "DR" => "DownstreamRemoteReset",
         _ => "",
     };
     short.split(',').map(long).collect::<Vec<_>>().join(",")

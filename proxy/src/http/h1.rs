@@ -83,6 +83,7 @@ pub(super) async fn serve(cx: Rc<ConnectionContext>, io: Transport, input: Bytes
                 return;
             }
             After::Close => {
+                connection.cx.manager.stats.cx_destroy_local.inc();
                 drop(poll_fn(|task| connection.wire.borrow_mut().io.poll_shutdown(task)).await);
                 return;
             }
@@ -350,10 +351,6 @@ impl Connection {
         let close = !outgoing.tunnel && (!keep_alive | self.cx.closes_after(protocol) | early);
         let mut sending = match self.begin(outgoing, close) {
             Ok(sending) => sending,
-            Err(After::Close) => {
-                stats.cx_destroy_local.inc();
-                return After::Close;
-            }
             Err(after) => return after,
         };
         let sent = poll_fn(|task| self.poll_send(&mut sending, task)).await;
@@ -369,7 +366,6 @@ impl Connection {
                 if !(close || tunnel) {
                     return After::Next;
                 }
-                stats.cx_destroy_local.inc();
                 if !tunnel && (unread || early || !wire.input.is_empty()) {
                     After::Linger
                 } else {
@@ -378,7 +374,6 @@ impl Connection {
             }
             Sent::Broken => {
                 sending.record.fail();
-                stats.cx_destroy_local.inc();
                 After::Close
             }
             Sent::Left => {
@@ -579,30 +574,41 @@ impl Connection {
     /// Ends our half, then reads and forgets what the peer still sends, so that it gets to read our answer before
     /// its kernel hears of the end. Envoy: `delayed_close_timeout`.
     async fn linger(&mut self) {
-        let limit = self.cx.manager.limits.delayed_close;
+        let cx = self.cx.clone();
+        let stats = &cx.manager.stats;
+        let limit = cx.manager.limits.delayed_close;
         self.out.give_back();
         poll_fn(|task| {
             let mut wire = self.wire.borrow_mut();
             wire.io.poll_shutdown(task).map(drop)
         })
         .await;
-        let Some(limit) = limit else { return };
+        let Some(limit) = limit else {
+            stats.cx_destroy_local.inc();
+            return;
+        };
         self.deadline.set(Instant::now() + limit);
-        poll_fn(|task| {
+        let left = poll_fn(|task| {
             let mut wire = self.wire.borrow_mut();
             loop {
                 wire.input.clear();
                 match wire.poll_fill(READ_AHEAD, task) {
-                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
+                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(true),
                     Poll::Ready(Ok(_)) if self.deadline.poll(task).is_ready() => {
-                        return Poll::Ready(());
+                        return Poll::Ready(false);
                     }
                     Poll::Ready(Ok(_)) => {}
-                    Poll::Pending => return self.deadline.poll(task),
+                    Poll::Pending => return self.deadline.poll(task).map(|()| false),
                 }
             }
         })
         .await;
+        if left {
+            stats.cx_destroy_remote.inc();
+        } else {
+            stats.cx_destroy_local.inc();
+            stats.cx_delayed_close_timeout.inc();
+        }
     }
 }
 

@@ -901,7 +901,7 @@ fn poll_send(
 impl Over {
     fn details(self) -> &'static str {
         match self {
-            Over::Reset => "http2.remote_reset",
+            Over::Reset => super::record::REMOTE_RESET,
             Over::Closed => "downstream_remote_disconnect",
             Over::Violated(details) => details,
         }

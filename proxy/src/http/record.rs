@@ -13,6 +13,9 @@ use crate::{
     trace::Trace,
 };
 
+/// Details of a stream that the downstream reset. Envoy's word.
+pub(super) const REMOTE_RESET: &str = "http2.remote_reset";
+
 /// Everything that is written down when the stream ends, exactly once: at `complete` or `fail`, or on drop,
 /// which means that the downstream left.
 pub(super) struct Record {
@@ -109,7 +112,7 @@ impl Record {
 
     /// The response was sent to its end.
     pub(super) fn complete(&mut self) {
-        self.write(Ending::Complete);
+        self.write(Ending::Whole);
     }
 
     /// The downstream broke the protocol.
@@ -131,8 +134,9 @@ impl Record {
     pub(super) fn fail(&mut self) {
         if !self.written {
             self.cx.manager.stats.rq_tx_reset.inc();
+            self.cx.manager.stats.rq_rx_reset.inc();
         }
-        self.write(Ending::Complete);
+        self.write(Ending::Cut);
     }
 
     fn write(&mut self, ending: Ending) {
@@ -145,15 +149,16 @@ impl Record {
         let ended = info.start + elapsed;
         info.response_end = Some(elapsed);
         match ending {
-            Ending::Complete => {
-                stats.rq_completed.inc();
-                if info.request_end.is_none() {
-                    stats.rq_response_before_rq_complete.inc();
-                }
-            }
+            Ending::Cut => {}
+            // As Envoy, which resets a stream whose request has not come to its end.
+            Ending::Whole if info.request_end.is_none() => stats.rq_rx_reset.inc(),
+            Ending::Whole => {}
             Ending::Left => {
-                info.flags
-                    .set(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);
+                info.flags.set(if self.left == REMOTE_RESET {
+                    ResponseFlags::DOWNSTREAM_REMOTE_RESET
+                } else {
+                    ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION
+                });
                 info.response_code_details = self.left.into();
                 stats.rq_rx_reset.inc();
             }
@@ -162,7 +167,12 @@ impl Record {
                 stats.rq_rx_reset.inc();
             }
         }
-        stats.count_status(info.response_code);
+        if !info.health_check {
+            if matches!(ending, Ending::Cut | Ending::Whole) {
+                stats.rq_completed.inc();
+            }
+            stats.count_status(info.response_code);
+        }
         stats
             .rq_time
             .record(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
@@ -195,7 +205,10 @@ impl Record {
 
 /// How a stream ended.
 enum Ending {
-    Complete,
+    /// With all of the response.
+    Whole,
+    /// With a response that we cut.
+    Cut,
     /// The downstream left.
     Left,
     /// The downstream made no sense.

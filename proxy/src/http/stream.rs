@@ -194,7 +194,10 @@ async fn respond(
     }
     let selected = match selected {
         Ok(selected) => selected,
-        Err(unmatched) => return Err(no_route(manager, unmatched, head)),
+        Err(unmatched) => {
+            manager.stats.router_rq_total.inc();
+            return Err(no_route(manager, unmatched, head));
+        }
     };
     if !origin.internal {
         for name in selected.internal_only() {
@@ -216,6 +219,7 @@ async fn respond(
     let (Some(selected), Some(head)) = (&record.route, &mut record.request) else {
         return Err(Reject::no_route());
     };
+    manager.stats.router_rq_total.inc();
     match &selected.route().action {
         Action::Direct { status, body } => {
             manager.stats.rq_direct_response.inc();
@@ -233,10 +237,8 @@ async fn respond(
             .with_header(Known::Location, location))
         }
         Action::Forward { policy, .. } => {
-            manager.stats.router_rq_total.inc();
             manager.filters.router.check(head)?;
             let Some(target) = selected.target(head) else {
-                manager.stats.no_cluster.inc();
                 return Err(Reject::no_cluster(policy.cluster_not_found));
             };
             let suppress = manager.filters.router.suppress_envoy_headers;
@@ -285,6 +287,7 @@ fn allow_upgrade(
     if by_route.unwrap_or_else(|| manager.allows_upgrade(name)) {
         Ok(())
     } else {
+        manager.stats.rq_ws_on_non_ws_route.inc();
         Err(Reject::new(
             403,
             "",
@@ -360,6 +363,23 @@ fn direct(status: u16, body: &Bytes) -> Result<(ResponseHead, Body), Reject> {
     }
 }
 
+/// Notes the cluster that a request would have gone to which never came to the router, as far as there is one.
+fn name_cluster(record: &Record) {
+    let (Some(selected), Some(head)) = (&record.route, &record.request) else {
+        return;
+    };
+    let mut info = record.info.borrow_mut();
+    let name = match info.upstream_cluster.take() {
+        Some(name) => Some(name),
+        None if matches!(selected.route().action, Action::Forward { .. }) => {
+            selected.target(head).map(|target| target.cluster)
+        }
+        None => None,
+    };
+    let clusters = &record.cx.manager.shared.clusters;
+    info.upstream_cluster = name.filter(|name| clusters.get(name).is_some());
+}
+
 /// Makes the response out of the outcome.
 fn finish(mut record: Box<Record>, outcome: Result<(ResponseHead, Body), Reject>) -> Outgoing {
     let cx = record.cx.clone();
@@ -386,6 +406,7 @@ fn finish(mut record: Box<Record>, outcome: Result<(ResponseHead, Body), Reject>
                 info.response_code_details = reject.details.clone();
                 info.response_code = reject.status;
             }
+            name_cluster(&record);
             if reject.flags.contains(ResponseFlags::NO_CLUSTER_FOUND) {
                 manager.stats.no_cluster.inc();
             }
@@ -402,7 +423,13 @@ fn finish(mut record: Box<Record>, outcome: Result<(ResponseHead, Body), Reject>
         }
     };
     strip_hop_by_hop(&mut head);
-    record.info.borrow_mut().response_code = head.status;
+    {
+        let mut info = record.info.borrow_mut();
+        info.response_code = head.status;
+        if info.request_end.is_none() {
+            manager.stats.rq_response_before_rq_complete.inc();
+        }
+    }
     if let Some(selected) = &record.route {
         for ops in selected.response_ops() {
             let values = ops.values(&Facts {
@@ -464,7 +491,10 @@ impl Outgoing {
     pub(super) fn unread(&self) {
         let mut info = self.record.info.borrow_mut();
         info.bytes_received = 0;
-        info.request_end = None;
+        if info.request_end.take().is_some() {
+            let stats = &self.record.cx.manager.stats;
+            stats.rq_response_before_rq_complete.inc();
+        }
     }
 
     /// Whether a response of this status to this request has no body, whatever its head says.

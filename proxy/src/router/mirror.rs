@@ -11,6 +11,7 @@ use tokio::task::spawn_local;
 use super::{reject, replay::Replay};
 use crate::{
     body::{Body, Frame},
+    cluster::Caller,
     head::{Headers, Known, Name, RequestHead, ResponseHead},
     reject::Reject,
     retry::Reset,
@@ -159,10 +160,11 @@ async fn call(
             Err(Reject::upstream_timeout())
         }
     };
-    stats.answered(match &result {
+    let status = match &result {
         Ok((head, _)) => head.status,
         Err(reject) => reject.status,
-    });
+    };
+    stats.answered(status, Caller::Internal);
     let (head, body) = result?;
     Ok((head, super::response::until(body, deadline)))
 }

@@ -76,7 +76,7 @@ pub(super) fn finish(
     }
     drop(info);
     let tunnelled = request.upgrade && (head.status == 101 || request.connect && head.status < 300);
-    local.cluster.stats.answered(head.status);
+    local.cluster.stats.answered(head.status, request.caller);
     let began = ended.unwrap_or(now);
     if body.is_whole() && !tunnelled {
         // The rest of the request, if there is any, goes with `replay`.
@@ -135,11 +135,20 @@ impl Watched {
             record_time(&self.local, self.began.elapsed());
             if let Some(left) = &self.tunnel {
                 // A tunnel has no end of its own: one of the two sides left.
-                self.info.borrow_mut().flags.set(if left.get() {
-                    ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION
+                let (flag, details) = if left.get() {
+                    (
+                        ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION,
+                        "downstream_remote_disconnect",
+                    )
                 } else {
-                    ResponseFlags::UPSTREAM_CONNECTION_TERMINATION
-                });
+                    (
+                        ResponseFlags::UPSTREAM_CONNECTION_TERMINATION,
+                        "upstream_reset_after_response_started{connection_termination}",
+                    )
+                };
+                let mut info = self.info.borrow_mut();
+                info.flags.set(flag);
+                info.response_code_details = details.into();
             }
         }
     }

@@ -104,7 +104,7 @@ async fn a_stream_that_is_reset_is_given_up_and_written_down() {
     crate::access_log::flush(LIMIT);
     assert_eq!(
         std::fs::read_to_string(log).unwrap(),
-        "0 DC http2.remote_reset\n"
+        "0 DR http2.remote_reset\n"
     );
     assert_eq!(proxy.counter("http2.rx_reset"), 1);
 }
