@@ -307,8 +307,14 @@ mod tests {
         });
         facts_of(503, |facts| {
             assert!(bad.holds(facts) && flagged.holds(facts));
-            assert!(!Filter::All(vec![Filter::NotHealthCheck, Filter::Sample(Chance::NEVER)]).holds(facts));
-            assert!(Filter::Any(vec![Filter::Sample(Chance::NEVER), Filter::NotHealthCheck]).holds(facts));
+            assert!(
+                !Filter::All(vec![Filter::NotHealthCheck, Filter::Sample(Chance::NEVER)])
+                    .holds(facts)
+            );
+            assert!(
+                Filter::Any(vec![Filter::Sample(Chance::NEVER), Filter::NotHealthCheck])
+                    .holds(facts)
+            );
         });
     }
 

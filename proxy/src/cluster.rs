@@ -37,13 +37,13 @@ use tokio::{
     time::Instant,
 };
 
+pub(crate) use self::stats::Caller;
 pub use self::{
     config::{Config, Discovery, Dns, Fallback, Http2, HttpVersion, KeepAlive, Subsets},
     host::{ActiveHealth, Address, Health, Host, HostSet, HostState, Locality, Numbers},
     stats::ClusterStats,
     transport::{Transport, Transports},
 };
-pub(crate) use self::stats::Caller;
 use self::{
     health::Checker,
     host::{Assignment, MAX_CHECKS, SpecTarget},
