@@ -417,7 +417,8 @@ async fn long_bodies_with_a_length_pass_unharmed_and_are_counted() {
     assert!(proxy.counter("cluster.up.upstream_cx_rx_bytes_total") > both);
     assert!(proxy.counter("cluster.up.upstream_cx_tx_bytes_total") > both);
     assert_eq!(proxy.counter("cluster.up.upstream_cx_total"), 1);
-    drop(proxy);
+    proxy.wait_for("http.t.downstream_rq_active", 0).await;
+    crate::access_log::flush(LIMIT);
     let logged = std::fs::read_to_string(log).unwrap();
     assert_eq!(logged, format!("{length} {length} -\n").repeat(2));
 }
