@@ -23,7 +23,7 @@ pub struct Reject {
     /// What `%RESPONSE_CODE_DETAILS%` prints.
     pub details: Details,
     /// Headers of the reply besides those every local reply has.
-    pub headers: Headers,
+    pub headers: Box<Headers>,
     /// gRPC status when the mapping from the HTTP status is not wanted.
     pub grpc_status: Option<i32>,
 }
@@ -41,7 +41,7 @@ impl Reject {
             body: body.into(),
             flags,
             details: details.into(),
-            headers: Headers::default(),
+            headers: Box::default(),
             grpc_status: None,
         }
     }

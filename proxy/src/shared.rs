@@ -5,7 +5,8 @@ use std::{fmt, sync::Arc};
 use envoy_types::pb::envoy::config::core::v3::Node;
 
 use crate::{
-    cluster::ClusterManager, drain::Drain, layers::RuntimeLayers, route::RouteSlots, secret::SecretStore, stats::Registry,
+    cluster::ClusterManager, drain::Drain, layers::RuntimeLayers, route::RouteSlots,
+    secret::SecretStore, stats::Registry,
 };
 
 /// Everything a worker needs besides its own sockets. The main runtime owns the writing: it swaps

@@ -319,7 +319,10 @@ fn curves(names: &[String]) -> Result<Option<Vec<&'static dyn SupportedKxGroup>>
             .copied()
             .find(|group| curve_name(*group) == Some(name))
             .ok_or_else(|| {
-                ConfigError::new("tls_params.ecdh_curves", format!("{name:?} is not supported"))
+                ConfigError::new(
+                    "tls_params.ecdh_curves",
+                    format!("{name:?} is not supported"),
+                )
             })
     };
     names.iter().map(group).collect::<Result<_, _>>().map(Some)
