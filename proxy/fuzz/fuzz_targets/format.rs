@@ -38,6 +38,7 @@ fuzz_target!(|data: &[u8]| {
     let connection = ConnectionInfo {
         id: 1,
         remote: address,
+        direct_remote: address,
         local: address,
         local_restored: false,
         tls: None,

@@ -54,6 +54,7 @@ fn table() -> &'static Arc<RouteTable> {
             secrets: SecretStore::new(),
             drain: Drain::new(std::time::Duration::from_secs(1)),
             node: Default::default(),
+            layers: Default::default(),
             runtime: runtime.handle().clone(),
         };
         let config: RouteConfiguration = json::from_yaml(ROUTES).expect("routes in YAML");
