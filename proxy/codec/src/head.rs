@@ -426,22 +426,6 @@ impl Headers {
         }
     }
 
-    /// Adds a header as it stands on the wire; the name may be of any case. Neither is checked.
-    pub fn append_raw(&mut self, name: &[u8], value: &[u8]) {
-        let (name_at, name_len) = self.push(name);
-        let text = &mut self.text[name_at as usize..];
-        text.make_ascii_lowercase();
-        let known = Known::lookup(text);
-        let (value_at, value_len) = self.push(value);
-        self.add(Entry {
-            known,
-            name_at,
-            name_len,
-            value_at,
-            value_len,
-        });
-    }
-
     /// Adds a header as it stands on the wire if `keep` says so once it knows the name.
     pub(crate) fn append_wire(
         &mut self,
@@ -453,7 +437,7 @@ impl Headers {
         if !keep(known) {
             return;
         }
-        let (name_at, name_len) = match known {
+        let name_in_text = match known {
             Some(_) => (0, 0),
             None => {
                 let (at, len) = self.push(name);
@@ -461,28 +445,27 @@ impl Headers {
                 (at, len)
             }
         };
-        let (value_at, value_len) = self.push(value);
-        self.add(Entry {
-            known,
-            name_at,
-            name_len,
-            value_at,
-            value_len,
-        });
+        self.add_value(known, name_in_text, value);
     }
 
     /// Adds a header whose name is lower case and known already to be, or not to be, a well-known one.
     #[inline]
     pub(crate) fn append_lower(&mut self, known: Option<Known>, name: &[u8], value: &[u8]) {
-        let (name_at, name_len) = match known {
+        let name_in_text = match known {
             Some(_) => (0, 0),
             None => self.push(name),
         };
+        self.add_value(known, name_in_text, value);
+    }
+
+    /// Adds an entry whose name, unless it is a well-known one, stands in the text already.
+    #[inline]
+    fn add_value(&mut self, known: Option<Known>, name: (u32, u32), value: &[u8]) {
         let (value_at, value_len) = self.push(value);
         self.add(Entry {
             known,
-            name_at,
-            name_len,
+            name_at: name.0,
+            name_len: name.1,
             value_at,
             value_len,
         });

@@ -146,7 +146,7 @@ impl HttpService {
         headers.append(Known::ContentLength, length.to_string());
         question.headers(|name, value| {
             if !name.starts_with(b":") && name != b"content-length" {
-                headers.append_raw(name, value);
+                headers.append(Name::new(name), value);
             }
         });
         for (name, value) in &self.add {
