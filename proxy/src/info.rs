@@ -29,7 +29,7 @@ pub struct ConnectionInfo {
     pub local_restored: bool,
     /// Present when the connection is TLS.
     pub tls: Option<TlsInfo>,
-    /// Server name of the ClientHello, whether or not TLS ended here.
+    /// Server name of the ClientHello, as a TLS inspector saw it; of no importance whether TLS ended here.
     pub requested_server_name: Option<Arc<str>>,
     /// Accept time.
     pub started: Instant,
@@ -42,6 +42,8 @@ pub struct TlsInfo {
     pub version: &'static str,
     /// IANA/OpenSSL name of the cipher suite.
     pub cipher: String,
+    /// Server name that the client asked for, on our side of a downstream connection.
+    pub server_name: Option<Arc<str>>,
     /// Negotiated ALPN protocol.
     pub alpn: Option<Bytes>,
     /// URI SAN of the peer's verified certificate (a SPIFFE ID in the mesh).

@@ -248,10 +248,8 @@ impl Listener {
         if let Some(tls) = &chain.tls {
             let handshake = tls.accept(transport, std::mem::take(&mut read).into());
             match timeout(chain.handshake, handshake).await {
-                Ok(Ok((stream, info, server_name))) => {
+                Ok(Ok((stream, info))) => {
                     self.stats.tls.done(stream.common());
-                    connection.requested_server_name =
-                        connection.requested_server_name.or(server_name);
                     connection.tls = Some(info);
                     transport = stream.into();
                 }

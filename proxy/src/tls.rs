@@ -463,8 +463,8 @@ impl ServerContext {
         &self.common.alpn
     }
 
-    /// Does the handshake; `read` is what was read of the connection already. Gives the server name the
-    /// client asked for, too. The caller bounds the time; dropping the future drops the connection.
+    /// Does the handshake; `read` is what was read of the connection already. The caller bounds the time;
+    /// dropping the future drops the connection.
     ///
     /// # Errors
     /// A secret is missing, or the handshake failed (`source` is a [`rustls::Error`] then).
@@ -472,7 +472,7 @@ impl ServerContext {
         &self,
         mut io: Transport,
         read: Vec<u8>,
-    ) -> io::Result<(TlsStream, TlsInfo, Option<Arc<str>>)> {
+    ) -> io::Result<(TlsStream, TlsInfo)> {
         let built = self.cache.get(|| self.common.version(), || self.build())?;
         let mut read = read;
         let hello = loop {
@@ -508,12 +508,13 @@ impl ServerContext {
             &built.config.silent
         };
         let stream = TlsStream::accept(io, read, config.clone()).await?;
-        let info = info(
+        let mut info = info(
             stream.common(),
             self.common.trust.is_some(),
             built.local.as_deref(),
         );
-        Ok((stream, info, name))
+        info.server_name = name;
+        Ok((stream, info))
     }
 
     fn build(&self) -> io::Result<(ServerConfigs, Option<Arc<PeerCertificate>>)> {

@@ -41,6 +41,17 @@ pub struct ConnectionContext {
     old: Cell<bool>,
 }
 
+/// What becomes of a connection after a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It may carry more.
+    Stays,
+    /// It is to end, which the response says; until its peer goes, or its time is over, it carries more.
+    Leaves,
+    /// It ends with the response.
+    Ends,
+}
+
 /// Why a connection ends, or begins to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
@@ -97,8 +108,8 @@ impl ConnectionContext {
         self.closing.get()
     }
 
-    /// Whether the connection should end after the present response.
-    pub(super) fn closes_after(&self, protocol: Protocol) -> bool {
+    /// What becomes of the connection after the present response. Envoy: `DrainState`.
+    pub(super) fn after_response(&self, protocol: Protocol) -> Fate {
         let stats = &self.manager.stats;
         let most = self.manager.limits.requests_per_connection;
         if most > 0 && self.requests.get() >= most {
@@ -106,13 +117,23 @@ impl ConnectionContext {
             if protocol != Protocol::Http2 || self.requests.get() == most {
                 stats.cx_max_requests_reached.inc();
             }
-            return true;
+            return Fate::Ends;
         }
-        let draining = self.drains.iter().any(|(drain, _)| drain.should_close());
-        if draining {
-            stats.cx_drain_close.inc();
+        if !self.closing.get() {
+            if self.drains.iter().any(|(drain, _)| drain.should_close()) {
+                stats.cx_drain_close.inc();
+            } else if self.is_old() {
+                self.old.set(true);
+                stats.cx_max_duration_reached.inc();
+            } else {
+                return Fate::Stays;
+            }
+            self.close_gracefully(Instant::now());
         }
-        draining || self.closing.get() || self.is_old()
+        match self.gone_by.get() {
+            Some(by) if by > Instant::now() => Fate::Leaves,
+            _ => Fate::Ends,
+        }
     }
 
     fn is_old(&self) -> bool {

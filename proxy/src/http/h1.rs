@@ -19,7 +19,7 @@ use tokio::{net::TcpStream, time::Instant};
 
 use super::{
     ConnectionContext,
-    connection::End,
+    connection::{End, Fate},
     output::Output,
     record::Record,
     stream::{self, Broken, Downstream, Early, Outgoing, Progress, Request},
@@ -352,13 +352,17 @@ impl Connection {
             wire.broken = None;
             outgoing.senseless || wire.decoder.is_some()
         };
-        let close = !outgoing.tunnel && (!keep_alive | self.cx.closes_after(protocol) | early);
-        let mut sending = match self.begin(outgoing, close) {
+        let fate = match self.cx.after_response(protocol) {
+            _ if outgoing.tunnel => Fate::Stays,
+            _ if !keep_alive || early => Fate::Ends,
+            fate => fate,
+        };
+        let mut sending = match self.begin(outgoing, fate != Fate::Stays) {
             Ok(sending) => sending,
             Err(after) => return after,
         };
         let sent = poll_fn(|task| self.poll_send(&mut sending, task)).await;
-        let close = close || sending.close;
+        let close = fate == Fate::Ends || sending.close;
         let tunnel = sending.tunnel;
         match sent {
             Sent::Whole => {

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::{
     ConnectionContext,
-    connection::End,
+    connection::{End, Fate},
     record::Record,
     stream::{self, Broken, Downstream, Early, Outgoing, Progress, Request},
 };
@@ -767,7 +767,7 @@ async fn answer(
         shared.touch();
         return;
     }
-    if cx.closes_after(Protocol::Http2) {
+    if cx.after_response(Protocol::Http2) != Fate::Stays {
         cx.close_gracefully(Instant::now());
     }
     let bodiless = outgoing.is_bodiless();

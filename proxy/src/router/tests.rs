@@ -796,7 +796,7 @@ async fn h2_server(
                 match tls {
                     None => serve(stream).await,
                     Some(tls) => {
-                        if let Ok((stream, _, _)) = tls.accept(stream.into(), Vec::new()).await {
+                        if let Ok((stream, _)) = tls.accept(stream.into(), Vec::new()).await {
                             serve(stream).await;
                         }
                     }

@@ -21,7 +21,7 @@ async fn meet(
 ) -> (io::Result<TlsInfo>, io::Result<TlsInfo>) {
     let (near, far) = tokio::io::duplex(1 << 16);
     let serve = async {
-        let (mut stream, info, _) = server.accept(near.into(), Vec::new()).await?;
+        let (mut stream, info) = server.accept(near.into(), Vec::new()).await?;
         let byte = stream.read_u8().await?;
         stream.write_u8(byte).await?;
         stream.flush().await?;
@@ -237,7 +237,7 @@ async fn a_rotated_secret_is_used_by_the_next_handshake_and_no_connection_breaks
         connected.flush().await?;
         Ok::<_, io::Error>((connected, info))
     });
-    let ((mut accepted, _, _), (mut connected, _)) = (accepted.unwrap(), connected.unwrap());
+    let ((mut accepted, _), (mut connected, _)) = (accepted.unwrap(), connected.unwrap());
 
     give(&new);
     assert!(meet(&server, &client_of(&new), None).await.0.is_ok());
@@ -484,8 +484,8 @@ async fn half_a_record_is_no_obstacle_to_a_write() {
         assert_eq!(plain(&mut client), b"answer");
     };
     let serving = async {
-        let (mut stream, _, name) = server.accept(near.into(), Vec::new()).await.unwrap();
-        assert_eq!(name.as_deref(), Some("a.example"));
+        let (mut stream, info) = server.accept(near.into(), Vec::new()).await.unwrap();
+        assert_eq!(info.server_name.as_deref(), Some("a.example"));
         let mut question = [0; 8];
         {
             let mut reading = std::pin::pin!(stream.read_exact(&mut question));

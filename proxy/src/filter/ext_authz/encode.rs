@@ -30,10 +30,9 @@ pub(super) fn check_request(question: &Question<'_>, out: &mut Vec<u8>) {
         // Metadata, of which there is none.
         message(out, 11, |_| {});
         message(out, 13, |_| {});
-        let name = question.connection.requested_server_name.as_deref();
-        if let Some(name) = name.filter(|_| question.include_tls_session)
-            && question.connection.tls.is_some()
-        {
+        let name = question.connection.tls.as_ref();
+        let name = name.and_then(|tls| tls.server_name.as_deref());
+        if let Some(name) = name.filter(|_| question.include_tls_session) {
             message(out, 12, |out| text(out, 1, name.as_bytes()));
         }
     });

@@ -61,9 +61,10 @@ fn connection() -> Rc<ConnectionInfo> {
         tls: Some(TlsInfo {
             peer_uri_san: Some("spiffe://td/peer".into()),
             local_subject: Some("CN=us".into()),
+            server_name: Some("sni.test".into()),
             ..TlsInfo::default()
         }),
-        requested_server_name: Some("sni.test".into()),
+        requested_server_name: None,
         started: Instant::now(),
     })
 }

@@ -483,3 +483,22 @@ async fn a_long_body_that_is_cut_ends_both_sides() {
     proxy.wait_for("http.t.downstream_cx_active", 0).await;
     proxy.wait_for("cluster.up.upstream_cx_active", 0).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_asked_to_leave_is_served_until_it_leaves() {
+    let proxy = Proxy::start();
+    let address = proxy.listen("l", &http(DIRECT, "drain_timeout: 0.2s"));
+    proxy.shared.drain.set_health_check_failing(true);
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    for _ in 0..2 {
+        stream
+            .write_all(b"GET /hello HTTP/1.1\r\nhost: a\r\n\r\n")
+            .await
+            .unwrap();
+        let got = read_until(&mut stream, b"hello").await;
+        assert!(got.contains("\r\nconnection: close\r\n"), "{got}");
+    }
+    assert_eq!(read_all(&mut stream).await, "", "its time is over");
+    proxy.wait_for("http.t.downstream_cx_active", 0).await;
+    assert_eq!(proxy.counter("http.t.downstream_cx_drain_close"), 1);
+}
