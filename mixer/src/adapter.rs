@@ -2,10 +2,12 @@
 
 pub mod denier;
 pub mod kubernetesenv;
+mod limits;
 pub mod listchecker;
 pub mod memquota;
 pub mod noop;
 pub mod prometheus;
+pub mod redisquota;
 pub mod stdio;
 
 use std::sync::Arc;
@@ -30,6 +32,7 @@ impl Inventory {
             .with(Arc::new(denier::Denier))
             .with(Arc::new(listchecker::ListChecker))
             .with(Arc::new(memquota::MemQuota))
+            .with(Arc::new(redisquota::RedisQuota))
             .with(Arc::new(prometheus::Prometheus::new(exposition)))
             .with(Arc::new(stdio::Stdio::default()))
             .with(Arc::new(kubernetesenv::KubernetesEnv))

@@ -83,22 +83,27 @@ pub async fn check(
         Err(status) => Merged::denied(status),
         Ok(()) => check.precondition(&mut tracker).await?,
     };
-    let is_ok = merged.status.is_ok();
-    let precondition = check.encode(merged, &tracker);
+    let mut merged = merged;
     let mut quotas = std::collections::HashMap::new();
-    if is_ok {
+    if merged.status.is_ok() {
         // In the order of their names, so that the same request takes them in the same order.
         let wanted: BTreeMap<String, QuotaParams> = request.quotas.into_iter().collect();
         for (name, params) in wanted {
             let mut tracker = after_preprocess.clone();
             let result = check
-                .quota(&name, params, &request.deduplication_id, &mut tracker)
+                .quota(
+                    &name,
+                    params,
+                    &request.deduplication_id,
+                    &mut tracker,
+                    &mut merged,
+                )
                 .await?;
             quotas.insert(name, result);
         }
     }
     Ok(CheckResponse {
-        precondition: Some(precondition),
+        precondition: Some(check.encode(merged, &tracker)),
         quotas,
     })
 }
@@ -213,6 +218,7 @@ impl Check<'_> {
         params: QuotaParams,
         deduplication_id: &str,
         tracker: &mut Tracker,
+        merged: &mut Merged,
     ) -> Result<QuotaResult, RpcStatus> {
         let selected = self
             .snapshot
@@ -263,6 +269,9 @@ impl Check<'_> {
             };
             return Ok(match handler.quota(made, &args, self.call).await {
                 Ok(result) => {
+                    if let Some(window) = result.window.filter(|_| rule.tells_quota) {
+                        merged.tell_quota(window, result.granted > 0);
+                    }
                     let reuse = Reuse {
                         duration: result.valid_duration.unwrap_or_default(),
                         uses: 0,
@@ -274,6 +283,8 @@ impl Check<'_> {
                 }
                 Err(error) => {
                     let status = Status::new(error.code, format!("{}:{error}", handler.name));
+                    // Nothing granted alone would tell the caller that the quota is exhausted.
+                    merged.fail(&status);
                     self.granted(0, status, Reuse::NEVER, tracker)
                 }
             });

@@ -81,6 +81,7 @@ impl LiveHandler {
             Arc::clone(&world.workloads),
             world.tracker.clone(),
         );
+        let env = env.with_meter(world.metrics.events.of(&name, signature.adapter));
         let candidate = Candidate {
             name: &name,
             params: &signature.params,

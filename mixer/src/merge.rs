@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lateen_adapter::Status;
+use lateen_adapter::{QuotaWindow, Status};
 use lateen_engine::{Bag, Tracker};
 use lateen_protocols::istio::mixer::v1::{
     HeaderOperation, RouteDirective, header_operation::Operation as WireOperation,
@@ -115,6 +115,24 @@ impl Merged {
         }
     }
 
+    /// A quota could not be asked for: the request is refused for that reason, this once.
+    pub fn fail(&mut self, status: &Status) {
+        self.reuse = Reuse::NEVER;
+        if self.status.is_ok() {
+            self.status = status.clone();
+        }
+    }
+
+    /// Has the caller told how its quota stands. With several quotas the one with least left counts.
+    /// The next request has other numbers, so this verdict is for once.
+    pub fn tell_quota(&mut self, window: QuotaWindow, is_granted: bool) {
+        self.reuse = Reuse::NEVER;
+        let told = &mut self.directive.quota;
+        if told.is_none_or(|(t, _)| window.remaining < t.remaining) {
+            *told = Some((window, is_granted));
+        }
+    }
+
     /// A request that got no further.
     pub fn denied(status: Status) -> Self {
         Self {
@@ -130,6 +148,8 @@ impl Merged {
 pub struct Directive {
     request: Vec<HeaderOperation>,
     response: Vec<HeaderOperation>,
+    /// How a quota stands, and whether the request got its part.
+    quota: Option<(QuotaWindow, bool)>,
 }
 
 impl Directive {
@@ -163,8 +183,35 @@ impl Directive {
                 });
             }
         }
+        if let Some((window, is_granted)) = self.quota {
+            let fields = &mut directive.response_header_operations;
+            fields.extend(rate_limit_fields(window, is_granted));
+        }
         (directive != RouteDirective::default()).then_some(directive)
     }
+}
+
+/// `RateLimit-Limit`, `-Remaining` and `-Reset` (draft-ietf-httpapi-ratelimit-headers-06); for a request that
+/// got nothing `Retry-After` (RFC 9110 §10.2.3) too.
+fn rate_limit_fields(
+    window: QuotaWindow,
+    is_granted: bool,
+) -> impl Iterator<Item = HeaderOperation> {
+    // Whole seconds, rounded up: who waits so long finds something.
+    let reset = window.reset.as_millis().div_ceil(1000).to_string();
+    let retry = (!is_granted && !window.reset.is_zero()).then(|| ("retry-after", reset.clone()));
+    [
+        ("ratelimit-limit", window.limit.to_string()),
+        ("ratelimit-remaining", window.remaining.to_string()),
+        ("ratelimit-reset", reset),
+    ]
+    .into_iter()
+    .chain(retry)
+    .map(|(name, value)| HeaderOperation {
+        name: name.to_owned(),
+        value,
+        operation: WireOperation::Replace.into(),
+    })
 }
 
 fn evaluate(

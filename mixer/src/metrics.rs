@@ -1,11 +1,20 @@
 //! Mixer's metrics about itself, on the monitoring port. What users measure is the prometheus adapter's.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
+use lateen_adapter::{Counter as HandlerCounter, meter::Meter};
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder},
+    collector::Collector,
+    encoding::{
+        DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder,
+    },
     metrics::{
-        counter::Counter,
+        MetricType,
+        counter::{ConstCounter, Counter},
         family::Family,
         gauge::Gauge,
         histogram::{Histogram, exponential_buckets},
@@ -33,7 +42,7 @@ pub enum Method {
 }
 
 /// Name of a configured object as a label.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct Name(Arc<str>);
 
 impl EncodeLabelValue for Name {
@@ -66,6 +75,63 @@ struct RuleLabels {
     rule: Name,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelSet)]
+struct EventLabels {
+    handler: Name,
+    adapter: &'static str,
+    event: &'static str,
+}
+
+/// What handlers count of themselves. A counter stays when its handler is rebuilt or gone.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Events(Arc<Mutex<BTreeMap<EventLabels, HandlerCounter>>>);
+
+impl Events {
+    /// The counters of one handler.
+    pub(crate) fn of(&self, handler: &Arc<str>, adapter: &'static str) -> Arc<dyn Meter> {
+        Arc::new(HandlerMeter {
+            events: self.clone(),
+            handler: Name(Arc::clone(handler)),
+            adapter,
+        })
+    }
+}
+
+struct HandlerMeter {
+    events: Events,
+    handler: Name,
+    adapter: &'static str,
+}
+
+impl Meter for HandlerMeter {
+    fn counter(&self, event: &'static str) -> HandlerCounter {
+        let labels = EventLabels {
+            handler: self.handler.clone(),
+            adapter: self.adapter,
+            event,
+        };
+        let mut all = self.events.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(labels).or_default().clone()
+    }
+}
+
+impl Collector for Events {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let mut family = encoder.encode_descriptor(
+            "mixer_adapter_events",
+            "What handlers count of themselves",
+            None,
+            MetricType::Counter,
+        )?;
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for (labels, counter) in &*all {
+            let one = family.encode_family(labels)?;
+            ConstCounter::new(counter.get()).encode(one)?;
+        }
+        Ok(())
+    }
+}
+
 /// 50 µs to 13 s: a handler in memory, and one that has hit the longest deadline.
 fn seconds() -> Histogram {
     Histogram::new(exponential_buckets(5e-5, 4.0, 10))
@@ -82,6 +148,7 @@ pub struct Metrics {
     unknown_quotas: Counter,
     reported: Counter,
     ignored_attributes: Counter,
+    pub(crate) events: Events,
     pub(crate) generation: Gauge,
     pub(crate) rules: Gauge,
     pub(crate) problems: Gauge,
@@ -100,12 +167,14 @@ impl Metrics {
             unknown_quotas: Counter::default(),
             reported: Counter::default(),
             ignored_attributes: Counter::default(),
+            events: Events::default(),
             generation: Gauge::default(),
             rules: Gauge::default(),
             problems: Gauge::default(),
             workloads: Gauge::default(),
         };
         let m = &metrics;
+        registry.register_collector(Box::new(m.events.clone()));
         let mixer = registry.sub_registry_with_prefix("mixer");
         mixer.register("requests", "Calls of the API by result", m.requests.clone());
         mixer.register(

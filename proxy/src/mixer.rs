@@ -250,6 +250,12 @@ impl HttpMixer {
                 } else if let Some(quota) = checked.exhausted {
                     told.code = RESOURCE_EXHAUSTED;
                     told.message = format!("Quota is exhausted for: {quota}");
+                    // The caller is told when to come back.
+                    if let Some(directive) = &checked.verdict.directive {
+                        state
+                            .response_operations
+                            .clone_from(&directive.response_header_operations);
+                    }
                     Some(verdict::refusal(told.code, &told.message))
                 } else {
                     if let Some(directive) = &checked.verdict.directive {

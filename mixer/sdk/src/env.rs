@@ -1,4 +1,4 @@
-//! What Mixer lends to a handler: a clock, tasks, the workload view.
+//! What Mixer lends to a handler: a clock, tasks, counters, the workload view.
 
 use std::{
     fmt,
@@ -13,7 +13,11 @@ use std::{
 use futures::FutureExt as _;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{clock::Clock, workload::Workloads};
+use crate::{
+    clock::Clock,
+    meter::{Counter, Meter, NoMeter},
+    workload::Workloads,
+};
 
 /// How many tasks of one handler may live at a time.
 pub const MAX_TASKS: usize = 64; // a handler has a few daemons and bursts of refreshes, not a task per request
@@ -23,6 +27,7 @@ pub const MAX_TASKS: usize = 64; // a handler has a few daemons and bursts of re
 pub struct Env {
     clock: Clock,
     workloads: Arc<dyn Workloads>,
+    meter: Arc<dyn Meter>,
     tasks: Arc<Tasks>,
 }
 
@@ -67,10 +72,23 @@ impl Env {
             Self {
                 clock,
                 workloads,
+                meter: Arc::new(NoMeter),
                 tasks: Arc::new(tasks),
             },
             Closer(closing),
         )
+    }
+
+    /// And it counts with `meter`.
+    #[must_use]
+    pub fn with_meter(mut self, meter: Arc<dyn Meter>) -> Self {
+        self.meter = meter;
+        self
+    }
+
+    /// The handler's counter of `event`; see [`Meter::counter`].
+    pub fn counter(&self, event: &'static str) -> Counter {
+        self.meter.counter(event)
     }
 
     /// The clock to measure with.

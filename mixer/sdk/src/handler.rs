@@ -90,6 +90,19 @@ pub struct QuotaResult {
     pub valid_duration: Option<Duration>,
     /// How much; 0: nothing left.
     pub granted: i64,
+    /// How the limit stands now, for those who want to tell the caller; `None`: unknown.
+    pub window: Option<QuotaWindow>,
+}
+
+/// How a limit stands after an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuotaWindow {
+    /// How much there is in all.
+    pub limit: i64,
+    /// How much is left.
+    pub remaining: i64,
+    /// When more is there, at the earliest; zero: not by waiting, or all is there.
+    pub reset: Duration,
 }
 
 /// What a generator found: values of the template's outputs.

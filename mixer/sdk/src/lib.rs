@@ -3,7 +3,7 @@
 //! A *template* ([`template`]) says which data an adapter of one kind of work gets, and Mixer makes typed
 //! *instances* ([`instance`]) of it from a request's attributes. An [`Adapter`] checks the parameters of a
 //! *handler* and builds it; a [`Handler`] answers checks, takes reports, grants quota or produces attributes,
-//! one trait for each ([`handler`]). [`Env`] lends it a clock, a bounded task spawner and the workload view.
+//! one trait for each ([`handler`]). [`Env`] lends it a clock, a bounded task spawner, counters and the workload view.
 //! With feature `kit`, the module of that name runs an adapter on YAML cases without a server.
 //!
 //! What a handler does wrong stays its own: a panic becomes an error of that call, a call that outlives the
@@ -17,6 +17,7 @@ pub mod handler;
 pub mod instance;
 #[cfg(feature = "kit")]
 pub mod kit;
+pub mod meter;
 pub mod params;
 pub mod status;
 pub mod template;
@@ -28,8 +29,9 @@ pub use clock::Clock;
 pub use env::Env;
 pub use handler::{
     Call, CheckHandler, CheckResult, GenerateHandler, Handler, HandlerError, Output, QuotaArgs,
-    QuotaHandler, QuotaResult, ReportHandler,
+    QuotaHandler, QuotaResult, QuotaWindow, ReportHandler,
 };
 pub use lateen_engine::{StringMap, Text, Value, ValueType};
+pub use meter::Counter;
 pub use status::{Code, DirectResponse, Status};
 pub use template::{Field, FieldKind, Template, Variety};

@@ -173,6 +173,7 @@ impl QuotaHandler for Verdict {
                 status: Status::ok(),
                 valid_duration: Some(self.valid_duration),
                 granted: 0,
+                window: None,
             })
         }
         .boxed()

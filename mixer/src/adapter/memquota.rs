@@ -5,19 +5,20 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    fmt::Write as _,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use futures::{FutureExt as _, future::BoxFuture};
 use lateen_adapter::{
-    Adapter, BuildError, Call, Candidate, Clock, Code, Env, Handler, HandlerError, Info, QuotaArgs,
-    QuotaHandler, QuotaResult, Status,
+    Adapter, BuildError, Call, Candidate, Clock, Code, Counter, Env, Handler, HandlerError, Info,
+    QuotaArgs, QuotaHandler, QuotaResult, QuotaWindow, Status,
     instance::{QuotaInstance, Values},
-    params, template, value,
+    params, template,
 };
 use serde::Deserialize;
+
+use super::limits;
 
 /// Counters of one handler. One more is refused until an old one is idle.
 const MAX_CELLS: usize = 100_000; // about 20 MB; more distinct dimension values are an attack or a mistake
@@ -91,14 +92,11 @@ struct Limit {
 impl Quota {
     /// The first override whose dimensions all have these values, or the quota's own limit.
     fn limit(&self, dimensions: &Values) -> Limit {
-        let is_met = |o: &&Override| {
-            o.dimensions.iter().all(|(name, want)| {
-                dimensions
-                    .iter()
-                    .any(|(n, v)| **n == **name && *value::text(v) == **want)
-            })
-        };
-        match self.overrides.iter().find(is_met) {
+        let found = self
+            .overrides
+            .iter()
+            .find(|o| limits::is_met(&o.dimensions, dimensions));
+        match found {
             Some(o) => Limit {
                 max_amount: o.max_amount,
                 valid_duration: o.valid_duration,
@@ -125,37 +123,16 @@ impl Adapter for MemQuota {
             Ok(params) => params,
             Err(problem) => return vec![problem],
         };
-        let mut problems = Vec::new();
-        for (i, quota) in params.quotas.iter().enumerate() {
-            if params.quotas.iter().take(i).any(|q| q.name == quota.name) {
-                problems.push(format!("quotas: {} is limited twice", quota.name));
-            }
-            let own = Limit {
-                max_amount: quota.max_amount,
-                valid_duration: quota.valid_duration,
-            };
-            for limit in std::iter::once(own).chain(quota.overrides.iter().map(|o| Limit {
-                max_amount: o.max_amount,
-                valid_duration: o.valid_duration,
-            })) {
-                if limit.max_amount < 0 {
-                    problems.push(format!(
-                        "quotas: {}: maxAmount {} is negative",
-                        quota.name, limit.max_amount
-                    ));
-                }
-            }
-        }
-        for instance in candidate.instances {
-            if params.quotas.iter().all(|q| *q.name != *instance.name) {
-                problems.push(format!(
-                    "quotas: instance {} is sent here but has no limit; limits are named by the \
-                     instance's full name",
-                    instance.name
-                ));
-            }
-        }
-        problems
+        let written: Vec<_> = params
+            .quotas
+            .iter()
+            .map(|q| limits::Written {
+                name: &q.name,
+                max_amount: q.max_amount,
+                overrides: q.overrides.iter().map(|o| o.max_amount).collect(),
+            })
+            .collect();
+        limits::problems(&written, candidate.instances)
     }
 
     fn build(&self, candidate: &Candidate<'_>, env: Env) -> Result<Handler, BuildError> {
@@ -169,6 +146,7 @@ impl Adapter for MemQuota {
         Ok(Handler::new().with_quota(Arc::new(Counters {
             quotas,
             clock: env.clock().clone(),
+            refused: env.counter("counters_refused"),
             state: Mutex::new(State {
                 cells: HashMap::new(),
                 recent: Deduplication::new(params.min_deduplication_duration, now),
@@ -180,6 +158,8 @@ impl Adapter for MemQuota {
 struct Counters {
     quotas: HashMap<String, Quota>,
     clock: Clock,
+    /// Calls refused because there are too many counters.
+    refused: Counter,
     state: Mutex<State>,
 }
 
@@ -210,26 +190,29 @@ impl Counters {
             .get(&*instance.name)
             .ok_or_else(|| HandlerError::invalid(format!("{} has no limit", instance.name)))?;
         let limit = quota.limit(&instance.dimensions);
-        let key = key(instance);
+        let key = limits::key(instance);
         let now = self.clock.now();
 
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let State { cells, recent } = &mut *state;
-        let granted = match recent.find(&args.dedup_id, &key, now) {
-            Some(granted) => granted,
+        let before = recent.find(&args.dedup_id, &key, now);
+        if !cells.contains_key(&key) && cells.len() >= MAX_CELLS {
+            cells.retain(|_, cell| !cell.is_idle(now));
+            if cells.len() >= MAX_CELLS {
+                self.refused.inc();
+                return Err(HandlerError {
+                    code: Code::ResourceExhausted,
+                    message: format!("{} has too many counters", instance.name),
+                });
+            }
+        }
+        let cell = cells.entry(key.clone()).or_insert_with(|| Cell::new(limit));
+        let granted = match before {
+            Some(granted) => {
+                cell.expire(now);
+                granted
+            }
             None => {
-                if !cells.contains_key(&key) {
-                    if cells.len() >= MAX_CELLS {
-                        cells.retain(|_, cell| !cell.is_idle(now));
-                    }
-                    if cells.len() >= MAX_CELLS {
-                        return Err(HandlerError {
-                            code: Code::ResourceExhausted,
-                            message: format!("{} has too many counters", instance.name),
-                        });
-                    }
-                }
-                let cell = cells.entry(key.clone()).or_insert_with(|| Cell::new(limit));
                 let granted = cell.take(args.amount, args.best_effort, now);
                 recent.remember(&args.dedup_id, key, granted);
                 granted
@@ -239,19 +222,9 @@ impl Counters {
             status: Status::ok(),
             valid_duration: Some(limit.valid_duration),
             granted,
+            window: Some(cell.window(now)),
         })
     }
-}
-
-/// Names a counter: the instance and its dimensions. Lengths keep `a=b` apart from `a` and `=b`.
-fn key(instance: &QuotaInstance) -> String {
-    let mut key = String::with_capacity(64);
-    key.push_str(&instance.name);
-    for (name, value) in &instance.dimensions {
-        let text = value::text(value);
-        let _infallible = write!(key, "\0{name}\0{}\0{text}", text.len());
-    }
-    key
 }
 
 /// What has been taken of one limit.
@@ -295,6 +268,22 @@ impl Cell {
             self.record(granted, now);
         }
         granted
+    }
+
+    /// How the limit stands; expired before.
+    fn window(&self, now: Duration) -> QuotaWindow {
+        let leaves = self.grants.front().map(|grant| {
+            let until = grant.last.saturating_add(self.limit.valid_duration);
+            until.saturating_sub(now)
+        });
+        QuotaWindow {
+            limit: self.limit.max_amount,
+            remaining: self.limit.max_amount.saturating_sub(self.taken).max(0),
+            reset: match leaves {
+                Some(leaves) if !self.limit.valid_duration.is_zero() => leaves,
+                _ => Duration::ZERO,
+            },
+        }
     }
 
     fn record(&mut self, granted: i64, now: Duration) {

@@ -73,6 +73,7 @@ impl QuotaHandler for Noop {
             status: Status::ok(),
             valid_duration: Some(Duration::from_secs(5)),
             granted: args.amount,
+            window: None,
         };
         async move { Ok(result) }.boxed()
     }

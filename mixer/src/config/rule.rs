@@ -17,6 +17,8 @@ use crate::handler::LiveHandler;
 pub const FAIL_MODE: &str = "policy.istio.io/fail-mode";
 /// The annotation that puts a rule before those with a lower number; 0 is usual.
 pub const PRIORITY: &str = "policy.istio.io/priority";
+/// The annotation that has callers told how their quota stands, in `RateLimit` header fields.
+pub const RATE_LIMIT_HEADERS: &str = "policy.istio.io/rate-limit-headers";
 /// The annotation that names the language of a rule's expressions.
 const LANGUAGE: &str = "policy.istio.io/lang";
 
@@ -43,6 +45,8 @@ pub struct Rule {
     pub fail_mode: FailMode,
     /// Rules of a higher priority count first.
     pub priority: i32,
+    /// Whether callers are told how their quota stands.
+    pub tells_quota: bool,
     /// What is sent to whom.
     pub actions: Vec<Action>,
     /// Changes to the request's headers.
@@ -160,6 +164,7 @@ pub struct Draft {
     condition: Option<Expression>,
     fail_mode: FailMode,
     priority: i32,
+    tells_quota: bool,
     /// The handler of each action and its instances.
     pub actions: Vec<Resolved>,
     request_headers: Vec<HeaderOperation>,
@@ -217,6 +222,21 @@ impl Draft {
         if priority.is_err() {
             faults.push(Fault::new("", format!("{PRIORITY} is not an integer")));
         }
+        let tells_quota = match source
+            .annotations
+            .get(RATE_LIMIT_HEADERS)
+            .map(String::as_str)
+        {
+            None | Some("false") => false,
+            Some("true") => true,
+            Some(other) => {
+                faults.push(Fault::new(
+                    "",
+                    format!("{RATE_LIMIT_HEADERS} is {other:?}, not true or false"),
+                ));
+                false
+            }
+        };
         if let Some(other) = source.annotations.get(LANGUAGE).filter(|l| *l != "CEXL") {
             faults.push(Fault::new(
                 "",
@@ -262,6 +282,7 @@ impl Draft {
                 condition,
                 fail_mode,
                 priority,
+                tells_quota,
                 actions,
                 request_headers,
                 response_headers,
@@ -290,6 +311,7 @@ impl Draft {
             condition: self.condition,
             fail_mode: self.fail_mode,
             priority: self.priority,
+            tells_quota: self.tells_quota,
             actions,
             request_headers: self.request_headers,
             response_headers: self.response_headers,

@@ -13,6 +13,7 @@ use mixer::{
         listchecker::ListChecker,
         memquota::MemQuota,
         prometheus::{Exposition, Prometheus},
+        redisquota::RedisQuota,
         stdio::Stdio,
     },
     workloads::WorkloadView,
@@ -28,7 +29,7 @@ async fn run(kit: Kit, cases: &str) {
 #[tokio::test]
 async fn cases() {
     let exposition = Arc::new(Exposition::new(Clock::manual()));
-    let adapters: [(Arc<dyn Adapter>, &str); 5] = [
+    let adapters: Vec<(Arc<dyn Adapter>, &str)> = vec![
         (
             Arc::new(Denier),
             include_str!("../../testdata/adapter/denier.yaml"),
@@ -40,6 +41,10 @@ async fn cases() {
         (
             Arc::new(MemQuota),
             include_str!("../../testdata/adapter/memquota.yaml"),
+        ),
+        (
+            Arc::new(RedisQuota),
+            include_str!("../../testdata/adapter/redisquota.yaml"),
         ),
         (
             Arc::new(Prometheus::new(exposition)),

@@ -132,21 +132,7 @@ impl Mesh {
         id: &str,
         metadata: &[(&'static str, &'static str)],
     ) -> Response<CheckResponse> {
-        let mut request = Request::new(CheckRequest {
-            attributes: Some(compress(attributes)),
-            global_word_count: 222,
-            deduplication_id: id.to_owned(),
-            quotas: quotas
-                .iter()
-                .map(|(name, amount, best_effort)| {
-                    let params = QuotaParams {
-                        amount: *amount,
-                        best_effort: *best_effort,
-                    };
-                    ((*name).to_owned(), params)
-                })
-                .collect(),
-        });
+        let mut request = Request::new(request(attributes, quotas, id));
         for (name, value) in metadata {
             request.metadata_mut().insert(*name, value.parse().unwrap());
         }
@@ -166,6 +152,27 @@ impl Mesh {
     /// What Prometheus would read.
     pub(crate) async fn metrics(&self) -> String {
         get(self.running.metrics_address, "/metrics").await
+    }
+}
+
+/// A check as a proxy sends it.
+pub(crate) fn request(
+    attributes: &[(&str, Value)],
+    quotas: &[(&str, i64, bool)],
+    id: &str,
+) -> CheckRequest {
+    let quotas = quotas.iter().map(|(name, amount, best_effort)| {
+        let params = QuotaParams {
+            amount: *amount,
+            best_effort: *best_effort,
+        };
+        ((*name).to_owned(), params)
+    });
+    CheckRequest {
+        attributes: Some(compress(attributes)),
+        global_word_count: 222,
+        deduplication_id: id.to_owned(),
+        quotas: quotas.collect(),
     }
 }
 
