@@ -7,6 +7,7 @@ pub mod listchecker;
 pub mod memquota;
 pub mod noop;
 pub mod prometheus;
+pub mod rbac;
 pub mod redisquota;
 pub mod stdio;
 
@@ -14,7 +15,7 @@ use std::sync::Arc;
 
 use lateen_adapter::Adapter;
 
-use self::prometheus::Exposition;
+use self::{prometheus::Exposition, rbac::PolicyView};
 
 /// The adapters a server has, by name.
 #[derive(Clone)]
@@ -26,13 +27,15 @@ impl Inventory {
         Self(Vec::new())
     }
 
-    /// The built-in adapters; the prometheus adapter's metrics go to `exposition`.
-    pub fn built_in(exposition: Arc<Exposition>) -> Self {
+    /// The built-in adapters; the prometheus adapter's metrics go to `exposition`, the rbac adapter decides by
+    /// `policies`.
+    pub fn built_in(exposition: Arc<Exposition>, policies: PolicyView) -> Self {
         Self::empty()
             .with(Arc::new(denier::Denier))
             .with(Arc::new(listchecker::ListChecker))
             .with(Arc::new(memquota::MemQuota))
             .with(Arc::new(redisquota::RedisQuota))
+            .with(Arc::new(rbac::Rbac::new(policies)))
             .with(Arc::new(prometheus::Prometheus::new(exposition)))
             .with(Arc::new(stdio::Stdio::default()))
             .with(Arc::new(kubernetesenv::KubernetesEnv))

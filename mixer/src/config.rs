@@ -22,7 +22,7 @@ use arc_swap::ArcSwap;
 use lateen_adapter::workload::Workload;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::{metrics::Metrics, workloads::WorkloadView};
+use crate::{adapter::rbac::PolicyView, metrics::Metrics, workloads::WorkloadView};
 
 /// Everything a source knows at one moment.
 #[derive(Debug, Default)]
@@ -45,6 +45,7 @@ pub async fn run(
     mut builder: Builder,
     snapshot: Arc<ArcSwap<Snapshot>>,
     workloads: WorkloadView,
+    policies: PolicyView,
     metrics: Arc<Metrics>,
     applied: impl Fn(),
 ) {
@@ -56,7 +57,9 @@ pub async fn run(
             replies.extend(update.reply.take());
         }
         let has_moved = workloads.replace(std::mem::take(&mut update.workloads));
-        let next = builder.build(update, has_moved);
+        let (has_changed, wrong) = policies.take(&mut update.objects);
+        update.problems.extend(wrong);
+        let next = builder.build(update, has_moved || has_changed);
         let old = snapshot.load_full();
         if next.generation != old.generation {
             tracing::info!(

@@ -30,7 +30,7 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::{Channel, Server};
 
 use crate::{
-    adapter::{Inventory, prometheus::Exposition},
+    adapter::{Inventory, prometheus::Exposition, rbac::PolicyView},
     config::{self, Builder, Snapshot, Update, ads::Ads, folder},
     handler::World,
     metrics::Metrics,
@@ -171,6 +171,7 @@ pub async fn start_as(
     let clock = Clock::real();
     let exposition = Arc::new(Exposition::new(clock.clone()));
     let workloads = WorkloadView::default();
+    let policies = PolicyView::default();
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::empty()));
     if let Some(identity) = &identity {
         identity.register(&mut registry);
@@ -192,7 +193,10 @@ pub async fn start_as(
         tracker: handlers.clone(),
         metrics: Arc::clone(&metrics),
     };
-    let inventory = adapt(Inventory::built_in(Arc::clone(&exposition)));
+    let inventory = adapt(Inventory::built_in(
+        Arc::clone(&exposition),
+        policies.clone(),
+    ));
     let kinds = kinds(&inventory);
     let builder = Builder::new(
         inventory,
@@ -208,6 +212,7 @@ pub async fn start_as(
         builder,
         Arc::clone(&snapshot),
         workloads,
+        policies,
         Arc::clone(&metrics),
         move || {
             configured.open();

@@ -90,7 +90,7 @@ pub enum Spec {
     AuthenticationPolicy(AuthenticationPolicy),
     QuotaSpec(QuotaSpec),
     QuotaSpecBinding(QuotaSpecBinding),
-    /// Every other `config.istio.io` kind.
+    /// Every other `config.istio.io` kind, and the policies of `rbac.istio.io`.
     Mixer(MixerObject),
     Service(Service),
     ServiceAccount(ServiceAccount),

@@ -291,6 +291,21 @@ impl Reader<'_> {
                     spec,
                 })
             }
+            (
+                "rbac.istio.io",
+                "ServiceRole" | "ServiceRoleBinding" | "RbacConfig" | "ClusterRbacConfig",
+            ) => {
+                self.report(
+                    Severity::Warning,
+                    "kind",
+                    format!("{kind} is enforced by Mixer only, where a rule asks its rbac adapter"),
+                    "send authorization instances to a handler of it (docs/adapters/rbac.md)",
+                );
+                Spec::Mixer(MixerObject {
+                    kind: kind.to_owned(),
+                    spec: spec.clone(),
+                })
+            }
             ("", "Service") => Spec::Service(self.typed(spec)?),
             ("", "Pod") => {
                 let mut pod: Pod = self.typed(&spec_and_status(document))?;

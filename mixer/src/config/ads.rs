@@ -1,5 +1,5 @@
-//! Updates from Pilot: generic resources over delta ADS, `config.istio.io/v1alpha2/KIND` and the workload
-//! view `lateen.io/v1/Workload`.
+//! Updates from Pilot: generic resources over delta ADS, `config.istio.io/v1alpha2/KIND`,
+//! `rbac.istio.io/v1alpha1/KIND` and the workload view `lateen.io/v1/Workload`.
 //!
 //! A response is acknowledged when what it brought is in force, and refused, with the reasons, when objects
 //! in it are; so "acknowledged" means "enforced" to whoever asks Pilot. What was received stays in force while
@@ -39,9 +39,12 @@ use super::{
     Update,
     object::{Key, Problem, Source},
 };
+use crate::adapter::rbac;
 
 /// Prefix of the type URLs of Mixer's kinds.
 const GROUP: &str = "config.istio.io/v1alpha2/";
+/// Prefix of the type URLs of the rbac adapter's policies.
+const POLICY_GROUP: &str = "rbac.istio.io/v1alpha1/";
 /// Type URL of the workload view.
 const WORKLOAD: &str = "lateen.io/v1/Workload";
 /// Largest response that is read.
@@ -133,7 +136,9 @@ impl Ads {
 
     fn type_urls(&self) -> Vec<String> {
         let kinds = self.kinds.iter().map(|kind| format!("{GROUP}{kind}"));
-        kinds.chain([WORKLOAD.to_owned()]).collect()
+        let policies = rbac::KINDS.iter().map(|k| format!("{POLICY_GROUP}{k}"));
+        let all = kinds.chain(policies).chain([WORKLOAD.to_owned()]);
+        all.collect()
     }
 
     async fn stream(
@@ -344,6 +349,7 @@ fn read_resource(type_url: &str, resource: WireResource) -> Result<What, String>
     }
     let kind = type_url
         .strip_prefix(GROUP)
+        .or_else(|| type_url.strip_prefix(POLICY_GROUP))
         .ok_or("it is of a kind that was not asked for")?;
     let full = if metadata.name.is_empty() {
         &resource.name

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
 
 use lateen_adapter::Clock;
-use mixer::adapter::{Inventory, prometheus::Exposition};
+use mixer::adapter::{Inventory, prometheus::Exposition, rbac::PolicyView};
 
 use crate::support::Mesh;
 
@@ -31,7 +31,10 @@ fn yaml(page: &str) -> Vec<&str> {
 
 #[tokio::test]
 async fn every_adapter_has_a_page() {
-    let inventory = Inventory::built_in(Arc::new(Exposition::new(Clock::manual())));
+    let inventory = Inventory::built_in(
+        Arc::new(Exposition::new(Clock::manual())),
+        PolicyView::default(),
+    );
     let adapters: BTreeSet<_> = inventory.names().map(str::to_owned).collect();
     let pages: BTreeSet<_> = pages().into_iter().map(|(name, _)| name).collect();
     assert_eq!(pages, adapters);

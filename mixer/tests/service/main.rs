@@ -13,6 +13,7 @@ mod identity;
 mod isolation;
 mod policy;
 mod quota;
+mod rbac;
 mod redis;
 mod redisquota;
 mod telemetry;
