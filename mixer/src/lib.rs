@@ -20,5 +20,6 @@ pub mod config;
 pub mod workloads;
 pub mod metrics;
 pub mod server;
+pub mod command;
 
 pub use server::{Args, Running, StartError, start};

@@ -1,4 +1,6 @@
 //! `mixer`: attribute-based policy and telemetry.
+//!
+//! Without a subcommand it serves.
 
 use std::time::Duration;
 
@@ -13,7 +15,11 @@ const DRAIN: Duration = Duration::from_secs(10);
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let args = mixer::Args::parse();
+    let cli = mixer::command::Cli::parse();
+    if let Some(command) = cli.command {
+        return command.run().await;
+    }
+    let args = cli.serve;
     telemetry::init("mixer", &args.telemetry)?;
     init_crypto();
     let stop = shutdown::signal()?;

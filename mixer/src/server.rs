@@ -43,9 +43,8 @@ const MAX_STREAMS: u32 = 1024;
 /// Pilot's port without TLS, by Istio's convention. Any other is dialled with TLS by a Mixer that has an identity.
 const PILOT_PLAIN_PORT: &str = ":15010";
 
-/// Attribute-based policy and telemetry.
-#[derive(Clone, Debug, clap::Parser)]
-#[command(name = "mixer", version)]
+/// How to serve.
+#[derive(Clone, Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("source").required(true))]
 pub struct Args {
     /// Address of all ports.

@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use lateen_engine::wire::{self, GLOBAL_WORD_COUNT, Limits};
 use lateen_engine::{
-    AttributeTable, Bag, Expression, OnMatchError, Plan, RuleSpec, StringMap, Tracker, Value,
+    AttributeTable, Bag, Expression, Language, OnMatchError, Plan, RuleSpec, StringMap, Tracker,
+    Value,
 };
 
 fn measure(name: &str, mut work: impl FnMut()) {
@@ -67,17 +68,33 @@ fn main() {
             black_box(expression.holds(&bag, &mut tracker).is_ok());
         });
     }
+    for text in [
+        r#"request.method == "GET""#,
+        r#"(context.protocol == "http" || context.protocol == "grpc") && !pick(request.headers["user-agent"], "-").startsWith("kube-probe")"#,
+        r#"request.headers["user-agent"].matches("^Mozilla/[0-9]")"#,
+    ] {
+        let expression = Expression::compile_in(Language::Cel, text, &table).expect("compiles");
+        let mut tracker = Tracker::new();
+        measure(&format!("CEL: {}", text.get(..39).unwrap_or(text)), || {
+            tracker.reset();
+            black_box(expression.holds(&bag, &mut tracker).is_ok());
+        });
+    }
     let specs = (0..1000).map(|i| RuleSpec {
         namespace: "istio-system".to_owned(),
         name: format!("r{i}"),
-        condition: format!(
-            r#"destination.service.host == "s{i}.default.svc.cluster.local" && request.method == "GET""#
-        ),
+        condition: Expression::compile(
+            &format!(
+                r#"destination.service.host == "s{i}.default.svc.cluster.local" && request.method == "GET""#
+            ),
+            &table,
+        )
+        .ok(),
         priority: 0,
         on_error: OnMatchError::Deny,
         actions: vec![i],
     });
-    let (plan, _) = Plan::build(specs, &table, "istio-system");
+    let plan = Plan::build(specs, &table, "istio-system");
     let mut tracker = Tracker::new();
     measure("select from 1000 rules", || {
         tracker.reset();

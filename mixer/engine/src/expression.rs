@@ -1,9 +1,10 @@
-//! The expression language of rules and instances (CEXL, the language of Istio's Mixer).
+//! The expression languages of rules and instances: CEXL, the language of Istio's Mixer, and [CEL](cel).
 //!
-//! Text is [scanned](scan), [parsed](parse) into [syntax], [checked](check) against the attribute table and
+//! CEXL text is [scanned](scan), [parsed](parse) into [syntax], [checked](check) against the attribute table and
 //! the functions, [lowered](program) to a typed program and [evaluated](evaluate) on bags;
-//! [partial] evaluation says what is certain when only some attributes are known. The program knows nothing
-//! of the syntax, so that another language can be lowered onto it.
+//! [partial] evaluation says what is certain when only some attributes are known. CEL goes the same way in
+//! files of the same names, because nearly everything about it is different: what an absent attribute is, what
+//! a failure next to `&&` is, and the values there are.
 
 mod scan;
 mod syntax;
@@ -13,11 +14,14 @@ mod check;
 mod program;
 mod evaluate;
 mod partial;
+mod cel;
 
 pub use function::{Body, Function, Param};
 pub use partial::Verdict;
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::bag::Bag;
@@ -144,20 +148,72 @@ impl fmt::Display for Syntax {
     }
 }
 
+/// The language an expression is written in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Language {
+    /// Istio's own: absent attributes are errors unless `|` gives a default.
+    #[default]
+    Cexl,
+    /// CEL: absent attributes are zero.
+    Cel,
+    /// CEXL's syntax with CEL's meaning.
+    Compat,
+}
+
+impl Language {
+    /// As the annotation `policy.istio.io/lang` spells it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Language::Cexl => "CEXL",
+            Language::Cel => "CEL",
+            Language::Compat => "COMPAT",
+        }
+    }
+}
+
+/// In any letter case.
+impl FromStr for Language {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Language, String> {
+        [Language::Cexl, Language::Cel, Language::Compat]
+            .into_iter()
+            .find(|l| l.as_str().eq_ignore_ascii_case(text))
+            .ok_or_else(|| format!("'{text}' is no expression language; use CEXL, CEL or COMPAT"))
+    }
+}
+
+/// A result as tools show it: CEL has some that no attribute can have.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// A value.
+    Value(Value),
+    /// A map of texts that was made by a CEL expression and is no STRING_MAP.
+    Map(BTreeMap<String, String>),
+    /// The IP_ADDRESS of an absent attribute, which has no bytes.
+    NoAddress,
+}
+
+#[derive(Debug)]
+enum Program {
+    Cexl(Node),
+    Cel(cel::Program),
+}
+
 /// A checked expression, ready to be evaluated on bags of the table it was compiled against.
 #[derive(Clone, Debug)]
 pub struct Expression {
     text: Arc<str>,
+    language: Language,
     table: AttributeTable,
-    value_type: ValueType,
-    program: Arc<Node>,
+    value_type: Option<ValueType>,
+    program: Arc<Program>,
     slots: Arc<[Slot]>,
     equalities: Arc<[(Slot, Value)]>,
     faults: Arc<[String]>,
 }
 
 impl Expression {
-    /// Compiles text.
+    /// Compiles CEXL.
     ///
     /// # Errors
     /// The text is no expression, names what does not exist, or has a type error.
@@ -165,7 +221,52 @@ impl Expression {
         Expression::compile_with(text, table, &[])
     }
 
-    /// Compiles text that may call added functions.
+    /// Compiles text of a language whose value an attribute could have.
+    ///
+    /// # Errors
+    /// As [`Expression::compile`]; or the value is a list, null or of a type known at run time only.
+    pub fn compile_in(
+        language: Language,
+        text: &str,
+        table: &AttributeTable,
+    ) -> Result<Expression, CompileError> {
+        let expression = Expression::compile_any(language, text, table)?;
+        match expression.value_type {
+            Some(_) => Ok(expression),
+            None => Err(CompileError::new(
+                0,
+                "the value is of no type that attributes have",
+            )),
+        }
+    }
+
+    /// Compiles text of a language, whatever its value is: for tools.
+    ///
+    /// # Errors
+    /// As [`Expression::compile`].
+    pub fn compile_any(
+        language: Language,
+        text: &str,
+        table: &AttributeTable,
+    ) -> Result<Expression, CompileError> {
+        let compiled = match language {
+            Language::Cexl => return Expression::compile(text, table),
+            Language::Cel => cel::compile(text, table)?,
+            Language::Compat => cel::compile_compat(text, table)?,
+        };
+        Ok(Expression {
+            text: text.into(),
+            language,
+            table: table.clone(),
+            value_type: compiled.value_type,
+            program: Arc::new(Program::Cel(compiled.program)),
+            slots: compiled.slots.into(),
+            equalities: compiled.equalities.into(),
+            faults: compiled.faults.into(),
+        })
+    }
+
+    /// Compiles CEXL that may call added functions.
     ///
     /// # Errors
     /// As [`Expression::compile`].
@@ -177,8 +278,8 @@ impl Expression {
         Expression::from_syntax(text, &parse::parse(text, false)?, table, added)
     }
 
-    /// Compiles the right side of an attribute binding: `table` holds a generator's results as `output.NAME`,
-    /// which text may also write `$out.NAME`.
+    /// Compiles the right side of an attribute binding, which is CEXL: `table` holds a generator's results as
+    /// `output.NAME`, which text may also write `$out.NAME`.
     ///
     /// # Errors
     /// As [`Expression::compile`].
@@ -190,13 +291,16 @@ impl Expression {
     /// value is itself.
     ///
     /// # Errors
-    /// As [`Expression::compile`]; or the parameter is null, a list or an object.
+    /// As [`Expression::compile_in`]; or the parameter is null, a list or an object.
     pub fn compile_param(
+        language: Language,
         param: &serde_json::Value,
         table: &AttributeTable,
     ) -> Result<Expression, CompileError> {
         let value = match param {
-            serde_json::Value::String(text) => return Expression::compile(text, table),
+            serde_json::Value::String(text) => {
+                return Expression::compile_in(language, text, table);
+            }
             serde_json::Value::Bool(truth) => Value::Bool(*truth),
             serde_json::Value::Number(n) => match (n.as_i64(), n.as_f64()) {
                 (Some(n), _) => Value::Int64(n),
@@ -217,9 +321,10 @@ impl Expression {
     pub fn constant(value: Value, table: &AttributeTable) -> Expression {
         Expression {
             text: value.to_string().into(),
+            language: Language::Cexl,
             table: table.clone(),
-            value_type: value.value_type(),
-            program: Arc::new(Node::Constant(value)),
+            value_type: Some(value.value_type()),
+            program: Arc::new(Program::Cexl(Node::Constant(value))),
             slots: Arc::from([]),
             equalities: Arc::from([]),
             faults: Arc::from([]),
@@ -242,9 +347,10 @@ impl Expression {
             .collect();
         Ok(Expression {
             text: text.into(),
+            language: Language::Cexl,
             table: table.clone(),
-            value_type,
-            program: Arc::new(program),
+            value_type: Some(value_type),
+            program: Arc::new(Program::Cexl(program)),
             slots: lowering.slots.into(),
             equalities,
             faults: lowering.faults.into(),
@@ -256,8 +362,24 @@ impl Expression {
         &self.text
     }
 
-    /// Type of the value.
+    /// The language of the text.
+    pub fn language(&self) -> Language {
+        self.language
+    }
+
+    /// The table it was compiled against.
+    pub fn table(&self) -> &AttributeTable {
+        &self.table
+    }
+
+    /// Type of the value; STRING_MAP stands for any map when the value is of no type that attributes have, which
+    /// only [`Expression::compile_any`] lets through.
     pub fn value_type(&self) -> ValueType {
+        self.value_type.unwrap_or(ValueType::StringMap)
+    }
+
+    /// Type of the value; `None` when it is of no type that attributes have.
+    pub fn known_type(&self) -> Option<ValueType> {
         self.value_type
     }
 
@@ -285,10 +407,11 @@ impl Expression {
     }
 
     /// The value when it depends on no attribute.
-    pub fn as_constant(&self) -> Option<&Value> {
+    pub fn as_constant(&self) -> Option<Value> {
         match &*self.program {
-            Node::Constant(value) => Some(value),
-            _ => None,
+            Program::Cexl(Node::Constant(value)) => Some(value.clone()),
+            Program::Cexl(_) => None,
+            Program::Cel(program) => program.constant(),
         }
     }
 
@@ -306,11 +429,27 @@ impl Expression {
     /// An attribute is absent or of the wrong type, text is malformed, or `bag` is of another table.
     pub fn evaluate(&self, bag: &Bag, tracker: &mut Tracker) -> Result<Value, EvalError> {
         self.accepts(bag)?;
-        let view = self.program.view(bag, tracker)?;
+        let program = match &*self.program {
+            Program::Cexl(program) => program,
+            Program::Cel(program) => return program.value(bag, tracker),
+        };
+        let view = program.view(bag, tracker)?;
         if let evaluate::View::Map(map, Some(slot)) = &view {
             tracker.look_up_map(bag, *slot, map);
         }
         Ok(view.into_value())
+    }
+
+    /// The value as tools show it.
+    ///
+    /// # Errors
+    /// As [`Expression::evaluate`]; or the value is a list or null, which have no form here.
+    pub fn outcome(&self, bag: &Bag, tracker: &mut Tracker) -> Result<Outcome, EvalError> {
+        self.accepts(bag)?;
+        match &*self.program {
+            Program::Cexl(_) => self.evaluate(bag, tracker).map(Outcome::Value),
+            Program::Cel(program) => program.outcome(bag, tracker),
+        }
     }
 
     /// The truth of a BOOL expression, operands left to right.
@@ -319,24 +458,30 @@ impl Expression {
     /// As [`Expression::evaluate`]; or the expression is no BOOL.
     pub fn test(&self, bag: &Bag, tracker: &mut Tracker) -> Result<bool, EvalError> {
         self.accepts(bag)?;
-        self.program.test(bag, tracker)
+        match &*self.program {
+            Program::Cexl(program) => program.test(bag, tracker),
+            Program::Cel(program) => program.test(bag, tracker),
+        }
     }
 
-    /// Whether a rule with this match applies. As [`Expression::test`], except that of operands joined by `&&`
-    /// at the top one that is false decides, whatever another one fails with: a rule for one service does not
-    /// fail on requests to another.
+    /// Whether a rule with this match applies. As [`Expression::test`], except that in CEXL too, of operands
+    /// joined by `&&` at the top one that is false decides, whatever another one fails with: a rule for one
+    /// service does not fail on requests to another.
     ///
     /// # Errors
     /// As [`Expression::test`].
     pub fn holds(&self, bag: &Bag, tracker: &mut Tracker) -> Result<bool, EvalError> {
         self.accepts(bag)?;
-        self.program.holds(bag, tracker)
+        match &*self.program {
+            Program::Cexl(program) => program.holds(bag, tracker),
+            Program::Cel(program) => program.test(bag, tracker),
+        }
     }
 
     /// What [`Expression::holds`] will say when some attributes are known beforehand. An attribute for which
     /// `known` has nothing may have any value or be absent.
     pub fn partial(&self, known: &impl Fn(&str) -> Option<Value>) -> Verdict {
-        if self.value_type != ValueType::Bool {
+        if self.value_type != Some(ValueType::Bool) {
             return Verdict::Unknown;
         }
         let mut bag = Bag::new(&self.table);
@@ -345,6 +490,11 @@ impl Expression {
                 bag.set(*slot, value);
             }
         }
-        partial::holds(&self.program, &bag, &|slot| bag.get(slot).is_none()).verdict()
+        let is_unknown = |slot: Slot| bag.get(slot).is_none();
+        match &*self.program {
+            Program::Cexl(program) => partial::holds(program, &bag, &is_unknown),
+            Program::Cel(program) => program.holds(&bag, &is_unknown),
+        }
+        .verdict()
     }
 }

@@ -7,6 +7,7 @@
 
 mod text;
 mod value;
+mod json;
 mod names;
 mod table;
 mod vocabulary;
@@ -18,9 +19,9 @@ pub mod expression;
 pub mod rules;
 
 pub use bag::{Bag, UnknownAttribute};
-pub use expression::{CompileError, EvalError, Expression, Verdict};
+pub use expression::{CompileError, EvalError, Expression, Language, Outcome, Verdict};
 pub use names::NameError;
-pub use rules::{Decision, OnMatchError, Plan, Rule, RuleError, RuleSpec, Selected};
+pub use rules::{Decision, OnMatchError, Plan, Rule, RuleSpec, Selected};
 pub use table::{AttributeTable, ManifestError, Slot};
 pub use text::Text;
 pub use tracker::Tracker;

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fmt;
 
 use crate::bag::Bag;
-use crate::expression::{CompileError, EvalError, Expression, Verdict};
+use crate::expression::{EvalError, Expression, Verdict};
 use crate::table::{AttributeTable, Slot};
 use crate::text::Text;
 use crate::tracker::Tracker;
@@ -36,44 +36,14 @@ pub struct RuleSpec<A> {
     pub namespace: String,
     /// Its name in the namespace.
     pub name: String,
-    /// The condition; empty means always.
-    pub condition: String,
+    /// The condition, a BOOL compiled against the plan's table; `None` means always.
+    pub condition: Option<Expression>,
     /// Rules of a higher priority come first; 0 is usual.
     pub priority: i32,
     /// What to do when the condition fails.
     pub on_error: OnMatchError,
     /// What to do when it holds.
     pub actions: Vec<A>,
-}
-
-/// A rule that cannot be used. The rest of the plan can; a caller that has a working older version of the rule
-/// should keep that.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("rule {namespace}/{name}: {reason}")]
-pub struct RuleError {
-    /// Namespace of the rule.
-    pub namespace: String,
-    /// Name of the rule.
-    pub name: String,
-    /// What is wrong with it.
-    pub reason: RuleErrorReason,
-}
-
-/// What is wrong with a rule.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RuleErrorReason {
-    /// The match does not compile.
-    #[error("match, byte {at}: {0}", at = .0.at)]
-    Match(CompileError),
-    /// The match is no condition.
-    #[error("match is of type {0}, not BOOL")]
-    NotBool(ValueType),
-    /// A part of the match can only fail.
-    #[error("match: {0}")]
-    AlwaysFails(String),
-    /// Another rule has the same namespace and name.
-    #[error("is defined twice")]
-    Duplicate,
 }
 
 /// A rule of a plan.
@@ -217,37 +187,23 @@ struct Scope {
 }
 
 impl<A> Plan<A> {
-    /// Builds a plan of the rules that can be used, and tells about the others.
+    /// Builds a plan. Conditions of another table than `table` fail on every request.
     pub fn build(
         specs: impl IntoIterator<Item = RuleSpec<A>>,
         table: &AttributeTable,
         default_namespace: &str,
-    ) -> (Plan<A>, Vec<RuleError>) {
-        let mut errors = Vec::new();
-        let mut rules: Vec<Rule<A>> = Vec::new();
-        let mut names = std::collections::HashSet::new();
-        for spec in specs {
-            let refuse = |reason| RuleError {
-                namespace: spec.namespace.clone(),
-                name: spec.name.clone(),
-                reason,
-            };
-            if !names.insert((spec.namespace.clone(), spec.name.clone())) {
-                errors.push(refuse(RuleErrorReason::Duplicate));
-                continue;
-            }
-            match compile(&spec.condition, table) {
-                Ok(condition) => rules.push(Rule {
-                    namespace: spec.namespace.into(),
-                    name: spec.name.into(),
-                    priority: spec.priority,
-                    on_error: spec.on_error,
-                    condition,
-                    actions: spec.actions,
-                }),
-                Err(reason) => errors.push(refuse(reason)),
-            }
-        }
+    ) -> Plan<A> {
+        let mut rules: Vec<Rule<A>> = specs
+            .into_iter()
+            .map(|spec| Rule {
+                namespace: spec.namespace.into(),
+                name: spec.name.into(),
+                priority: spec.priority,
+                on_error: spec.on_error,
+                condition: spec.condition,
+                actions: spec.actions,
+            })
+            .collect();
         rules.sort_by(|a, b| {
             let key = |r: &Rule<A>| {
                 (
@@ -277,16 +233,13 @@ impl<A> Plan<A> {
             source_namespace: table.slot("source.namespace"),
             destination_namespace: table.slot("destination.namespace"),
         };
-        (
-            Plan {
-                table: table.clone(),
-                rules,
-                everywhere,
-                by_namespace,
-                scope,
-            },
-            errors,
-        )
+        Plan {
+            table: table.clone(),
+            rules,
+            everywhere,
+            by_namespace,
+            scope,
+        }
     }
 
     /// Every rule, in order.
@@ -360,18 +313,6 @@ impl<A> fmt::Debug for Plan<A> {
             .iter()
             .map(|r| format!("{}/{}", r.namespace, r.name));
         f.debug_list().entries(rules).finish()
-    }
-}
-
-fn compile(text: &str, table: &AttributeTable) -> Result<Option<Expression>, RuleErrorReason> {
-    if text.trim().is_empty() {
-        return Ok(None);
-    }
-    let condition = Expression::compile(text, table).map_err(RuleErrorReason::Match)?;
-    match (condition.value_type(), condition.faults().first()) {
-        (ValueType::Bool, None) => Ok(Some(condition)),
-        (ValueType::Bool, Some(fault)) => Err(RuleErrorReason::AlwaysFails(fault.clone())),
-        (other, _) => Err(RuleErrorReason::NotBool(other)),
     }
 }
 

@@ -160,6 +160,18 @@ impl AttributeTable {
         self.0.by_name.get(name).copied()
     }
 
+    /// Whether some attribute's name is `name`, a dot, and more.
+    pub(crate) fn is_group(&self, name: &str) -> bool {
+        // Names are sorted, and what begins with `name.` stands together.
+        let prefix = format!("{name}.");
+        let at = self
+            .0
+            .attributes
+            .partition_point(|(n, _)| n.as_str() < prefix.as_str());
+        let next = self.0.attributes.get(at);
+        next.is_some_and(|(n, _)| n.starts_with(&prefix))
+    }
+
     /// The slot of the attribute whose name is this word of the global dictionary.
     pub(crate) fn slot_of_word(&self, index: usize) -> Option<Slot> {
         self.0.by_word.get(index).copied().flatten()

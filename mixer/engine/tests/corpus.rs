@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use lateen_engine::expression::{Function, Param, Syntax};
 use lateen_engine::{
-    AttributeTable, Bag, Expression, StringMap, Text, Tracker, Value, ValueType, parse_timestamp,
+    AttributeTable, Bag, Expression, Language, Outcome, StringMap, Text, Tracker, Value, ValueType,
+    parse_timestamp,
 };
 use serde_json::Value as Json;
 
@@ -234,6 +235,106 @@ fn expressions() {
     tally.finish("expressions.jsonl");
 }
 
+/// A row on the CEL runtime; `want` has the expected outcome.
+fn cel_row(
+    row: &Json,
+    want: &Json,
+    table: &AttributeTable,
+    language: Language,
+) -> Result<&'static str, String> {
+    let may_fail = want["compile"] == "may-fail";
+    let expression = match Expression::compile_any(language, text(row, "expr"), table) {
+        Err(_) if may_fail => return Ok("may fail"),
+        Err(error) if want["compile_error"] == true => {
+            let got = error.to_string();
+            return if error_fits(want, &got) {
+                Ok("compile error")
+            } else {
+                Err(got)
+            };
+        }
+        Err(error) => return Err(format!("does not compile: {error}")),
+        Ok(_) if want["compile_error"] == true => return Err("compiles".into()),
+        Ok(expression) => expression,
+    };
+    let mut bag = Bag::new(table);
+    for (name, json) in row["attributes"].as_object().into_iter().flatten() {
+        if let (Some(slot), Some(value)) = (table.slot(name), value(json)) {
+            bag.set(slot, value);
+        }
+    }
+    let mut tracker = Tracker::new();
+    let result = expression.outcome(&bag, &mut tracker);
+    if let Some(list) = want["referenced"].as_array() {
+        let want: Vec<&str> = list.iter().filter_map(Json::as_str).collect();
+        let got = tracker.names(table);
+        if got != want {
+            return Err(format!("referenced {got:?}, not {want:?}"));
+        }
+    }
+    let got = match result {
+        Err(_) if may_fail || want["or_error"] == true => return Ok("run-time error"),
+        Err(error) if want["error"].is_string() && error_fits(want, &error.to_string()) => {
+            return Ok("run-time error");
+        }
+        Err(error) => return Err(format!("fails: {error}")),
+        Ok(_) if may_fail => return Ok("may fail"),
+        Ok(got) if want["error"].is_string() => return Err(format!("is {got:?}")),
+        Ok(got) => got,
+    };
+    let wanted = &want["result"];
+    let same = match &got {
+        Outcome::NoAddress => wanted["type"] == "IP_ADDRESS" && wanted["value"] == "",
+        Outcome::Map(map) => {
+            wanted["type"] == "CEL_MAP" && wanted["value"] == serde_json::to_value(map).unwrap()
+        }
+        Outcome::Value(got) => match (got, value(wanted)) {
+            (Value::Ip(_), Some(want @ Value::Ip(_))) => got.equals(&want) == Ok(true),
+            // Plain CEL rows write the texts of e-mail addresses, URIs and DNS names as strings.
+            (got, Some(Value::String(want))) => got.as_text() == Some(&want),
+            (got, want) => Some(got) == want.as_ref(),
+        },
+    };
+    if same {
+        Ok("value")
+    } else {
+        Err(format!("is {got:?}"))
+    }
+}
+
+fn run_cel(file: &str, language: Language, want: impl Fn(&Json) -> Json) {
+    let Some(rows) = rows(file) else {
+        return;
+    };
+    let manifests: Json =
+        serde_json::from_str(&std::fs::read_to_string(corpus("manifest.json").unwrap()).unwrap())
+            .unwrap();
+    let mut tally = Tally::default();
+    for row in &rows {
+        if !row["custom_functions"].is_null() {
+            continue; // types it declares differently are for CEXL
+        }
+        let table = manifest(&manifests["manifests"][text(row, "manifest")]);
+        match cel_row(row, &want(row), &table, language) {
+            Ok(kind) => tally.add(kind, row, Ok(())),
+            Err(why) => tally.add("expression", row, Err(why)),
+        }
+    }
+    tally.finish(file);
+}
+
+#[test]
+fn expressions_in_cel() {
+    run_cel("expressions_cel.jsonl", Language::Cel, Json::clone);
+}
+
+#[test]
+fn expressions_in_compat() {
+    run_cel("expressions.jsonl", Language::Compat, |row| {
+        row["compat"].clone()
+    });
+}
+
 fn syntax_row(row: &Json) -> Result<(), String> {
     match text(row, "kind") {
         "parse_ok" => {
@@ -265,7 +366,7 @@ fn syntax_row(row: &Json) -> Result<(), String> {
                 (Ok(got), false) => {
                     let ty = row["type"].as_str().or(row["as_type"].as_str()).unwrap();
                     let want = value(&serde_json::json!({"type": ty, "value": row["value"]}));
-                    if got.as_constant() == want.as_ref() {
+                    if got.as_constant() == want {
                         Ok(())
                     } else {
                         Err(format!("is {:?}", got.as_constant()))

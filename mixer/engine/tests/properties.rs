@@ -216,12 +216,12 @@ proptest! {
         let specs = conditions.iter().enumerate().map(|(at, condition)| RuleSpec {
             namespace: "root".into(),
             name: format!("{at:03}"),
-            condition: condition.clone(),
+            condition: Some(Expression::compile(condition, &table).unwrap()),
             priority: 0,
             on_error: OnMatchError::Deny,
             actions: vec![at],
         });
-        let (plan, _) = Plan::build(specs, &table, "root");
+        let plan = Plan::build(specs, &table, "root");
         let bag = bag(&attributes);
         let want: Vec<usize> = plan.rules().iter()
             .filter(|r| r.condition().is_none_or(|c| c.holds(&bag, &mut Tracker::off()) != Ok(false)))

@@ -317,7 +317,7 @@ impl Builder {
 
     fn compile_instances(&self, sorted: &Sorted, attempt: &mut Attempt) {
         for (key, source) in &sorted.instances {
-            let compile = |s: &Source| Instance::compile(key, &s.spec, &attempt.table);
+            let compile = |s: &Source| Instance::compile(s, &attempt.table);
             let found = match compile(source) {
                 Ok(instance) => Some((source, instance)),
                 Err(faults) => {
@@ -541,7 +541,7 @@ impl InForce {
     fn compile(&self, table: &AttributeTable, default_namespace: &str) -> Option<Draft> {
         let mut instances = BTreeMap::new();
         for source in &self.instances {
-            let instance = Instance::compile(&source.key, &source.spec, table).ok()?;
+            let instance = Instance::compile(source, table).ok()?;
             instances.insert(source.key.clone(), Arc::new(instance));
         }
         let names = OwnNames {

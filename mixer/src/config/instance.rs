@@ -11,10 +11,10 @@ use lateen_adapter::{
     instance::{FieldValue, Fields},
     template,
 };
-use lateen_engine::{AttributeTable, Bag, EvalError, Expression, Slot, Tracker};
+use lateen_engine::{AttributeTable, Bag, EvalError, Expression, Language, Slot, Tracker};
 use serde_json::{Map, Value as Json};
 
-use super::object::{Fault, Key};
+use super::object::{Fault, Source};
 
 /// A compiled instance.
 #[derive(Debug)]
@@ -141,10 +141,12 @@ impl Instance {
     ///
     /// # Errors
     /// Unknown fields, expressions that do not compile or have the wrong type.
-    pub fn compile(key: &Key, spec: &Json, table: &AttributeTable) -> Result<Self, Vec<Fault>> {
-        let raw = Raw::new(&key.kind, spec).map_err(|fault| vec![fault])?;
+    pub fn compile(source: &Source, table: &AttributeTable) -> Result<Self, Vec<Fault>> {
+        let key = &source.key;
+        let raw = Raw::new(&key.kind, &source.spec).map_err(|fault| vec![fault])?;
         let name = key.full_name();
         let mut compiler = Compiler {
+            language: source.language().map_err(|fault| vec![fault])?,
             table,
             faults: Vec::new(),
             types: Vec::new(),
@@ -244,6 +246,7 @@ fn evaluate(
 }
 
 struct Compiler<'a> {
+    language: Language,
     table: &'a AttributeTable,
     faults: Vec<Fault>,
     types: Vec<(Arc<str>, ValueType)>,
@@ -319,7 +322,7 @@ impl Compiler<'_> {
         if json.is_null() || json.as_str() == Some("") {
             return None;
         }
-        match Expression::compile_param(json, self.table) {
+        match Expression::compile_param(self.language, json, self.table) {
             Err(error) => {
                 self.faults.push(Fault::new(at, error));
                 None

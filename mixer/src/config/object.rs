@@ -3,8 +3,12 @@
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use lateen_config::{Origin, Severity};
+use lateen_engine::Language;
 use serde::Serialize;
 use serde_json::Value as Json;
+
+/// The annotation that names the language of an object's expressions: CEXL (usual), CEL or COMPAT.
+pub const LANGUAGE: &str = "policy.istio.io/lang";
 
 /// Names an object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -67,6 +71,19 @@ impl Source {
             reason: reason.into(),
             is_refused: severity == Severity::Error,
             is_held: false,
+        }
+    }
+
+    /// The language of the object's expressions.
+    ///
+    /// # Errors
+    /// The annotation names none.
+    pub fn language(&self) -> Result<Language, Fault> {
+        match self.annotations.get(LANGUAGE) {
+            None => Ok(Language::default()),
+            Some(text) => text
+                .parse()
+                .map_err(|reason| Fault::new("", format!("{LANGUAGE}: {reason}"))),
         }
     }
 

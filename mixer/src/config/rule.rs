@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lateen_adapter::{ValueType, Variety};
-use lateen_engine::{AttributeTable, Expression};
+use lateen_engine::{AttributeTable, Expression, Language};
 use serde::Deserialize;
 use serde_json::Value as Json;
 
@@ -19,8 +19,6 @@ pub const FAIL_MODE: &str = "policy.istio.io/fail-mode";
 pub const PRIORITY: &str = "policy.istio.io/priority";
 /// The annotation that has callers told how their quota stands, in `RateLimit` header fields.
 pub const RATE_LIMIT_HEADERS: &str = "policy.istio.io/rate-limit-headers";
-/// The annotation that names the language of a rule's expressions.
-const LANGUAGE: &str = "policy.istio.io/lang";
 
 /// What a check comes to when its match fails, or its handler does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -237,13 +235,12 @@ impl Draft {
                 false
             }
         };
-        if let Some(other) = source.annotations.get(LANGUAGE).filter(|l| *l != "CEXL") {
-            faults.push(Fault::new(
-                "",
-                format!("{LANGUAGE} {other:?} is not supported; use CEXL"),
-            ));
-        }
-        let condition = condition(&raw.condition, table, &mut faults);
+        let language = source.language().unwrap_or_else(|fault| {
+            faults.push(fault);
+            Language::default()
+        });
+        let expressions = Expressions { language, table };
+        let condition = expressions.condition(&raw.condition, &mut faults);
         let mut actions = Vec::new();
         for (i, action) in raw.actions.iter().enumerate() {
             actions.extend(resolve(
@@ -254,16 +251,14 @@ impl Draft {
                 &mut faults,
             ));
         }
-        let request_headers = header_operations(
+        let request_headers = expressions.header_operations(
             &raw.request_header_operations,
             "requestHeaderOperations",
-            table,
             &mut faults,
         );
-        let response_headers = header_operations(
+        let response_headers = expressions.header_operations(
             &raw.response_header_operations,
             "responseHeaderOperations",
-            table,
             &mut faults,
         );
         let is_empty =
@@ -319,29 +314,75 @@ impl Draft {
     }
 }
 
-fn condition(json: &Json, table: &AttributeTable, faults: &mut Vec<Fault>) -> Option<Expression> {
-    if json.is_null() || json.as_str().is_some_and(|text| text.trim().is_empty()) {
-        return None;
+/// Compiles a rule's own expressions.
+struct Expressions<'a> {
+    language: Language,
+    table: &'a AttributeTable,
+}
+
+impl Expressions<'_> {
+    fn condition(&self, json: &Json, faults: &mut Vec<Fault>) -> Option<Expression> {
+        if json.is_null() || json.as_str().is_some_and(|text| text.trim().is_empty()) {
+            return None;
+        }
+        match Expression::compile_param(self.language, json, self.table) {
+            Err(error) => {
+                faults.push(Fault::new("match", error));
+                None
+            }
+            Ok(expression) if expression.value_type() != ValueType::Bool => {
+                let ty = expression.value_type();
+                faults.push(Fault::new("match", format!("the match is {ty}, not BOOL")));
+                None
+            }
+            Ok(expression) => {
+                faults.extend(
+                    expression
+                        .faults()
+                        .iter()
+                        .map(|fault| Fault::new("match", fault)),
+                );
+                Some(expression)
+            }
+        }
     }
-    match Expression::compile_param(json, table) {
-        Err(error) => {
-            faults.push(Fault::new("match", error));
-            None
+
+    fn header_operations(
+        &self,
+        raw: &[RawHeaderOperation],
+        field: &str,
+        faults: &mut Vec<Fault>,
+    ) -> Vec<HeaderOperation> {
+        let mut operations = Vec::with_capacity(raw.len());
+        for (i, one) in raw.iter().enumerate() {
+            if one.name.is_empty() {
+                faults.push(Fault::new(
+                    format!("{field}[{i}].name"),
+                    "the header has no name",
+                ));
+            }
+            let mut values = Vec::with_capacity(one.values.len());
+            for (j, text) in one.values.iter().enumerate() {
+                let at = format!("{field}[{i}].values[{j}]");
+                match Expression::compile_in(self.language, text, self.table) {
+                    Err(error) => faults.push(Fault::new(at, error)),
+                    Ok(expression) if !expression.value_type().is_text() => {
+                        let ty = expression.value_type();
+                        faults.push(Fault::new(
+                            at,
+                            format!("a header's value is {ty}, not STRING"),
+                        ));
+                    }
+                    Ok(expression) => values.push(expression),
+                }
+            }
+            operations.push(HeaderOperation {
+                name: one.name.clone(),
+                values,
+                operation: one.operation,
+            });
         }
-        Ok(expression) if expression.value_type() != ValueType::Bool => {
-            let ty = expression.value_type();
-            faults.push(Fault::new("match", format!("the match is {ty}, not BOOL")));
-            None
-        }
-        Ok(expression) => {
-            faults.extend(
-                expression
-                    .faults()
-                    .iter()
-                    .map(|fault| Fault::new("match", fault)),
-            );
-            Some(expression)
-        }
+        operations
     }
 }
 
@@ -388,42 +429,4 @@ fn resolve(
         }
     }
     Some((handler?.0, instances))
-}
-
-fn header_operations(
-    raw: &[RawHeaderOperation],
-    field: &str,
-    table: &AttributeTable,
-    faults: &mut Vec<Fault>,
-) -> Vec<HeaderOperation> {
-    let mut operations = Vec::with_capacity(raw.len());
-    for (i, one) in raw.iter().enumerate() {
-        if one.name.is_empty() {
-            faults.push(Fault::new(
-                format!("{field}[{i}].name"),
-                "the header has no name",
-            ));
-        }
-        let mut values = Vec::with_capacity(one.values.len());
-        for (j, text) in one.values.iter().enumerate() {
-            let at = format!("{field}[{i}].values[{j}]");
-            match Expression::compile(text, table) {
-                Err(error) => faults.push(Fault::new(at, error)),
-                Ok(expression) if !expression.value_type().is_text() => {
-                    let ty = expression.value_type();
-                    faults.push(Fault::new(
-                        at,
-                        format!("a header's value is {ty}, not STRING"),
-                    ));
-                }
-                Ok(expression) => values.push(expression),
-            }
-        }
-        operations.push(HeaderOperation {
-            name: one.name.clone(),
-            values,
-            operation: one.operation,
-        });
-    }
-    operations
 }

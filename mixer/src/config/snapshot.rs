@@ -45,7 +45,7 @@ impl Snapshot {
             let specs = rules.iter().filter(|r| is_in(r)).map(|rule| RuleSpec {
                 namespace: rule.namespace.to_string(),
                 name: rule.name.to_string(),
-                condition: rule.condition.as_ref().map_or("", |c| c.text()).to_owned(),
+                condition: rule.condition.clone(),
                 priority: rule.priority,
                 on_error: match rule.fail_mode {
                     FailMode::Open => OnMatchError::Skip,
@@ -53,10 +53,7 @@ impl Snapshot {
                 },
                 actions: vec![Arc::clone(rule)],
             });
-            let (plan, errors) = Plan::build(specs, &table, default_namespace);
-            // The same texts have been compiled against the same table before.
-            debug_assert!(errors.is_empty(), "{errors:?}");
-            plan
+            Plan::build(specs, &table, default_namespace)
         };
         Self {
             generation,

@@ -1,7 +1,7 @@
 //! Expressions from configuration: compiled, printed, and evaluated over a request without attributes.
 #![no_main]
 
-use lateen_engine::{AttributeTable, Bag, Expression, Tracker};
+use lateen_engine::{AttributeTable, Bag, Expression, Language, Tracker};
 use libfuzzer_sys::fuzz_target;
 
 thread_local! {
@@ -13,13 +13,15 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     TABLE.with(|table| {
-        let Ok(expression) = Expression::compile(text, table) else {
-            return;
-        };
-        let bag = Bag::new(table);
-        let tracked = expression.evaluate(&bag, &mut Tracker::new());
-        let plain = expression.evaluate(&bag, &mut Tracker::off());
-        assert_eq!(tracked.is_ok(), plain.is_ok());
-        expression.partial(&|_| None);
+        for language in [Language::Cexl, Language::Cel, Language::Compat] {
+            let Ok(expression) = Expression::compile_any(language, text, table) else {
+                continue;
+            };
+            let bag = Bag::new(table);
+            let tracked = expression.outcome(&bag, &mut Tracker::new());
+            let plain = expression.outcome(&bag, &mut Tracker::off());
+            assert_eq!(tracked.is_ok(), plain.is_ok());
+            expression.partial(&|_| None);
+        }
     });
 });

@@ -405,7 +405,7 @@ fn add(left: &View<'_>, right: &View<'_>) -> Result<Value, EvalError> {
     }
 }
 
-fn convert(function: Unary, text: &Text) -> Result<Value, EvalError> {
+pub(super) fn convert(function: Unary, text: &Text) -> Result<Value, EvalError> {
     let fail = |reason: String| EvalError::Conversion(reason);
     match function {
         Unary::ToLower => Ok(Value::String(Text::from(text.to_lowercase()))),

@@ -19,28 +19,28 @@ pub enum Verdict {
 /// The outcomes that are possible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Outcomes {
-    yes: bool,
-    no: bool,
-    failure: bool,
+    pub(super) yes: bool,
+    pub(super) no: bool,
+    pub(super) failure: bool,
 }
 
 impl Outcomes {
-    const ALL: Outcomes = Outcomes {
+    pub(super) const ALL: Outcomes = Outcomes {
         yes: true,
         no: true,
         failure: true,
     };
-    const YES: Outcomes = Outcomes {
+    pub(super) const YES: Outcomes = Outcomes {
         yes: true,
         no: false,
         failure: false,
     };
-    const NO: Outcomes = Outcomes {
+    pub(super) const NO: Outcomes = Outcomes {
         yes: false,
         no: true,
         failure: false,
     };
-    const FAILURE: Outcomes = Outcomes {
+    pub(super) const FAILURE: Outcomes = Outcomes {
         yes: false,
         no: false,
         failure: true,

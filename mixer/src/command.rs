@@ -1,0 +1,38 @@
+//! What `mixer` does besides serving: expressions tried by hand and calls to a running Mixer.
+
+pub mod attributes;
+pub mod eval;
+
+use crate::Args;
+
+/// Attribute-based policy and telemetry.
+#[derive(Debug, clap::Parser)]
+#[command(name = "mixer", version)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Cli {
+    /// What to do; without one, serve.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How to serve.
+    #[command(flatten)]
+    pub serve: Args,
+}
+
+/// What to do instead of serving.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Evaluate an expression, or a file of them.
+    Eval(eval::Options),
+}
+
+impl Command {
+    /// Does it.
+    ///
+    /// # Errors
+    /// What went wrong, and where.
+    pub async fn run(self) -> anyhow::Result<()> {
+        match self {
+            Command::Eval(options) => eval::run(&options, &mut std::io::stdout().lock()),
+        }
+    }
+}
