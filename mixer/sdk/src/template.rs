@@ -196,6 +196,72 @@ pub static LOGENTRY: Template = report(
     ],
 );
 
+/// A span of a trace.
+pub static TRACESPAN: Template = report(
+    "tracespan",
+    &[
+        string("trace_id"),
+        string("span_id"),
+        string("parent_span_id"),
+        string("span_name"),
+        exact("start_time", ValueType::Timestamp),
+        exact("end_time", ValueType::Timestamp),
+        map("span_tags"),
+        exact("http_status_code", ValueType::Int64),
+        exact("client_span", ValueType::Bool),
+        exact("rewrite_client_span_id", ValueType::Bool),
+        string("source_name"),
+        exact("source_ip", ValueType::IpAddress),
+        string("destination_name"),
+        exact("destination_ip", ValueType::IpAddress),
+        exact("request_size", ValueType::Int64),
+        exact("request_total_size", ValueType::Int64),
+        exact("response_size", ValueType::Int64),
+        exact("response_total_size", ValueType::Int64),
+        string("api_protocol"),
+    ],
+);
+
+/// That one workload called another.
+pub static EDGE: Template = report(
+    "edge",
+    &[
+        exact("timestamp", ValueType::Timestamp),
+        string("source_workload_namespace"),
+        string("source_workload_name"),
+        string("source_owner"),
+        string("source_uid"),
+        string("destination_workload_namespace"),
+        string("destination_workload_name"),
+        string("destination_owner"),
+        string("destination_uid"),
+        string("destination_service_namespace"),
+        string("destination_service_name"),
+        string("context_protocol"),
+        string("api_protocol"),
+    ],
+);
+
+/// A call, as Istio 1.0's service control wants to know it.
+pub static SERVICECONTROLREPORT: Template = report(
+    "servicecontrolreport",
+    &[
+        string("api_version"),
+        string("api_operation"),
+        string("api_protocol"),
+        string("api_service"),
+        string("api_key"),
+        exact("request_time", ValueType::Timestamp),
+        string("request_method"),
+        string("request_path"),
+        exact("request_bytes", ValueType::Int64),
+        exact("response_time", ValueType::Timestamp),
+        exact("response_code", ValueType::Int64),
+        exact("response_bytes", ValueType::Int64),
+        exact("response_latency", ValueType::Duration),
+    ],
+);
+
 /// The workloads at both ends, from their uid or address.
 pub static KUBERNETES: Template = Template {
     name: "kubernetes",
@@ -244,6 +310,9 @@ pub static ALL: &[&Template] = &[
     &REPORTNOTHING,
     &METRIC,
     &LOGENTRY,
+    &TRACESPAN,
+    &EDGE,
+    &SERVICECONTROLREPORT,
     &KUBERNETES,
 ];
 
