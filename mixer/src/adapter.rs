@@ -2,10 +2,12 @@
 
 pub mod denier;
 pub mod kubernetesenv;
+mod json;
 mod limits;
 pub mod listchecker;
 pub mod memquota;
 pub mod noop;
+pub mod opa;
 pub mod prometheus;
 pub mod rbac;
 pub mod redisquota;
@@ -36,6 +38,7 @@ impl Inventory {
             .with(Arc::new(memquota::MemQuota))
             .with(Arc::new(redisquota::RedisQuota))
             .with(Arc::new(rbac::Rbac::new(policies)))
+            .with(Arc::new(opa::Opa))
             .with(Arc::new(prometheus::Prometheus::new(exposition)))
             .with(Arc::new(stdio::Stdio::default()))
             .with(Arc::new(kubernetesenv::KubernetesEnv))

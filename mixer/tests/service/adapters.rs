@@ -12,6 +12,7 @@ use mixer::{
         kubernetesenv::KubernetesEnv,
         listchecker::ListChecker,
         memquota::MemQuota,
+        opa::Opa,
         prometheus::{Exposition, Prometheus},
         redisquota::RedisQuota,
         stdio::Stdio,
@@ -41,6 +42,10 @@ async fn cases() {
         (
             Arc::new(MemQuota),
             include_str!("../../testdata/adapter/memquota.yaml"),
+        ),
+        (
+            Arc::new(Opa),
+            include_str!("../../testdata/adapter/opa.yaml"),
         ),
         (
             Arc::new(RedisQuota),

@@ -1,0 +1,146 @@
+//! opa: direct responses, a server that answers by OPA's REST API, and one that does not.
+
+use std::{convert::Infallible, sync::Arc};
+
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Request, Response, body::Bytes, body::Incoming, service::service_fn};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value as Json, json};
+use tokio::net::TcpListener;
+
+use crate::support::{Mesh, text, told};
+
+fn rules(params: &str) -> String {
+    format!(
+        r#"
+apiVersion: config.istio.io/v1alpha2
+kind: opa
+metadata: {{ name: opa, namespace: istio-system }}
+spec: {params}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: authorization
+metadata: {{ name: who, namespace: istio-system }}
+spec:
+  subject: {{ user: source.principal | "" }}
+  action: {{ method: request.method | "", path: request.path | "" }}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: rule
+metadata: {{ name: opa, namespace: istio-system }}
+spec: {{ actions: [ {{ handler: opa.opa, instances: [ who.authorization ] }} ] }}
+"#
+    )
+}
+
+/// Answers what `decide` makes of a request to `/v1/data/mesh/allow`; anything else is 404 or 400.
+async fn opa(decide: impl Fn(&Json) -> Json + Send + Sync + 'static) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let decide = Arc::new(decide);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let decide = Arc::clone(&decide);
+            let service = service_fn(move |request: Request<Incoming>| {
+                let decide = Arc::clone(&decide);
+                async move {
+                    let is_known = request.method() == "POST"
+                        && request.uri().path() == "/v1/data/mesh/allow"
+                        && request.headers()["content-type"] == "application/json";
+                    let body = request.into_body().collect().await.unwrap().to_bytes();
+                    let (status, answer) = match serde_json::from_slice::<Json>(&body) {
+                        _ if !is_known => (404, json!({})),
+                        Ok(body) if body["input"].is_object() => (200, decide(&body["input"])),
+                        _ => (400, json!({})),
+                    };
+                    let response = Response::builder()
+                        .status(status)
+                        .body(Full::new(Bytes::from(answer.to_string())))
+                        .unwrap();
+                    Ok::<_, Infallible>(response)
+                }
+            });
+            let io = TokioIo::new(stream);
+            tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(io, service));
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_server_is_asked_for_each_request() {
+    let address = opa(|input| match input["subject"]["user"].as_str() {
+        Some("alice") => json!({ "result": input["action"]["method"] == "GET" }),
+        Some("bob") => json!({ "result": {
+            "allowed": false, "http_status": 302, "body": "elsewhere", "headers": { "location": "/login" },
+        } }),
+        Some("carol") => json!({ "result": 7 }),
+        _ => json!({}),
+    })
+    .await;
+    let params = format!("{{ serverUrl: \"http://{address}\", checkMethod: data.mesh.allow }}");
+    let mut mesh = Mesh::start(&[("rules.yaml", &rules(&params))]).await;
+    assert_eq!(mesh.refused(), [""; 0]);
+    let rejected = "PERMISSION_DENIED:opa.opa.istio-system:opa: request was rejected";
+    for (user, method, want) in [
+        ("alice", "GET", "OK:"),
+        ("alice", "PUT", rejected),
+        ("bob", "GET", rejected),
+        ("mallory", "GET", rejected),
+        (
+            "carol",
+            "GET",
+            "UNAVAILABLE:opa.opa.istio-system:its answer is neither true, false nor an object: 7",
+        ),
+    ] {
+        let attributes = [
+            ("source.principal", text(user)),
+            ("request.method", text(method)),
+        ];
+        let answer = mesh.check(&attributes).await;
+        assert_eq!(told(&answer), want, "{user} {method}");
+        assert_eq!(answer.valid_use_count, 0);
+        if user == "bob" {
+            let directive = answer.route_directive.unwrap();
+            assert_eq!(directive.direct_response_code, 302);
+            assert_eq!(directive.direct_response_body, "elsewhere");
+            assert_eq!(directive.response_header_operations[0].value, "/login");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_allows_nothing() {
+    let params = "{ serverUrl: \"http://127.0.0.1:1\", checkMethod: data.mesh.allow }";
+    let mut mesh = Mesh::start(&[("rules.yaml", &rules(params))]).await;
+    let answer = told(&mesh.check(&[]).await);
+    let want = "UNAVAILABLE:opa.opa.istio-system:OPA at http://127.0.0.1:1/v1/data/mesh/allow:";
+    assert!(answer.starts_with(want), "{answer}");
+}
+
+#[tokio::test]
+async fn many_evaluations_at_a_time_do_not_mix() {
+    let policy = r#"{ policy: [ "package p\nallow { input.subject.user == input.action.path }" ], checkMethod: data.p.allow }"#;
+    let mesh = Mesh::start(&[("rules.yaml", &rules(policy))]).await;
+    assert_eq!(mesh.refused(), [""; 0]);
+    let calls = (0..200).map(|i| {
+        let mut client = mesh.client.clone();
+        async move {
+            let user = format!("u{i}");
+            let path = if i % 3 == 0 {
+                user.clone()
+            } else {
+                format!("u{}", i + 1)
+            };
+            let attributes = [
+                ("source.principal", text(&user)),
+                ("request.path", text(&path)),
+            ];
+            let request = crate::support::request(&attributes, &[], "");
+            let answer = client.check(request).await.unwrap().into_inner();
+            let code = answer.precondition.unwrap().status.unwrap().code;
+            assert_eq!(code == 0, i % 3 == 0, "{i}");
+        }
+    });
+    futures::future::join_all(calls).await;
+}
