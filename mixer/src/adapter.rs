@@ -1,6 +1,7 @@
 //! The adapters that are part of Mixer.
 
 pub mod denier;
+pub mod keyval;
 pub mod kubernetesenv;
 mod json;
 mod limits;
@@ -41,6 +42,7 @@ impl Inventory {
             .with(Arc::new(opa::Opa))
             .with(Arc::new(prometheus::Prometheus::new(exposition)))
             .with(Arc::new(stdio::Stdio::default()))
+            .with(Arc::new(keyval::KeyVal))
             .with(Arc::new(kubernetesenv::KubernetesEnv))
             .with(Arc::new(noop::Noop))
     }

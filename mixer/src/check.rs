@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use futures::future::join_all;
 use lateen_adapter::{
-    Call, CheckResult, Code, HandlerError, QuotaArgs, Status, Variety,
-    instance::{CheckInstance, QuotaInstance},
+    Call, CheckResult, Code, HandlerError, Output, QuotaArgs, Status, Variety,
+    instance::{CheckInstance, CheckOutputInstance, QuotaInstance},
 };
 use lateen_engine::{Bag, EvalError, Tracker};
 use lateen_protocols::istio::mixer::v1::{
@@ -23,7 +23,7 @@ use crate::{
     },
     encode,
     handler::LiveHandler,
-    merge::{Merged, Reuse, Verdict},
+    merge::{Merged, Outputs, Reuse, Verdict},
     metrics::Metrics,
     preprocess::preprocess,
 };
@@ -114,8 +114,32 @@ enum Asked<F> {
     Waiting {
         handler: Arc<LiveHandler>,
         fail_mode: FailMode,
+        /// Which of the rules that matched asks, and what it calls the output.
+        output: (usize, Arc<str>),
         answer: F,
     },
+}
+
+/// An instance of a check of either variety.
+enum Made {
+    Plain(CheckInstance),
+    WithOutput(CheckOutputInstance),
+}
+
+impl Made {
+    async fn ask(
+        self,
+        handler: &LiveHandler,
+        call: &Call,
+    ) -> Result<(CheckResult, Output), HandlerError> {
+        match self {
+            Self::Plain(instance) => {
+                let answer = handler.check(instance, call).await;
+                answer.map(|result| (result, Output::new()))
+            }
+            Self::WithOutput(instance) => handler.check_output(instance, call).await,
+        }
+    }
 }
 
 impl Check<'_> {
@@ -142,12 +166,14 @@ impl Check<'_> {
             }
             matched.push(rule);
             for action in &rule.actions {
-                for instance in action.instances(Variety::Check) {
+                let with_output = action.instances(Variety::CheckWithOutput);
+                for instance in action.instances(Variety::Check).chain(with_output) {
                     match self.check_instance(instance, tracker) {
                         Ok(made) => asked.push(Asked::Waiting {
                             handler: Arc::clone(&action.handler),
                             fail_mode: rule.fail_mode,
-                            answer: action.handler.check(made, self.call),
+                            output: (matched.len() - 1, Arc::clone(&action.name)),
+                            answer: made.ask(&action.handler, self.call),
                         }),
                         Err(reason) => {
                             self.metrics.instance_failed(&rule.name);
@@ -163,36 +189,56 @@ impl Check<'_> {
             }
         }
         // All at once; the order of the verdicts is that of the rules, whoever answers first.
-        let verdicts = join_all(asked.into_iter().map(|asked| async move {
+        let told = join_all(asked.into_iter().map(|asked| async move {
             match asked {
-                Asked::Settled(verdict) => verdict,
+                Asked::Settled(verdict) => (verdict, None),
                 Asked::Waiting {
                     handler,
                     fail_mode,
+                    output: (rule, name),
                     answer,
-                } => verdict(&handler, fail_mode, answer.await),
+                } => match answer.await {
+                    Ok((result, output)) => {
+                        let found = (rule, name, output);
+                        (verdict(&handler, fail_mode, Ok(result)), Some(found))
+                    }
+                    Err(error) => (verdict(&handler, fail_mode, Err(error)), None),
+                },
             }
         }))
         .await;
+        let mut verdicts = Vec::with_capacity(told.len());
+        let mut outputs: Vec<Outputs> = vec![Outputs::new(); matched.len()];
+        for (verdict, found) in told {
+            verdicts.push(verdict);
+            if let Some((rule, name, output)) = found
+                && !output.is_empty()
+                && let Some(of_rule) = outputs.get_mut(rule)
+            {
+                of_rule.push((name, output));
+            }
+        }
         let mut merged = Merged::new(verdicts);
         if merged.status.is_ok() {
-            for rule in matched {
-                merged.directive.apply(rule, &self.bag, tracker);
+            for (rule, outputs) in matched.iter().zip(&outputs) {
+                merged.directive.apply(rule, outputs, &self.bag, tracker);
             }
         }
         Ok(merged)
     }
 
-    fn check_instance(
-        &self,
-        instance: &Instance,
-        tracker: &mut Tracker,
-    ) -> Result<CheckInstance, String> {
+    fn check_instance(&self, instance: &Instance, tracker: &mut Tracker) -> Result<Made, String> {
         let fields = instance
             .evaluate(&self.bag, tracker)
             .map_err(|e| e.to_string())?;
-        CheckInstance::new(instance.template, Arc::clone(&instance.name), fields)
-            .map_err(|e| e.to_string())
+        let name = Arc::clone(&instance.name);
+        let made = match instance.template.variety {
+            Variety::CheckWithOutput => {
+                CheckOutputInstance::new(instance.template, name, fields).map(Made::WithOutput)
+            }
+            _ => CheckInstance::new(instance.template, name, fields).map(Made::Plain),
+        };
+        made.map_err(|e| e.to_string())
     }
 
     fn encode(&self, merged: Merged, tracker: &Tracker) -> PreconditionResult {

@@ -9,6 +9,7 @@ pub mod builder;
 pub mod folder;
 pub mod instance;
 pub mod object;
+mod output;
 pub mod rule;
 pub mod snapshot;
 

@@ -8,7 +8,9 @@ use lateen_adapter::{
     Adapter, Call, Candidate, CheckResult, Clock, Code, Env, Handler, HandlerError, InstanceType,
     Output, QuotaArgs, QuotaResult,
     env::Closer,
-    instance::{CheckInstance, GenerateInstance, QuotaInstance, ReportInstance},
+    instance::{
+        CheckInstance, CheckOutputInstance, GenerateInstance, QuotaInstance, ReportInstance,
+    },
     workload::Workloads,
 };
 use serde_json::Value as Json;
@@ -125,6 +127,22 @@ impl LiveHandler {
         call: &Call,
     ) -> Result<CheckResult, HandlerError> {
         let part = self.handler.check().ok_or_else(|| self.unable("checks"))?;
+        self.guard(call, || part.check(instance, call)).await
+    }
+
+    /// Asks for a verdict and what was found out.
+    ///
+    /// # Errors
+    /// What went wrong; lateness is UNAVAILABLE.
+    pub async fn check_output(
+        &self,
+        instance: CheckOutputInstance,
+        call: &Call,
+    ) -> Result<(CheckResult, Output), HandlerError> {
+        let part = self
+            .handler
+            .check_output()
+            .ok_or_else(|| self.unable("checks with output"))?;
         self.guard(call, || part.check(instance, call)).await
     }
 

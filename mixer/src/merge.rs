@@ -1,8 +1,8 @@
 //! Many verdicts into one.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use lateen_adapter::{QuotaWindow, Status};
+use lateen_adapter::{Output, QuotaWindow, Status};
 use lateen_engine::{Bag, Tracker};
 use lateen_protocols::istio::mixer::v1::{
     HeaderOperation, RouteDirective, header_operation::Operation as WireOperation,
@@ -143,6 +143,9 @@ impl Merged {
     }
 }
 
+/// What the actions of a rule found out, by their names.
+pub type Outputs = Vec<(Arc<str>, Output)>;
+
 /// Changes to the headers, of all rules that matched.
 #[derive(Debug, Default)]
 pub struct Directive {
@@ -153,10 +156,11 @@ pub struct Directive {
 }
 
 impl Directive {
-    /// Adds the operations of `rule`. One whose value is empty or cannot be told is left out.
-    pub fn apply(&mut self, rule: &Rule, bag: &Bag, tracker: &mut Tracker) {
-        evaluate(&rule.request_headers, bag, tracker, &mut self.request);
-        evaluate(&rule.response_headers, bag, tracker, &mut self.response);
+    /// Adds the operations of `rule`, whose actions found `outputs`. One whose value is empty or cannot be told is left out.
+    pub fn apply(&mut self, rule: &Rule, outputs: &Outputs, bag: &Bag, tracker: &mut Tracker) {
+        let (request, response) = (&mut self.request, &mut self.response);
+        evaluate(&rule.request_headers, outputs, bag, tracker, request);
+        evaluate(&rule.response_headers, outputs, bag, tracker, response);
     }
 
     /// As the wire has it; `None` when there is nothing to do.
@@ -216,6 +220,7 @@ fn rate_limit_fields(
 
 fn evaluate(
     operations: &[rule::HeaderOperation],
+    outputs: &Outputs,
     bag: &Bag,
     tracker: &mut Tracker,
     out: &mut Vec<HeaderOperation>,
@@ -242,7 +247,7 @@ fn evaluate(
         }
         let mut wire = wire;
         for expression in values {
-            let Ok(value) = expression.evaluate(bag, tracker) else {
+            let Some(value) = expression.evaluate(bag, outputs, tracker) else {
                 continue;
             };
             let text = value.as_str().unwrap_or_default();

@@ -7,7 +7,9 @@ use lateen_engine::Value;
 use tokio::time::Instant;
 
 use crate::{
-    instance::{CheckInstance, GenerateInstance, QuotaInstance, ReportInstance},
+    instance::{
+        CheckInstance, CheckOutputInstance, GenerateInstance, QuotaInstance, ReportInstance,
+    },
     status::{Code, Status},
 };
 
@@ -26,6 +28,17 @@ pub trait CheckHandler: Send + Sync {
         instance: CheckInstance,
         call: &'a Call,
     ) -> BoxFuture<'a, Result<CheckResult, HandlerError>>;
+}
+
+/// Answers checks, and says what it found out.
+pub trait CheckOutputHandler: Send + Sync {
+    /// The verdict on one instance, and values of the template's outputs: those count when the verdict is OK.
+    /// Dropped when the deadline passes.
+    fn check<'a>(
+        &'a self,
+        instance: CheckOutputInstance,
+        call: &'a Call,
+    ) -> BoxFuture<'a, Result<(CheckResult, Output), HandlerError>>;
 }
 
 /// Takes reports.
@@ -105,7 +118,7 @@ pub struct QuotaWindow {
     pub reset: Duration,
 }
 
-/// What a generator found: values of the template's outputs.
+/// What a generator or a check found: values of the template's outputs.
 pub type Output = Vec<(&'static str, Value)>;
 
 /// A handler could not do its work. The rule's fail mode decides what that means.
@@ -140,6 +153,7 @@ impl HandlerError {
 #[derive(Clone, Default)]
 pub struct Handler {
     check: Option<Arc<dyn CheckHandler>>,
+    check_output: Option<Arc<dyn CheckOutputHandler>>,
     report: Option<Arc<dyn ReportHandler>>,
     quota: Option<Arc<dyn QuotaHandler>>,
     generate: Option<Arc<dyn GenerateHandler>>,
@@ -155,6 +169,13 @@ impl Handler {
     #[must_use]
     pub fn with_check(mut self, handler: Arc<dyn CheckHandler>) -> Self {
         self.check = Some(handler);
+        self
+    }
+
+    /// And it answers checks with output.
+    #[must_use]
+    pub fn with_check_output(mut self, handler: Arc<dyn CheckOutputHandler>) -> Self {
+        self.check_output = Some(handler);
         self
     }
 
@@ -184,6 +205,11 @@ impl Handler {
         self.check.as_deref()
     }
 
+    /// The part that answers checks with output.
+    pub fn check_output(&self) -> Option<&dyn CheckOutputHandler> {
+        self.check_output.as_deref()
+    }
+
     /// The part that takes reports.
     pub fn report(&self) -> Option<&dyn ReportHandler> {
         self.report.as_deref()
@@ -204,6 +230,7 @@ impl fmt::Debug for Handler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Handler")
             .field("check", &self.check.is_some())
+            .field("check_output", &self.check_output.is_some())
             .field("report", &self.report.is_some())
             .field("quota", &self.quota.is_some())
             .field("generate", &self.generate.is_some())

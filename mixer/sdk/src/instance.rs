@@ -215,6 +215,46 @@ impl CheckInstance {
     }
 }
 
+/// What a check with output is about.
+#[derive(Clone, Debug)]
+pub enum CheckOutputInstance {
+    /// Template `keyval`.
+    KeyVal(KeyVal),
+}
+
+/// A key to be looked up.
+#[derive(Clone, Debug)]
+pub struct KeyVal {
+    /// Full name of the instance.
+    pub name: Arc<str>,
+    /// What to look up.
+    pub key: Text,
+}
+
+impl CheckOutputInstance {
+    /// Types `fields` as `template` says.
+    ///
+    /// # Errors
+    /// When `template` is not for checks with output.
+    pub fn new(
+        template: &'static Template,
+        name: Arc<str>,
+        mut fields: Fields,
+    ) -> Result<Self, WrongTemplate> {
+        match template.name {
+            "keyval" => Ok(Self::KeyVal(KeyVal {
+                name,
+                key: fields.string("key"),
+            })),
+            other => Err(WrongTemplate {
+                instance: name,
+                template: other,
+                wanted: "checks with output",
+            }),
+        }
+    }
+}
+
 /// What a report is about.
 #[derive(Clone, Debug)]
 pub enum ReportInstance {

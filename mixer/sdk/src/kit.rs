@@ -21,7 +21,7 @@
 //!
 //! Values are YAML's strings, integers, numbers and booleans, or `{ip: …}`, `{duration: …}`, `{timestamp: …}`,
 //! `{map: {…}}`. Time stands still but for `advance`. A step's `want` has any of `code`, `message`,
-//! `valid_duration`, `valid_use_count`, `granted`, `outputs`, `error`; what is not named is not compared.
+//! `valid_duration`, `valid_use_count`, `granted`, `remaining`, `reset`, `outputs`, `error`; what is not named is not compared.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -35,12 +35,13 @@ use crate::{
     adapter::{Adapter, Candidate, InstanceType},
     clock::Clock,
     env::Env,
-    handler::{Call, Handler, HandlerError, QuotaArgs},
+    handler::{Call, CheckResult, Handler, HandlerError, Output, QuotaArgs},
     instance::{
-        CheckInstance, FieldValue, Fields, GenerateInstance, QuotaInstance, ReportInstance,
+        CheckInstance, CheckOutputInstance, FieldValue, Fields, GenerateInstance, QuotaInstance,
+        ReportInstance,
     },
     params, template,
-    template::{FieldKind, Template},
+    template::{FieldKind, Template, Variety},
     value,
     workload::{NoWorkloads, Workloads},
 };
@@ -97,8 +98,29 @@ struct Want {
     valid_duration: Option<String>,
     valid_use_count: Option<i32>,
     granted: Option<i64>,
+    remaining: Option<i64>,
+    reset: Option<String>,
     outputs: Option<BTreeMap<String, Json>>,
     error: Option<String>,
+}
+
+impl Want {
+    fn of_check(result: CheckResult) -> Self {
+        Self {
+            code: Some(result.status.code.name().into()),
+            message: Some(result.status.message),
+            valid_duration: result.valid_duration.map(|d| format!("{d:?}")),
+            valid_use_count: result.valid_use_count,
+            ..Self::default()
+        }
+    }
+}
+
+fn outputs(output: &Output) -> BTreeMap<String, Json> {
+    output
+        .iter()
+        .map(|(name, v)| ((*name).to_owned(), Json::String(v.to_string())))
+        .collect()
 }
 
 /// Runs cases against an adapter.
@@ -235,16 +257,21 @@ async fn run_step(
     let call = Call {
         deadline: Instant::now() + Duration::from_secs(5),
     };
-    let got = if step.check.is_some() {
+    let got = if step.check.is_some() && template.variety == Variety::CheckWithOutput {
+        let instance =
+            CheckOutputInstance::new(template, name, fields).map_err(|e| e.to_string())?;
+        let part = handler
+            .check_output()
+            .ok_or("the handler takes no checks with output")?;
+        let answer = part.check(instance, &call).await;
+        answer.map(|(r, output)| Want {
+            outputs: Some(outputs(&output)),
+            ..Want::of_check(r)
+        })
+    } else if step.check.is_some() {
         let instance = CheckInstance::new(template, name, fields).map_err(|e| e.to_string())?;
         let part = handler.check().ok_or("the handler takes no checks")?;
-        part.check(instance, &call).await.map(|r| Want {
-            code: Some(r.status.code.name().into()),
-            message: Some(r.status.message),
-            valid_duration: r.valid_duration.map(|d| format!("{d:?}")),
-            valid_use_count: r.valid_use_count,
-            ..Want::default()
-        })
+        part.check(instance, &call).await.map(Want::of_check)
     } else if step.quota.is_some() {
         let instance = QuotaInstance::new(template, name, fields).map_err(|e| e.to_string())?;
         let args = QuotaArgs {
@@ -258,6 +285,8 @@ async fn run_step(
             message: Some(r.status.message),
             valid_duration: r.valid_duration.map(|d| format!("{d:?}")),
             granted: Some(r.granted),
+            remaining: r.window.map(|w| w.remaining),
+            reset: r.window.map(|w| format!("{:?}", w.reset)),
             ..Want::default()
         })
     } else if step.report.is_some() {
@@ -272,12 +301,7 @@ async fn run_step(
             .generate()
             .ok_or("the handler produces no attributes")?;
         part.generate(instance, &call).await.map(|output| Want {
-            outputs: Some(
-                output
-                    .iter()
-                    .map(|(name, v)| ((*name).to_owned(), Json::String(v.to_string())))
-                    .collect(),
-            ),
+            outputs: Some(outputs(&output)),
             ..Want::default()
         })
     };
@@ -317,6 +341,8 @@ fn compare(want: &Want, got: Result<Want, HandlerError>) -> Result<(), String> {
         got.valid_use_count.as_ref(),
     )?;
     same("granted", want.granted.as_ref(), got.granted.as_ref())?;
+    same("remaining", want.remaining.as_ref(), got.remaining.as_ref())?;
+    same("reset", want.reset.as_ref(), got.reset.as_ref())?;
     let outputs = want.outputs.as_ref().map(|all| {
         all.iter()
             .map(|(k, v)| {

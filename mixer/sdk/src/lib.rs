@@ -28,8 +28,8 @@ pub use adapter::{Adapter, BuildError, Candidate, Info, InstanceType};
 pub use clock::Clock;
 pub use env::Env;
 pub use handler::{
-    Call, CheckHandler, CheckResult, GenerateHandler, Handler, HandlerError, Output, QuotaArgs,
-    QuotaHandler, QuotaResult, QuotaWindow, ReportHandler,
+    Call, CheckHandler, CheckOutputHandler, CheckResult, GenerateHandler, Handler, HandlerError,
+    Output, QuotaArgs, QuotaHandler, QuotaResult, QuotaWindow, ReportHandler,
 };
 pub use lateen_engine::{StringMap, Text, Value, ValueType};
 pub use meter::Counter;

@@ -15,6 +15,8 @@ pub enum Variety {
     Quota,
     /// What else is known about the request?
     AttributeGenerator,
+    /// May the request go on, and what was found out? Rules put that into headers.
+    CheckWithOutput,
 }
 
 /// The schema of instances.
@@ -26,7 +28,7 @@ pub struct Template {
     pub variety: Variety,
     /// What an instance carries.
     pub fields: &'static [Field],
-    /// What a generator returns: the fields behind `$out.` and `output.`.
+    /// What a generator or a check with output returns: the fields behind `$out.` and `output.`.
     pub outputs: &'static [(&'static str, ValueType)],
 }
 
@@ -300,6 +302,14 @@ pub static KUBERNETES: Template = Template {
     ],
 };
 
+/// A key to be looked up in a table: Istio's sample of a check with output.
+pub static KEYVAL: Template = Template {
+    name: "keyval",
+    variety: Variety::CheckWithOutput,
+    fields: &[string("key")],
+    outputs: &[("value", ValueType::String)],
+};
+
 /// All of them.
 pub static ALL: &[&Template] = &[
     &CHECKNOTHING,
@@ -314,6 +324,7 @@ pub static ALL: &[&Template] = &[
     &EDGE,
     &SERVICECONTROLREPORT,
     &KUBERNETES,
+    &KEYVAL,
 ];
 
 const fn check(name: &'static str, fields: &'static [Field]) -> Template {

@@ -749,7 +749,7 @@ fn absent_attributes(
     }
     let mut problems = Vec::new();
     for rule in rules {
-        if !rule.has(Variety::Check) && !rule.has(Variety::Quota) {
+        if !rule.checks() && !rule.has(Variety::Quota) {
             continue;
         }
         let Some(condition) = &rule.condition else {

@@ -10,6 +10,7 @@ use serde_json::Value as Json;
 use super::{
     instance::Instance,
     object::{Fault, Key, Source},
+    output::{HeaderValue, Named, Scope},
 };
 use crate::handler::LiveHandler;
 
@@ -67,6 +68,11 @@ impl Rule {
         })
     }
 
+    /// Whether it may deny a request.
+    pub fn checks(&self) -> bool {
+        self.has(Variety::Check) || self.has(Variety::CheckWithOutput)
+    }
+
     /// Whether any instance is of `variety`.
     pub fn has(&self, variety: Variety) -> bool {
         self.actions
@@ -78,6 +84,8 @@ impl Rule {
 /// Instances for one handler.
 #[derive(Debug)]
 pub struct Action {
+    /// What its output is called in the rule's header operations; empty: nothing.
+    pub name: Arc<str>,
     /// Who gets them.
     pub handler: Arc<LiveHandler>,
     /// What it gets.
@@ -99,7 +107,7 @@ pub struct HeaderOperation {
     /// The header.
     pub name: String,
     /// Its new values; none for a removal.
-    pub values: Vec<Expression>,
+    pub values: Vec<HeaderValue>,
     /// What is done with them.
     pub operation: Operation,
 }
@@ -136,10 +144,6 @@ struct RawRule {
 struct RawAction {
     handler: String,
     instances: Vec<String>,
-    #[allow(
-        dead_code,
-        reason = "names the output of checks with output, which no adapter here has"
-    )]
     name: String,
 }
 
@@ -154,6 +158,33 @@ struct RawHeaderOperation {
 /// The handler of an action, and its instances.
 pub type Resolved = (Key, Vec<(Key, Arc<Instance>)>);
 
+/// The output of an action, if it has one and a name for it.
+fn output(
+    raw: &RawAction,
+    i: usize,
+    resolved: &Resolved,
+    faults: &mut Vec<Fault>,
+) -> Option<Named> {
+    if raw.name.is_empty() {
+        return None;
+    }
+    let mut with_output = resolved
+        .1
+        .iter()
+        .filter(|(_, instance)| instance.template.variety == Variety::CheckWithOutput);
+    let (_, instance) = with_output.next()?;
+    let mut fault = |reason: String| faults.push(Fault::new(format!("actions[{i}].name"), reason));
+    if with_output.next().is_some() {
+        fault("several instances of the action have an output; give each an action".to_owned());
+    }
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if !raw.name.chars().all(is_word) || raw.name.starts_with(|c: char| c.is_ascii_digit()) {
+        fault(format!("{:?} is no identifier", raw.name));
+        return None;
+    }
+    Some((Arc::from(raw.name.as_str()), instance.template))
+}
+
 /// A rule without its handlers: those are built when it is known which instances each gets.
 #[derive(Debug)]
 pub struct Draft {
@@ -165,6 +196,8 @@ pub struct Draft {
     tells_quota: bool,
     /// The handler of each action and its instances.
     pub actions: Vec<Resolved>,
+    /// What the output of each is called.
+    names: Vec<Arc<str>>,
     request_headers: Vec<HeaderOperation>,
     response_headers: Vec<HeaderOperation>,
 }
@@ -242,21 +275,28 @@ impl Draft {
         let expressions = Expressions { language, table };
         let condition = expressions.condition(&raw.condition, &mut faults);
         let mut actions = Vec::new();
+        let mut names = Vec::new();
+        let mut outputs: Vec<Named> = Vec::new();
         for (i, action) in raw.actions.iter().enumerate() {
-            actions.extend(resolve(
-                action,
-                i,
-                &source.key.namespace,
-                directory,
-                &mut faults,
-            ));
+            let namespace = &source.key.namespace;
+            if let Some(resolved) = resolve(action, i, namespace, directory, &mut faults) {
+                outputs.extend(output(action, i, &resolved, &mut faults));
+                actions.push(resolved);
+                names.push(Arc::from(action.name.as_str()));
+            }
         }
+        let scope = Scope::new(table, &outputs).unwrap_or_else(|reason| {
+            faults.push(Fault::new("actions", reason));
+            Scope::plain(table)
+        });
         let request_headers = expressions.header_operations(
+            &scope,
             &raw.request_header_operations,
             "requestHeaderOperations",
             &mut faults,
         );
         let response_headers = expressions.header_operations(
+            &scope,
             &raw.response_header_operations,
             "responseHeaderOperations",
             &mut faults,
@@ -279,6 +319,7 @@ impl Draft {
                 priority,
                 tells_quota,
                 actions,
+                names,
                 request_headers,
                 response_headers,
             })
@@ -290,12 +331,13 @@ impl Draft {
     /// The rule, with its handlers.
     pub fn finish(self, handler: impl Fn(&Key) -> Option<Arc<LiveHandler>>) -> Option<Rule> {
         let mut actions = Vec::with_capacity(self.actions.len());
-        for (key, instances) in self.actions {
+        for ((key, instances), name) in self.actions.into_iter().zip(self.names) {
             let instances = instances
                 .into_iter()
                 .map(|(_, instance)| instance)
                 .collect();
             actions.push(Action {
+                name,
                 handler: handler(&key)?,
                 instances,
             });
@@ -349,6 +391,7 @@ impl Expressions<'_> {
 
     fn header_operations(
         &self,
+        scope: &Scope<'_>,
         raw: &[RawHeaderOperation],
         field: &str,
         faults: &mut Vec<Fault>,
@@ -364,7 +407,7 @@ impl Expressions<'_> {
             let mut values = Vec::with_capacity(one.values.len());
             for (j, text) in one.values.iter().enumerate() {
                 let at = format!("{field}[{i}].values[{j}]");
-                match Expression::compile_in(self.language, text, self.table) {
+                match scope.compile(self.language, text) {
                     Err(error) => faults.push(Fault::new(at, error)),
                     Ok(expression) if !expression.value_type().is_text() => {
                         let ty = expression.value_type();

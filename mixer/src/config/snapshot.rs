@@ -58,7 +58,7 @@ impl Snapshot {
         Self {
             generation,
             generate: plan(&|r| r.has(Variety::AttributeGenerator)),
-            check: plan(&|r| r.has(Variety::Check) || r.has_header_operations()),
+            check: plan(&|r| r.checks() || r.has_header_operations()),
             quota: plan(&|r| r.has(Variety::Quota)),
             report: plan(&|r| r.has(Variety::Report)),
             table,

@@ -9,6 +9,7 @@ use lateen_adapter::{Adapter, Clock, kit::Kit, workload::Workload};
 use mixer::{
     adapter::{
         denier::Denier,
+        keyval::KeyVal,
         kubernetesenv::KubernetesEnv,
         listchecker::ListChecker,
         memquota::MemQuota,
@@ -42,6 +43,10 @@ async fn cases() {
         (
             Arc::new(MemQuota),
             include_str!("../../testdata/adapter/memquota.yaml"),
+        ),
+        (
+            Arc::new(KeyVal),
+            include_str!("../../testdata/adapter/keyval.yaml"),
         ),
         (
             Arc::new(Opa),

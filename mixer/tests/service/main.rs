@@ -11,6 +11,7 @@ mod examples;
 mod corpus;
 mod identity;
 mod isolation;
+mod keyval;
 mod opa;
 mod policy;
 mod quota;
