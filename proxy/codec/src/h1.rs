@@ -6,6 +6,7 @@
 
 mod body;
 mod lenient;
+mod ordinary;
 mod parse;
 mod write;
 

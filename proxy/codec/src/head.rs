@@ -3,221 +3,15 @@
 //! Filters and routes see only these, never the codec's own types. Names are lower case; well-known
 //! ones are small integers, so that comparing them costs one instruction.
 
-use std::{fmt, time::Duration};
+use std::{fmt, ops::Range, time::Duration};
 
 use bytes::Bytes;
 
-macro_rules! well_known {
-    ($($variant:ident = $text:literal),+ $(,)?) => {
-        /// Header names that are compared as integers.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        #[repr(u8)]
-        #[allow(missing_docs, reason = "each is the name it spells")]
-        pub enum Known { $($variant),+ }
+use crate::swar;
 
-        impl Known {
-            /// The name in lower case.
-            #[inline]
-            pub const fn as_str(self) -> &'static str {
-                TEXTS[self as usize]
-            }
+mod known;
 
-            pub(super) const ALL: &[Known] = &[$(Known::$variant),+];
-
-            #[inline]
-            pub(super) fn lookup(name: &[u8]) -> Option<Known> {
-                let mut at = super::slot(name);
-                loop {
-                    let known = *Known::ALL.get(usize::from(super::SLOTS[at]))?;
-                    if known.as_str().as_bytes() == name {
-                        return Some(known);
-                    }
-                    at = (at + 1) % super::SLOTS.len();
-                }
-            }
-
-            /// The name that `name`, of any case, spells.
-            #[inline]
-            pub(super) fn lookup_wire(name: &[u8]) -> Option<Known> {
-                let mut at = super::slot(name);
-                loop {
-                    let known = *Known::ALL.get(usize::from(super::SLOTS[at]))?;
-                    let text = known.as_str().as_bytes();
-                    if text.len() == name.len()
-                        && (text == name || text.eq_ignore_ascii_case(name))
-                    {
-                        return Some(known);
-                    }
-                    at = (at + 1) % super::SLOTS.len();
-                }
-            }
-
-            pub(super) const fn slots() -> [u8; 256] {
-                let mut slots = [u8::MAX; 256];
-                let mut index = 0;
-                while index < Known::ALL.len() {
-                    let mut at = super::slot(Known::ALL[index].as_str().as_bytes());
-                    while slots[at] != u8::MAX {
-                        at = (at + 1) % slots.len();
-                    }
-                    slots[at] = Known::ALL[index] as u8;
-                    index += 1;
-                }
-                slots
-            }
-        }
-
-        static TEXTS: [&str; Known::ALL.len()] = [$($text),+];
-        // A set of names is a number.
-        const _: () = assert!(Known::ALL.len() <= 64);
-    };
-}
-
-/// Well-known names by [`slot`], open addressing; 255 is free.
-static SLOTS: [u8; 256] = Known::slots();
-
-/// Where a name, of any case, is looked for first.
-#[inline]
-const fn slot(name: &[u8]) -> usize {
-    let (len, last) = match name.split_last() {
-        Some((last, _)) => (name.len(), lower(*last)),
-        None => return 0,
-    };
-    (len * 37 + lower(name[0]) * 5 + last * 11 + lower(name[len / 2]) * 3) & 255
-}
-
-const fn lower(byte: u8) -> usize {
-    byte.to_ascii_lowercase() as usize
-}
-
-mod known {
-    well_known! {
-        Accept = "accept",
-        AcceptEncoding = "accept-encoding",
-        Authorization = "authorization",
-        B3 = "b3",
-        ContentLength = "content-length",
-        ContentType = "content-type",
-        Connection = "connection",
-        Cookie = "cookie",
-        Date = "date",
-        Expect = "expect",
-        Forwarded = "forwarded",
-        GrpcMessage = "grpc-message",
-        GrpcStatus = "grpc-status",
-        GrpcTimeout = "grpc-timeout",
-        Host = "host",
-        KeepAlive = "keep-alive",
-        Location = "location",
-        Origin = "origin",
-        ProxyConnection = "proxy-connection",
-        Referer = "referer",
-        Server = "server",
-        SetCookie = "set-cookie",
-        Te = "te",
-        Trailer = "trailer",
-        TransferEncoding = "transfer-encoding",
-        Upgrade = "upgrade",
-        UserAgent = "user-agent",
-        Via = "via",
-        XB3Flags = "x-b3-flags",
-        XB3Sampled = "x-b3-sampled",
-        XB3SpanId = "x-b3-spanid",
-        XB3TraceId = "x-b3-traceid",
-        XB3ParentSpanId = "x-b3-parentspanid",
-        TraceParent = "traceparent",
-        TraceState = "tracestate",
-        XClientTraceId = "x-client-trace-id",
-        XEnvoyAttemptCount = "x-envoy-attempt-count",
-        XEnvoyDecoratorOperation = "x-envoy-decorator-operation",
-        XEnvoyExpectedRqTimeoutMs = "x-envoy-expected-rq-timeout-ms",
-        XEnvoyForceTrace = "x-envoy-force-trace",
-        XEnvoyInternal = "x-envoy-internal",
-        XEnvoyMaxRetries = "x-envoy-max-retries",
-        XEnvoyOverloaded = "x-envoy-overloaded",
-        XEnvoyRatelimited = "x-envoy-ratelimited",
-        XEnvoyRetriableHeaderNames = "x-envoy-retriable-header-names",
-        XEnvoyRetriableStatusCodes = "x-envoy-retriable-status-codes",
-        XEnvoyRetryGrpcOn = "x-envoy-retry-grpc-on",
-        XEnvoyRetryOn = "x-envoy-retry-on",
-        XEnvoyUpstreamRqPerTryTimeoutMs = "x-envoy-upstream-rq-per-try-timeout-ms",
-        XEnvoyUpstreamRqTimeoutMs = "x-envoy-upstream-rq-timeout-ms",
-        XEnvoyUpstreamServiceTime = "x-envoy-upstream-service-time",
-        XEnvoyOriginalPath = "x-envoy-original-path",
-        XForwardedClientCert = "x-forwarded-client-cert",
-        XForwardedFor = "x-forwarded-for",
-        XForwardedHost = "x-forwarded-host",
-        XForwardedProto = "x-forwarded-proto",
-        XIstioAttributes = "x-istio-attributes",
-        XRequestId = "x-request-id",
-    }
-}
-pub use known::Known;
-
-/// A set of well-known names.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct KnownSet(u64);
-
-impl KnownSet {
-    /// These names.
-    pub const fn of(names: &[Known]) -> KnownSet {
-        let mut bits = 0;
-        let mut index = 0;
-        while index < names.len() {
-            bits |= 1 << names[index] as u8;
-            index += 1;
-        }
-        KnownSet(bits)
-    }
-
-    /// Those that begin so.
-    pub const fn beginning_with(prefix: &str) -> KnownSet {
-        let prefix = prefix.as_bytes();
-        let mut bits = 0;
-        let mut index = 0;
-        while index < Known::ALL.len() {
-            let known = Known::ALL[index];
-            if let Some((begin, _)) = known.as_str().as_bytes().split_at_checked(prefix.len())
-                && same(begin, prefix)
-            {
-                bits |= 1 << known as u8;
-            }
-            index += 1;
-        }
-        KnownSet(bits)
-    }
-
-    /// Whether the name is in it.
-    #[inline]
-    pub const fn contains(self, name: Known) -> bool {
-        self.0 & (1 << name as u8) != 0
-    }
-
-    /// The names in both.
-    #[inline]
-    pub const fn and(self, other: KnownSet) -> KnownSet {
-        KnownSet(self.0 & other.0)
-    }
-
-    /// Whether no name is in it.
-    #[inline]
-    pub const fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-
-    #[inline]
-    fn insert(&mut self, name: Known) {
-        self.0 |= 1 << name as u8;
-    }
-}
-
-const fn same(one: &[u8], other: &[u8]) -> bool {
-    let mut index = 0;
-    while index < one.len() && index < other.len() && one[index] == other[index] {
-        index += 1;
-    }
-    index == one.len() && index == other.len()
-}
+pub use known::{Known, KnownSet};
 
 /// A header name, lower case.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -279,10 +73,32 @@ impl fmt::Debug for Name {
 #[derive(Clone, Copy)]
 struct Entry {
     known: Option<Known>,
+    /// The text has `name: value` CR LF, of an HTTP/1 head that was read.
+    line: bool,
+    /// Of a well-known name only if it is a line.
     name_at: u32,
     name_len: u32,
     value_at: u32,
     value_len: u32,
+}
+
+/// Where a header stands in the text of an HTTP/1 head: a token, and a value without control characters but
+/// tabs and without whitespace around it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) name: Range<usize>,
+    pub(crate) value: Range<usize>,
+    /// Exactly `: ` is between them, and CR LF behind the value.
+    pub(crate) line: bool,
+}
+
+/// A header as it is to be written.
+#[derive(Debug)]
+pub(crate) enum Written<'a> {
+    /// A line that was read from HTTP/1: where it is in [`Headers::text`].
+    Line(Range<usize>),
+    /// A name and a value that may be anything.
+    Parts(&'a [u8], &'a [u8]),
 }
 
 /// Headers (or trailers) in order; a name may occur more than once.
@@ -376,6 +192,39 @@ impl Headers {
         }
     }
 
+    /// An empty list for the headers of a head that is being read: [`Headers::add_place`] each, then
+    /// [`Headers::set_text`].
+    #[inline]
+    pub(crate) fn with_places(entries: usize) -> Headers {
+        Headers::with_room(0, entries)
+    }
+
+    /// Adds a header whose text follows by [`Headers::set_text`]. Heads are bounded far below 4 GiB.
+    #[inline]
+    pub(crate) fn add_place(&mut self, known: Option<Known>, place: &Place) {
+        self.add(Entry {
+            known,
+            line: place.line,
+            name_at: offset(place.name.start),
+            name_len: offset(place.name.len()),
+            value_at: offset(place.value.start),
+            value_len: offset(place.value.len()),
+        });
+    }
+
+    /// The text in which the places are, `more` bytes beside. Names become lower case if `upper` says
+    /// that some are not.
+    pub(crate) fn set_text(&mut self, text: &[u8], more: usize, upper: bool) {
+        self.text.reserve_exact(text.len() + more);
+        self.text.extend_from_slice(text);
+        if upper {
+            for entry in &self.list {
+                let at = entry.name_at as usize;
+                swar::make_lower(&mut self.text[at..at + entry.name_len as usize]);
+            }
+        }
+    }
+
     /// The first value of `name`.
     pub fn get(&self, name: &Name) -> Option<&[u8]> {
         match name {
@@ -433,7 +282,7 @@ impl Headers {
         value: &[u8],
         keep: impl FnOnce(Option<Known>) -> bool,
     ) {
-        let known = Known::lookup_wire(name);
+        let known = Known::lookup_token(name);
         if !keep(known) {
             return;
         }
@@ -464,6 +313,7 @@ impl Headers {
         let (value_at, value_len) = self.push(value);
         self.add(Entry {
             known,
+            line: false,
             name_at: name.0,
             name_len: name.1,
             value_at,
@@ -492,14 +342,21 @@ impl Headers {
         };
         let (value_at, value_len) = self.push(value.as_ref());
         let text = &self.text;
-        let mut index = 0;
-        self.list.retain(|entry| {
-            let keep = index <= first || name_ref(text, entry) != name;
-            index += 1;
-            keep
-        });
-        self.list[first].value_at = value_at;
-        self.list[first].value_len = value_len;
+        if self.list[first + 1..]
+            .iter()
+            .any(|entry| name_ref(text, entry) == name)
+        {
+            let mut index = 0;
+            self.list.retain(|entry| {
+                let keep = index <= first || name_ref(text, entry) != name;
+                index += 1;
+                keep
+            });
+        }
+        let entry = &mut self.list[first];
+        entry.line = false;
+        entry.value_at = value_at;
+        entry.value_len = value_len;
     }
 
     /// Removes all values of a name; whether there were any.
@@ -532,7 +389,7 @@ impl Headers {
     fn remove_present(&mut self, names: KnownSet) {
         self.list
             .retain(|entry| !entry.known.is_some_and(|known| names.contains(known)));
-        self.present.0 &= !names.0;
+        self.present = self.present.without(names);
     }
 
     /// Removes all values of a well-known name and gives the first.
@@ -562,6 +419,34 @@ impl Headers {
         self.list
             .iter()
             .map(|entry| (name_ref(&self.text, entry), self.value(entry)))
+    }
+
+    /// All entries in order, as they are to be written in HTTP/1.
+    #[inline]
+    pub(crate) fn written(&self) -> impl Iterator<Item = (Option<Known>, &[u8], Written<'_>)> {
+        self.list.iter().map(|entry| {
+            let value = self.value(entry);
+            let written = if entry.line {
+                let end = entry.value_at as usize + entry.value_len as usize + 2;
+                Written::Line(entry.name_at as usize..end)
+            } else {
+                Written::Parts(name_ref(&self.text, entry).text, value)
+            };
+            (entry.known, value, written)
+        })
+    }
+
+    /// What [`Written::Line`] refers to.
+    #[inline]
+    pub(crate) fn text(&self) -> &[u8] {
+        &self.text
+    }
+
+    /// No fewer bytes than the headers have in HTTP/1.
+    #[inline]
+    pub(crate) fn written_len(&self) -> usize {
+        // A well-known name, `: ` and CR LF are what the text may lack.
+        self.text.len() + self.list.len() * (Known::LONGEST + 4)
     }
 
     /// Number of entries.

@@ -2,6 +2,7 @@
 //!
 //! `head` is what the rest of the data plane sees of a message.
 
+mod swar;
 pub mod head;
 pub mod h2;
 pub mod h1;

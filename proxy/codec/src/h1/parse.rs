@@ -1,6 +1,6 @@
 //! Heads out of bytes.
 //!
-//! `httparse` reads what is well formed. What it refuses and Envoy's parser (balsa) takes is rewritten once
+//! [`ordinary`] reads what nearly all send, `httparse` what else is well formed. What it refuses and Envoy's parser (balsa) takes is rewritten once
 //! into what it means and read again ([`lenient`]): folded lines, a CR within a value, unusual whitespace in
 //! the first line, versions other than 1.0 and 1.1. Nothing of the kind is ever forwarded.
 
@@ -9,8 +9,10 @@ use std::mem::MaybeUninit;
 use bytes::Bytes;
 
 use crate::{
-    h1::{Framing, Limits, ParseError, Parsed, RequestMeta, ResponseMeta, Upgrade, lenient},
-    head::{Headers, Known, Protocol, RequestHead, ResponseHead},
+    h1::{
+        Framing, Limits, ParseError, Parsed, RequestMeta, ResponseMeta, Upgrade, lenient, ordinary,
+    },
+    head::{Headers, Known, KnownSet, Protocol, RequestHead, ResponseHead},
 };
 
 /// Heads of up to so many headers are read without an allocation for their places.
@@ -22,6 +24,8 @@ const TE_BYTES: usize = 256;
 /// Room in a new head for what the proxy adds to it.
 const ADDED_BYTES: usize = 256;
 const ADDED_HEADERS: usize = 8;
+/// Headers, beside those, that a list has room for from the beginning.
+const READ_HEADERS: usize = 16;
 
 /// How far a head that is not complete was looked at, so that no byte is searched twice.
 /// `Default` before each head.
@@ -220,7 +224,57 @@ macro_rules! places {
     };
 }
 
+/// The headers of a head.
+struct Fields<'a> {
+    headers: Headers,
+    noted: Noted<'a>,
+    /// Bytes up to their end.
+    used: usize,
+}
+
+impl<'a> Fields<'a> {
+    /// Those of an ordinary head, from `from` on.
+    #[inline]
+    fn ordinary(text: &'a [u8], from: usize, of: Of, limits: &Limits) -> Option<Fields<'a>> {
+        let lines = text.get(from..)?;
+        let mut headers = Headers::with_places(READ_HEADERS + ADDED_HEADERS);
+        let mut noted = Noted::new(of);
+        let (len, upper) = ordinary::headers(lines, limits.headers, |name, value, place| {
+            let known = Known::lookup_token(name);
+            if noted.keep(known, value) {
+                headers.add_place(known, place);
+            }
+        })?;
+        headers.set_text(lines.get(..len)?, ADDED_BYTES, upper);
+        Some(Fields {
+            headers,
+            noted,
+            used: from + len,
+        })
+    }
+
+    fn parsed(fields: &[httparse::Header<'a>], used: usize, of: Of) -> Fields<'a> {
+        let mut headers = Headers::with_room(used + ADDED_BYTES, fields.len() + ADDED_HEADERS);
+        let mut noted = Noted::new(of);
+        for field in fields {
+            headers.append_wire(field.name.as_bytes(), field.value, |known| {
+                noted.keep(known, field.value)
+            });
+        }
+        Fields {
+            headers,
+            noted,
+            used,
+        }
+    }
+}
+
 fn read_request(text: &[u8], limits: &Limits) -> Read<(RequestHead, RequestMeta)> {
+    if let Some(line) = ordinary::request_line(text)
+        && let Some(fields) = Fields::ordinary(text, line.used, Of::Request, limits)
+    {
+        return request(line.method, line.target, line.http_10, fields, limits);
+    }
     places!(places, limits);
     let mut request = httparse::Request::new(&mut []);
     let used = match request.parse_with_uninit_headers(text, places)? {
@@ -232,35 +286,34 @@ fn read_request(text: &[u8], limits: &Limits) -> Read<(RequestHead, RequestMeta)
     else {
         return Err(Trouble::Form(ParseError::Codec));
     };
-    let method = self::method(method.as_bytes(), limits)?;
+    let fields = Fields::parsed(request.headers, used, Of::Request);
+    self::request(
+        method.as_bytes(),
+        target.as_bytes(),
+        version == 0,
+        fields,
+        limits,
+    )
+}
+
+fn request(
+    method: &[u8],
+    target: &[u8],
+    http_10: bool,
+    fields: Fields<'_>,
+    limits: &Limits,
+) -> Read<(RequestHead, RequestMeta)> {
+    let method = self::method(method, limits)?;
     if !target.is_ascii() {
         return Err(ParseError::Codec.into());
     }
     let connect = &*method == b"CONNECT";
-    let http_10 = version == 0;
-
-    let fields: &[httparse::Header<'_>] = request.headers;
-    let mut headers = Headers::with_room(used + ADDED_BYTES, fields.len() + ADDED_HEADERS);
-    let mut noted = Noted::default();
-    let mut host: Option<&[u8]> = None;
-    let mut more_hosts = false;
-    let mut expect_continue = false;
-    for field in fields {
-        let value = field.value;
-        headers.append_wire(field.name.as_bytes(), value, |known| match known {
-            Some(Known::Host) => {
-                more_hosts |= host.is_some();
-                host.get_or_insert(value);
-                false
-            }
-            Some(Known::Expect) if value.eq_ignore_ascii_case(b"100-continue") => {
-                expect_continue = true;
-                false
-            }
-            _ => noted.keep(known, value),
-        });
-    }
-    let hop = noted.hop(fields);
+    let Fields {
+        mut headers,
+        mut noted,
+        used,
+    } = fields;
+    let hop = noted.hop();
     let mut upgrade = match (connect, hop.upgrade && noted.upgrade.is_some()) {
         (true, _) => Upgrade::Connect,
         (false, true) => Upgrade::Protocol,
@@ -288,19 +341,19 @@ fn read_request(text: &[u8], limits: &Limits) -> Read<(RequestHead, RequestMeta)
 
     let mut target = self::target(target, connect, &method, limits)?;
     if target.authority.is_none() {
-        target.authority = match (host, more_hosts) {
-            (Some(host), false) => Some(Bytes::copy_from_slice(host)),
-            (Some(_), true) => Some(joined(fields, b"host").into()),
-            (None, _) => None,
+        target.authority = match noted.host {
+            Some(host) if !noted.more_hosts => Some(Bytes::copy_from_slice(host)),
+            Some(_) => Some(noted.joined(Known::Host).into()),
+            None => None,
         };
     }
     match upgrade {
         Upgrade::Protocol => {
-            headers.append(Known::Connection, joined(fields, b"connection"));
-            headers.append(Known::Upgrade, joined(fields, b"upgrade"));
+            headers.append(Known::Connection, noted.joined(Known::Connection));
+            headers.append(Known::Upgrade, noted.joined(Known::Upgrade));
         }
         Upgrade::None if hop.others => {
-            if nominated(fields, &mut headers)? {
+            if noted.nominated(&mut headers)? {
                 target.authority = None;
             }
         }
@@ -340,7 +393,7 @@ fn read_request(text: &[u8], limits: &Limits) -> Read<(RequestHead, RequestMeta)
         },
         keep_alive: hop.keep_alive(http_10),
         upgrade,
-        expect_continue,
+        expect_continue: noted.expect_continue,
         host_given,
     };
     Ok(Some(((head, meta), used)))
@@ -351,6 +404,11 @@ fn read_response(
     limits: &Limits,
     method: &[u8],
 ) -> Read<(ResponseHead, ResponseMeta)> {
+    if let Some(line) = ordinary::status_line(text)
+        && let Some(fields) = Fields::ordinary(text, line.used, Of::Response, limits)
+    {
+        return response(line.status, line.http_10, fields, limits, method);
+    }
     places!(places, limits);
     let mut response = httparse::Response::new(&mut []);
     let used = match httparse::ParserConfig::default().parse_response_with_uninit_headers(
@@ -364,27 +422,33 @@ fn read_response(
     let (Some(status), Some(version)) = (response.code, response.version) else {
         return Err(Trouble::Form(ParseError::Codec));
     };
+    let fields = Fields::parsed(response.headers, used, Of::Response);
+    self::response(status, version == 0, fields, limits, method)
+}
+
+fn response(
+    status: u16,
+    http_10: bool,
+    fields: Fields<'_>,
+    limits: &Limits,
+    method: &[u8],
+) -> Read<(ResponseHead, ResponseMeta)> {
     if status < 100 {
         return Err(ParseError::Codec.into());
     }
-    let http_10 = version == 0;
-    let fields: &[httparse::Header<'_>] = response.headers;
-    let mut headers = Headers::with_room(used + ADDED_BYTES, fields.len() + ADDED_HEADERS);
-    let mut noted = Noted::default();
-    for field in fields {
-        let value = field.value;
-        headers.append_wire(field.name.as_bytes(), value, |known| {
-            noted.keep(known, value)
-        });
-    }
-    let hop = noted.hop(fields);
+    let Fields {
+        mut headers,
+        noted,
+        used,
+    } = fields;
+    let hop = noted.hop();
     let switched = status == 101;
     if switched {
         if noted.connection {
-            headers.append(Known::Connection, joined(fields, b"connection"));
+            headers.append(Known::Connection, noted.joined(Known::Connection));
         }
         if noted.upgrade.is_some() {
-            headers.append(Known::Upgrade, joined(fields, b"upgrade"));
+            headers.append(Known::Upgrade, noted.joined(Known::Upgrade));
         }
     }
     let tunnel = method == b"CONNECT" && matches!(status, 200..=299);
@@ -419,9 +483,16 @@ fn read_response(
     Ok(Some(((head, meta), used)))
 }
 
+/// Which kind of message a head is of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Of {
+    Request,
+    Response,
+}
+
 /// What is seen of the hop's headers while a head is read.
-#[derive(Default)]
 struct Noted<'a> {
+    of: Of,
     content_length: Option<&'a [u8]>,
     content_lengths: usize,
     transfer_encoding: &'a [u8],
@@ -430,41 +501,125 @@ struct Noted<'a> {
     proxy_connection: bool,
     upgrade: Option<&'a [u8]>,
     te: bool,
+    host: Option<&'a [u8]>,
+    more_hosts: bool,
+    expect_continue: bool,
+    /// Values of `connection`, `proxy-connection` and `upgrade`, and of `host` after the first.
+    lists: Vec<(Known, &'a [u8])>,
 }
 
+/// The headers that concern the hop.
+const HOP: KnownSet = KnownSet::of(&[
+    Known::Connection,
+    Known::ContentLength,
+    Known::Expect,
+    Known::Host,
+    Known::KeepAlive,
+    Known::ProxyConnection,
+    Known::Te,
+    Known::TransferEncoding,
+    Known::Upgrade,
+]);
+
 impl<'a> Noted<'a> {
+    fn new(of: Of) -> Noted<'a> {
+        Noted {
+            of,
+            content_length: None,
+            content_lengths: 0,
+            transfer_encoding: &[],
+            transfer_encodings: 0,
+            connection: false,
+            proxy_connection: false,
+            upgrade: None,
+            te: false,
+            host: None,
+            more_hosts: false,
+            expect_continue: false,
+            lists: Vec::new(),
+        }
+    }
+
     /// Looks at a header; whether it stays in the head.
+    #[inline]
     fn keep(&mut self, known: Option<Known>, value: &'a [u8]) -> bool {
         match known {
-            Some(Known::ContentLength) => {
+            Some(known) if HOP.contains(known) => self.note(known, value),
+            _ => true,
+        }
+    }
+
+    /// Looks at a header of [`HOP`].
+    fn note(&mut self, known: Known, value: &'a [u8]) -> bool {
+        match known {
+            Known::Host if self.of == Of::Request => {
+                if self.host.is_some() {
+                    self.more_hosts = true;
+                    self.lists.push((known, value));
+                } else {
+                    self.host = Some(value);
+                }
+                false
+            }
+            Known::Expect => {
+                let continues =
+                    self.of == Of::Request && value.eq_ignore_ascii_case(b"100-continue");
+                self.expect_continue |= continues;
+                !continues
+            }
+            Known::ContentLength => {
                 self.content_length = Some(value);
                 self.content_lengths += 1;
                 true
             }
-            Some(Known::TransferEncoding) => {
+            Known::TransferEncoding => {
                 self.transfer_encoding = value;
                 self.transfer_encodings += 1;
                 false
             }
-            Some(Known::Connection) => {
+            Known::Connection => {
                 self.connection = true;
+                self.lists.push((known, value));
                 false
             }
-            Some(Known::ProxyConnection) => {
+            Known::ProxyConnection => {
                 self.proxy_connection = true;
+                self.lists.push((known, value));
                 false
             }
-            Some(Known::Upgrade) => {
+            Known::Upgrade => {
                 self.upgrade.get_or_insert(value);
+                self.lists.push((known, value));
                 false
             }
-            Some(Known::KeepAlive) => false,
-            Some(Known::Te) => {
+            Known::KeepAlive => false,
+            Known::Te => {
                 self.te = true;
                 true
             }
             _ => true,
         }
+    }
+
+    /// All values of one of the headers that are lists.
+    fn values(&self, name: Known) -> impl Iterator<Item = &'a [u8]> {
+        let first = self.host.filter(|_| name == Known::Host);
+        let rest = self.lists.iter().filter(move |(known, _)| *known == name);
+        first.into_iter().chain(rest.map(|(_, value)| *value))
+    }
+
+    /// The same as one.
+    fn joined(&self, name: Known) -> Vec<u8> {
+        let values: Vec<&[u8]> = self.values(name).collect();
+        values.join(&b',')
+    }
+
+    /// The elements of all lists of a name.
+    fn tokens(&self, name: Known) -> impl Iterator<Item = &'a [u8]> {
+        self.values(name)
+            .flat_map(|value| value.split(|b| *b == b','))
+            .map(<[u8]>::trim_ascii)
+            .filter(|token| !token.is_empty())
     }
 
     /// How the body ends, by what the message itself says. A length that chunks overrule leaves the head.
@@ -496,10 +651,10 @@ impl<'a> Noted<'a> {
         }
     }
 
-    fn hop(&self, fields: &[httparse::Header<'_>]) -> Hop {
+    fn hop(&self) -> Hop {
         let mut hop = Hop::default();
         if self.connection {
-            for token in tokens(fields, b"connection") {
+            for token in self.tokens(Known::Connection) {
                 if token.eq_ignore_ascii_case(b"keep-alive") {
                     hop.stays = true;
                 } else if token.eq_ignore_ascii_case(b"close") {
@@ -512,10 +667,48 @@ impl<'a> Noted<'a> {
             }
         }
         if self.proxy_connection {
-            hop.closes |=
-                tokens(fields, b"proxy-connection").any(|t| t.eq_ignore_ascii_case(b"close"));
+            hop.closes |= self
+                .tokens(Known::ProxyConnection)
+                .any(|t| t.eq_ignore_ascii_case(b"close"));
         }
         hop
+    }
+
+    /// Takes out the headers that `connection` nominates; whether `host` is one.
+    fn nominated(&self, headers: &mut Headers) -> Result<bool, ParseError> {
+        if self.tokens(Known::Connection).count() >= NOMINATED {
+            return Err(ParseError::ConnectionHeader);
+        }
+        let mut host = false;
+        for token in self.tokens(Known::Connection) {
+            let is = |name: &[u8]| token.eq_ignore_ascii_case(name);
+            let of_the_hop = [&b"close"[..], b"keep-alive", b"upgrade", b"http2-settings"];
+            if of_the_hop.into_iter().any(is) {
+                continue;
+            }
+            // Taking these out would hide where the request comes from.
+            let origin = [
+                &b"x-forwarded-for"[..],
+                b"x-forwarded-host",
+                b"x-forwarded-proto",
+            ];
+            if origin.into_iter().any(is) || token.first() == Some(&b':') {
+                return Err(ParseError::ConnectionHeader);
+            }
+            if is(b"te") {
+                // What stays of it is decided for all requests alike.
+                if headers
+                    .known(Known::Te)
+                    .is_some_and(|te| te.len() >= TE_BYTES)
+                {
+                    return Err(ParseError::ConnectionHeader);
+                }
+                continue;
+            }
+            host |= is(b"host");
+            headers.retain(|name, _| !is(name.as_bytes()));
+        }
+        Ok(host)
     }
 }
 
@@ -548,66 +741,6 @@ pub(super) fn content_length(value: &[u8]) -> Result<u64, ParseError> {
             .and_then(|sum| sum.checked_add(u64::from(digit - b'0')))
             .ok_or(ParseError::Codec)
     })
-}
-
-/// Takes out the headers that `connection` nominates; whether `host` is one.
-fn nominated(fields: &[httparse::Header<'_>], headers: &mut Headers) -> Result<bool, ParseError> {
-    if tokens(fields, b"connection").count() >= NOMINATED {
-        return Err(ParseError::ConnectionHeader);
-    }
-    let mut host = false;
-    for token in tokens(fields, b"connection") {
-        let is = |name: &[u8]| token.eq_ignore_ascii_case(name);
-        let of_the_hop = [&b"close"[..], b"keep-alive", b"upgrade", b"http2-settings"];
-        if of_the_hop.into_iter().any(is) {
-            continue;
-        }
-        // Taking these out would hide where the request comes from.
-        let origin = [
-            &b"x-forwarded-for"[..],
-            b"x-forwarded-host",
-            b"x-forwarded-proto",
-        ];
-        if origin.into_iter().any(is) || token.first() == Some(&b':') {
-            return Err(ParseError::ConnectionHeader);
-        }
-        if is(b"te") {
-            // What stays of it is decided for all requests alike.
-            if headers
-                .known(Known::Te)
-                .is_some_and(|te| te.len() >= TE_BYTES)
-            {
-                return Err(ParseError::ConnectionHeader);
-            }
-            continue;
-        }
-        host |= is(b"host");
-        headers.retain(|name, _| !is(name.as_bytes()));
-    }
-    Ok(host)
-}
-
-/// The elements of all lists of a name (lower case).
-fn tokens<'a>(
-    fields: &'a [httparse::Header<'a>],
-    name: &'static [u8],
-) -> impl Iterator<Item = &'a [u8]> {
-    fields
-        .iter()
-        .filter(move |field| field.name.as_bytes().eq_ignore_ascii_case(name))
-        .flat_map(|field| field.value.split(|b| *b == b','))
-        .map(<[u8]>::trim_ascii)
-        .filter(|token| !token.is_empty())
-}
-
-/// All values of a name (lower case) as one.
-fn joined(fields: &[httparse::Header<'_>], name: &'static [u8]) -> Vec<u8> {
-    let values: Vec<&[u8]> = fields
-        .iter()
-        .filter(|field| field.name.as_bytes().eq_ignore_ascii_case(name))
-        .map(|field| field.value)
-        .collect();
-    values.join(&b',')
 }
 
 fn has_token(value: &[u8], token: &[u8]) -> bool {
@@ -657,24 +790,25 @@ struct Target {
 }
 
 fn target(
-    given: &str,
+    given: &[u8],
     connect: bool,
     method: &[u8],
     limits: &Limits,
 ) -> Result<Target, ParseError> {
     let http = Bytes::from_static(b"http");
+    let text = || std::str::from_utf8(given).map_err(|_| ParseError::Codec);
     if connect {
-        let (host, port) = given.rsplit_once(':').ok_or(ParseError::InvalidUrl)?;
+        let (host, port) = text()?.rsplit_once(':').ok_or(ParseError::InvalidUrl)?;
         if !is_host(host) || !is_port(port) {
             return Err(ParseError::InvalidUrl);
         }
         return Ok(Target {
             scheme: http,
-            authority: Some(Bytes::copy_from_slice(given.as_bytes())),
+            authority: Some(Bytes::copy_from_slice(given)),
             path: Bytes::new(),
         });
     }
-    let path = given.as_bytes();
+    let path = given;
     let origin = path.first() == Some(&b'/');
     if origin || (path == b"*" && method == b"OPTIONS") || !limits.allow_absolute_url {
         return Ok(Target {
@@ -686,7 +820,7 @@ fn target(
             },
         });
     }
-    let (scheme, rest) = given.split_once("://").ok_or(ParseError::Codec)?;
+    let (scheme, rest) = text()?.split_once("://").ok_or(ParseError::Codec)?;
     let scheme = if scheme.eq_ignore_ascii_case("http") {
         http
     } else if scheme.eq_ignore_ascii_case("https") {

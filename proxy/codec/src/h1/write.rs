@@ -1,10 +1,13 @@
 //! Bytes out of heads.
 
+use std::ops::Range;
+
 use bytes::BytesMut;
 
 use crate::{
     h1::{Framing, parse::content_length},
-    head::{Headers, Known, RequestHead, ResponseHead},
+    head::{Headers, Known, KnownSet, RequestHead, ResponseHead, Written},
+    swar,
 };
 
 /// What follows the bytes of a chunk.
@@ -58,16 +61,16 @@ pub fn write_request(
     if head.method.is_empty() || target.is_empty() {
         return Err(WriteError);
     }
-    let mut head_out = HeadWriter::begin(out);
+    if !visible(&head.method) || !visible(target) {
+        return Err(WriteError);
+    }
     let room = head.method.len() + target.len() + head.authority.len() + 96;
-    let headers_room = head_out.reserve(room, &head.headers);
+    let mut head_out = HeadWriter::begin(out, room, &head.headers);
     head_out.put(&head.method);
     head_out.put(b" ");
     head_out.put(target);
-    if head_out.has_spaces_but(1) {
-        return Err(head_out.abandon());
-    }
-    head_out.line(b" HTTP/1.1\r\n");
+    head_out.put(b" HTTP/1.1\r\n");
+    head_out.checked();
     head_out.put(b"host: ");
     head_out.put(&head.authority);
     head_out.end_line();
@@ -77,7 +80,7 @@ pub fn write_request(
         Framing::Chunked => Length::Unknown,
         Framing::UntilClose => Length::Any,
     };
-    let found = head_out.headers(headers_room, &head.headers, length, true);
+    let found = head_out.headers(&head.headers, length, true);
     match framing {
         Framing::None => {
             let bodiless = matches!(
@@ -116,8 +119,7 @@ pub fn write_response(
     if !(100..=999).contains(&head.status) {
         return Err(WriteError);
     }
-    let mut head_out = HeadWriter::begin(out);
-    let room = head_out.reserve(128, &head.headers);
+    let mut head_out = HeadWriter::begin(out, 128, &head.headers);
     match (reply.http_10, head.status) {
         (false, 200) => head_out.put(b"HTTP/1.1 200 OK\r\n"),
         (http_10, status) => {
@@ -128,7 +130,7 @@ pub fn write_response(
             head_out.put(b"\r\n");
         }
     }
-    head_out.lines += 1;
+    head_out.checked();
     let keeps = reply.connection == Connection::Unsaid;
     let lengthless = matches!(head.status, 100..=199 | 204);
     let length = match framing {
@@ -139,7 +141,7 @@ pub fn write_response(
         Framing::Chunked => Length::Unknown,
         Framing::UntilClose => Length::Any,
     };
-    let found = head_out.headers(room, &head.headers, length, keeps);
+    let found = head_out.headers(&head.headers, length, keeps);
     match framing {
         _ if lengthless || found.content_length || head.status == 304 => {}
         // As Envoy: the body that GET would give has chunks.
@@ -205,9 +207,8 @@ pub fn write_last_chunk(out: &mut BytesMut, trailers: Option<&Headers>) {
         out.extend_from_slice(b"\r\n");
         return;
     };
-    let mut block = HeadWriter::begin(out);
-    let room = block.reserve(0, trailers);
-    block.headers(room, trailers, Length::Unknown, false);
+    let mut block = HeadWriter::begin(out, 2, trailers);
+    block.headers(trailers, Length::Unknown, false);
     if block.finish().is_err() {
         out.extend_from_slice(b"\r\n");
     }
@@ -243,32 +244,34 @@ struct Found {
 struct HeadWriter<'a> {
     out: &'a mut BytesMut,
     start: usize,
+    /// Up to here it is known to have the lines that were meant.
+    checked: usize,
+    /// Lines from there on.
     lines: usize,
+    /// There are others.
+    broken: bool,
 }
 
 impl<'a> HeadWriter<'a> {
-    fn begin(out: &'a mut BytesMut) -> HeadWriter<'a> {
+    /// Makes room once for `extra` bytes and the headers.
+    fn begin(out: &'a mut BytesMut, extra: usize, headers: &Headers) -> HeadWriter<'a> {
+        out.reserve(extra + headers.written_len());
         let start = out.len();
         HeadWriter {
             out,
             start,
+            checked: start,
             lines: 0,
+            broken: false,
         }
     }
 
-    /// Makes room once for `extra` bytes and the headers; gives how much the headers take.
-    fn reserve(&mut self, extra: usize, headers: &Headers) -> usize {
-        let room = headers.iter().fold(0, |sum, (name, value)| {
-            sum + name.as_bytes().len() + value.len() + 4
-        });
-        self.out.reserve(extra + room);
-        room
-    }
-
+    #[inline]
     fn put(&mut self, bytes: &[u8]) {
         self.out.extend_from_slice(bytes);
     }
 
+    #[inline]
     fn end_line(&mut self) {
         self.put(b"\r\n");
         self.lines += 1;
@@ -280,45 +283,73 @@ impl<'a> HeadWriter<'a> {
         self.lines += 1;
     }
 
-    /// Writes the headers into `room` bytes, as [`HeadWriter::reserve`] gave it.
-    fn headers(
-        &mut self,
-        room: usize,
-        headers: &Headers,
-        length: Length,
-        connection: bool,
-    ) -> Found {
+    /// Writes the headers: those that were read as lines in runs, as they stand.
+    fn headers(&mut self, headers: &Headers, length: Length, connection: bool) -> Found {
         let mut found = Found::default();
-        let begin = self.out.len();
-        self.out.resize(begin + room, 0);
-        let mut free = self.out.get_mut(begin..).unwrap_or_default();
-        for (name, value) in headers.iter() {
-            match name.known() {
-                Some(Known::ContentLength) => {
-                    if found.content_length || !length.allows(value) {
-                        continue;
+        let mut run = 0..0;
+        for (known, value, written) in headers.written() {
+            if let Some(known) = known.filter(|known| DECIDED.contains(*known)) {
+                match known {
+                    Known::ContentLength => {
+                        if found.content_length || !length.allows(value) {
+                            continue;
+                        }
+                        found.content_length = true;
                     }
-                    found.content_length = true;
-                }
-                Some(Known::TransferEncoding | Known::Host) => continue,
-                Some(Known::Connection) => {
-                    if !connection {
-                        continue;
+                    Known::Connection => {
+                        if !connection {
+                            continue;
+                        }
+                        found.connection = true;
                     }
-                    found.connection = true;
+                    Known::Upgrade => found.upgrade = true,
+                    _ => continue,
                 }
-                Some(Known::Upgrade) => found.upgrade = true,
-                _ => {}
             }
-            free = place(free, name.as_bytes());
-            free = place(free, b": ");
-            free = place(free, value);
-            free = place(free, b"\r\n");
-            self.lines += 1;
+            match written {
+                Written::Line(line) if line.start == run.end => run.end = line.end,
+                Written::Line(line) => {
+                    self.read_lines(headers, run);
+                    run = line;
+                }
+                Written::Parts(name, value) => {
+                    self.read_lines(headers, run);
+                    run = 0..0;
+                    self.put(name);
+                    self.put(b": ");
+                    self.put(value);
+                    self.end_line();
+                }
+            }
         }
-        let unused = free.len();
-        self.out.truncate(begin + room - unused);
+        self.read_lines(headers, run);
         found
+    }
+
+    /// Writes lines that the parser has read, which need no look.
+    #[inline]
+    fn read_lines(&mut self, headers: &Headers, run: Range<usize>) {
+        if !run.is_empty() {
+            self.check();
+            self.put(headers.text().get(run).unwrap_or_default());
+            self.checked();
+        }
+    }
+
+    /// What was written so far is known to be right.
+    #[inline]
+    fn checked(&mut self) {
+        self.checked = self.out.len();
+        self.lines = 0;
+    }
+
+    /// Looks whether what was not checked has a CR, LF or NUL that is not the end of a line.
+    #[inline]
+    fn check(&mut self) {
+        let fresh = self.out.get(self.checked..).unwrap_or_default();
+        if !fresh.is_empty() {
+            self.broken |= breaks(fresh) != 2 * self.lines;
+        }
     }
 
     fn content_length(&mut self, length: u64) {
@@ -342,49 +373,55 @@ impl<'a> HeadWriter<'a> {
         self.put(&digits[at..]);
     }
 
-    /// Whether what is written so far has another number of spaces than `count`, or any control character.
-    fn has_spaces_but(&self, count: usize) -> bool {
-        self.written().iter().filter(|b| **b <= b' ').count() != count
-    }
-
-    fn written(&self) -> &[u8] {
-        self.out.get(self.start..).unwrap_or_default()
-    }
-
-    fn abandon(self) -> WriteError {
-        self.out.truncate(self.start);
-        WriteError
-    }
-
-    /// Ends the head, unless a CR, LF or NUL is in it that is not the end of a line.
+    /// Ends the head, unless it has lines that were not meant.
     fn finish(mut self) -> Result<(), WriteError> {
-        self.end_line();
-        // A sum over bytes, which the compiler turns into vector instructions.
-        let breaks: usize = self
-            .written()
-            .chunks(255)
-            .map(|chunk| {
-                let sum: u8 = chunk
-                    .iter()
-                    .map(|b| u8::from(matches!(*b, b'\r' | b'\n' | 0)))
-                    .fold(0, u8::wrapping_add);
-                usize::from(sum)
-            })
-            .sum();
-        if breaks == 2 * self.lines {
-            Ok(())
-        } else {
-            Err(self.abandon())
+        self.check();
+        if self.broken {
+            self.out.truncate(self.start);
+            return Err(WriteError);
         }
+        self.put(b"\r\n");
+        Ok(())
     }
 }
 
-/// Writes at the beginning of `free`, and gives what is left of it.
-#[inline]
-fn place<'a>(free: &'a mut [u8], bytes: &[u8]) -> &'a mut [u8] {
-    let (place, rest) = free.split_at_mut(bytes.len());
-    place.copy_from_slice(bytes);
-    rest
+/// Headers that are not written as they are in any case.
+const DECIDED: KnownSet = KnownSet::of(&[
+    Known::Connection,
+    Known::ContentLength,
+    Known::Host,
+    Known::TransferEncoding,
+    Known::Upgrade,
+]);
+
+/// Whether there are no spaces and control characters.
+fn visible(text: &[u8]) -> bool {
+    !swar::any(text, |word| swar::below(word, b'!'))
+}
+
+/// How many CR, LF and NUL there are.
+fn breaks(text: &[u8]) -> usize {
+    let is = |byte: u8| u8::from((byte == b'\r') | (byte == b'\n') | (byte == 0));
+    let mut all = 0;
+    // So that no count overflows; the inner loops are vector instructions.
+    for text in text.chunks(16 * 255) {
+        let (blocks, rest) = text.as_chunks::<16>();
+        let mut counts = [0u8; 16];
+        for block in blocks {
+            for (count, byte) in counts.iter_mut().zip(block) {
+                *count += is(*byte);
+            }
+        }
+        all += counts
+            .iter()
+            .map(|count| usize::from(*count))
+            .sum::<usize>();
+        all += rest
+            .iter()
+            .map(|byte| usize::from(is(*byte)))
+            .sum::<usize>();
+    }
+    all
 }
 
 /// Envoy's phrase for a status; "Unknown" for one that has none.

@@ -561,6 +561,10 @@ impl Connection {
             Ok(head) => head,
             Err(details) => return self.message_error(stream.id, details, on),
         };
+        // There is none of it, so it has no length. RFC 9110 §8.6.
+        if matches!(head.status, 100..200 | 204) && length.is_some_and(|length| length > 0) {
+            return self.message_error(stream.id, MESSAGING, on);
+        }
         if head.status < 200 {
             if end {
                 return self.message_error(stream.id, MESSAGING, on);
@@ -572,7 +576,12 @@ impl Connection {
         state.head_received = true;
         let bodiless = state.bodiless || matches!(head.status, 204 | 304);
         let tunnel = state.upgrade && head.status < 300;
-        state.content_left = if tunnel || bodiless { None } else { length };
+        state.content_left = match (tunnel, bodiless) {
+            (true, _) => None,
+            // Its length is that of what it has not; data would be too much.
+            (false, true) => Some(0),
+            (false, false) => length,
+        };
         if end && state.content_left.is_some_and(|left| left > 0) {
             return self.message_error(stream.id, MESSAGING, on);
         }

@@ -733,6 +733,33 @@ fn a_response_to_head_has_a_length_and_no_body() {
     assert_eq!(outcome.resets(), [(3, Code::PROTOCOL_ERROR)]);
 }
 
+#[test]
+fn a_response_that_has_no_body_may_not_bring_one() {
+    for (method, status) in [("HEAD", "200"), ("GET", "204"), ("GET", "304")] {
+        for (data, reset) in [(&b""[..], None), (b"x", Some(Code::PROTOCOL_ERROR))] {
+            let mut client = Connection::new(Role::Client, Arc::default());
+            client
+                .open(&super::pair::request(method, "/"), true)
+                .unwrap();
+            drain(&mut client);
+            let length = if status == "204" { "0" } else { "5" };
+            let answer = block(&[(":status", status), ("content-length", length)]);
+            let frames = [
+                frame(4, 0, 0, &[]),
+                frame(1, END_HEADERS, 1, &answer),
+                frame(0, 1, 1, data),
+            ];
+            let outcome = feed(&mut client, &frames.concat());
+            let resets = outcome.resets();
+            assert_eq!(
+                resets.first().map(|(_, code)| *code),
+                reset,
+                "{method} {status}"
+            );
+        }
+    }
+}
+
 /// A run of frames, mostly sound.
 fn conversation() -> impl Strategy<Value = Vec<u8>> {
     let id = prop_oneof![8 => (0u32..6).prop_map(|n| n * 2 + 1), 1 => 0u32..20];

@@ -1,0 +1,133 @@
+//! Eight bytes at a time in one register: a loop over bytes costs four times as much, and vectors need `unsafe`.
+
+/// One in each byte.
+pub(crate) const ONES: u64 = 0x0101_0101_0101_0101;
+/// The highest bit of each byte.
+pub(crate) const HIGH: u64 = 0x80 * ONES;
+/// The other bits. A sum of two bytes without the highest bit does not carry into the next byte.
+pub(crate) const LOW: u64 = !HIGH;
+
+/// The eight bytes from `at` on, the first lowest.
+#[inline]
+pub(crate) fn word(text: &[u8], at: usize) -> Option<u64> {
+    let chunk = text.get(at..)?.first_chunk::<8>()?;
+    Some(u64::from_le_bytes(*chunk))
+}
+
+/// The highest bit of each byte that is less than `least` (at most 0x80), and of no other.
+#[inline]
+pub(crate) fn below(word: u64, least: u8) -> u64 {
+    !((word & LOW) + (0x80 - u64::from(least)) * ONES) & !word & HIGH
+}
+
+/// The highest bit of each byte that is less than `least` (at most 0x80) or DEL, and of no other.
+#[inline]
+pub(crate) fn below_or_del(word: u64, least: u8) -> u64 {
+    let low = word & LOW;
+    (!(low + (0x80 - u64::from(least)) * ONES) | (low + ONES)) & !word & HIGH
+}
+
+/// The highest bit of each byte that is not `byte` (less than 0x80), and of no other.
+#[inline]
+pub(crate) fn differs(word: u64, byte: u8) -> u64 {
+    let low = word & LOW;
+    (((low ^ (u64::from(byte) * ONES)) + LOW) | word) & HIGH
+}
+
+/// Whether `bad` finds something in any eight bytes. It finds nothing in letters.
+#[inline]
+pub(crate) fn any(text: &[u8], bad: impl Fn(u64) -> u64) -> bool {
+    let Some(last) = text.last_chunk::<8>() else {
+        let short = text.iter().fold(u64::from(b'a') * ONES, |word, byte| {
+            (word << 8) | u64::from(*byte)
+        });
+        return bad(short) != 0;
+    };
+    // The last eight may be looked at twice.
+    let (words, _) = text.as_chunks::<8>();
+    words
+        .iter()
+        .fold(bad(u64::from_le_bytes(*last)), |found, word| {
+            found | bad(u64::from_le_bytes(*word))
+        })
+        != 0
+}
+
+/// Makes ASCII lower case.
+#[inline]
+pub(crate) fn make_lower(text: &mut [u8]) {
+    if text.len() < 8 {
+        return text.make_ascii_lowercase();
+    }
+    if let Some(end) = text.last_chunk_mut::<8>() {
+        *end = lower(*end);
+    }
+    let (words, _) = text.as_chunks_mut::<8>();
+    for word in words {
+        *word = lower(*word);
+    }
+}
+
+#[inline]
+fn lower(word: [u8; 8]) -> [u8; 8] {
+    let word = u64::from_le_bytes(word);
+    let low = word & LOW;
+    let from_a = low + (0x80 - u64::from(b'A')) * ONES;
+    let above_z = low + (0x7f - u64::from(b'Z')) * ONES;
+    let upper = from_a & !above_z & !word & HIGH;
+    (word | (upper >> 2)).to_le_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_is_judged_as_by_itself() {
+        for byte in 0..=u8::MAX {
+            for at in 0..8 {
+                for filler in [b'a', 0, 0x7f, 0x80, 0xff, b' ', b'-'] {
+                    let mut bytes = [filler; 8];
+                    bytes[at] = byte;
+                    let word = u64::from_le_bytes(bytes);
+                    let is = |found: u64| found.to_le_bytes().map(|found| found == 0x80);
+                    assert_eq!(
+                        is(below_or_del(word, b' ')),
+                        bytes.map(|b| b < b' ' || b == 0x7f)
+                    );
+                    assert_eq!(
+                        is(below_or_del(word, b'!')),
+                        bytes.map(|b| b <= b' ' || b == 0x7f)
+                    );
+                    assert_eq!(is(below(word, b'!')), bytes.map(|b| b <= b' '));
+                    assert_eq!(is(differs(word, b'-')), bytes.map(|b| b != b'-'));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn any_looks_at_every_byte() {
+        for len in 0..40 {
+            let text = vec![b'x'; len];
+            assert!(!any(&text, |word| below_or_del(word, b' ')));
+            for at in 0..len {
+                let mut text = text.clone();
+                text[at] = 0;
+                assert!(any(&text, |word| below_or_del(word, b' ')), "{text:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn lower_case_is_what_the_standard_library_says() {
+        let all: Vec<u8> = (0..=u8::MAX).collect();
+        for len in 0..40 {
+            for at in 0..all.len() - len {
+                let mut text = all[at..at + len].to_vec();
+                make_lower(&mut text);
+                assert_eq!(text, all[at..at + len].to_ascii_lowercase());
+            }
+        }
+    }
+}
