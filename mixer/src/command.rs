@@ -2,6 +2,7 @@
 
 pub mod attributes;
 pub mod eval;
+pub mod validate;
 
 use crate::Args;
 
@@ -23,6 +24,8 @@ pub struct Cli {
 pub enum Command {
     /// Evaluate an expression, or a file of them.
     Eval(eval::Options),
+    /// Check configuration as Mixer would.
+    Validate(validate::Options),
 }
 
 impl Command {
@@ -33,6 +36,7 @@ impl Command {
     pub async fn run(self) -> anyhow::Result<()> {
         match self {
             Command::Eval(options) => eval::run(&options, &mut std::io::stdout().lock()),
+            Command::Validate(options) => validate::run(&options, &mut std::io::stdout().lock()),
         }
     }
 }

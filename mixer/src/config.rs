@@ -7,10 +7,16 @@
 pub mod ads;
 pub mod builder;
 pub mod folder;
-pub mod instance;
 pub mod object;
 mod output;
+pub mod names;
+pub mod remote;
+pub mod vendor;
+pub mod api_spec;
+pub mod instance;
+pub mod recipe;
 pub mod rule;
+pub mod doubts;
 pub mod snapshot;
 
 pub use builder::Builder;

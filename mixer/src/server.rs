@@ -275,12 +275,15 @@ fn kinds(inventory: &Inventory) -> Vec<String> {
         "handler",
         "instance",
         "attributemanifest",
+        "adapter",
+        "template",
         "QuotaSpec",
     ];
     let templates = lateen_adapter::template::ALL.iter().map(|t| t.name);
     general
         .into_iter()
         .chain(inventory.names())
+        .chain(config::vendor::names())
         .chain(templates)
         .map(str::to_owned)
         .collect()

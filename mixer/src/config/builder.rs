@@ -1,41 +1,41 @@
 //! Builds snapshots, and remembers what was good.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     fmt,
     sync::Arc,
 };
 
-use lateen_adapter::{Adapter, InstanceType, ValueType, Variety, template};
+use lateen_adapter::{Adapter, InstanceType, template};
 use lateen_config::Severity;
-use lateen_engine::{AttributeTable, Bag, EvalError, Tracker, Value};
-use serde_json::{Map, Value as Json};
+use lateen_engine::AttributeTable;
+use serde_json::Value as Json;
 
 use super::{
-    Update,
-    instance::Instance,
+    Update, api_spec, doubts,
+    instance::{Instance, Raw},
+    names::{self, Found, Names, OwnNames},
     object::{Fault, Key, Problem, Source},
-    rule::{Directory, Draft, Rule},
-    snapshot::Snapshot,
+    recipe::Recipe,
+    remote::{RemoteAdapter, RemoteTemplate, instance::RemoteInstance},
+    rule::Draft,
+    snapshot::{Remotes, Snapshot},
+    vendor,
 };
 use crate::{
-    adapter::Inventory,
+    adapter::{Inventory, noop::Noop},
     handler::{LiveHandler, Signature, World},
 };
 
-/// Kinds of Istio that mean something to others, or to nobody here.
-const OTHER_KINDS: &[&str] = &[
-    "QuotaSpec",
-    "QuotaSpecBinding",
-    "HTTPAPISpec",
-    "HTTPAPISpecBinding",
-];
+/// Kinds of Istio that mean something to Pilot alone.
+const OTHER_KINDS: [&str; 2] = ["QuotaSpec", "QuotaSpecBinding"];
 
 /// Owned by the one task that takes updates.
 pub struct Builder {
     inventory: Inventory,
     world: World,
     default_namespace: String,
+    is_dry: bool,
     generation: u64,
     fingerprint: Vec<(Source, Vec<Source>)>,
     good: Good,
@@ -45,6 +45,8 @@ pub struct Builder {
 #[derive(Default)]
 struct Good {
     manifests: BTreeMap<Key, Source>,
+    templates: BTreeMap<Key, Source>,
+    adapters: BTreeMap<Key, Source>,
     instances: BTreeMap<Key, Source>,
     handlers: BTreeMap<Key, Source>,
     rules: BTreeMap<Key, InForce>,
@@ -78,10 +80,18 @@ impl Builder {
             inventory,
             world,
             default_namespace: default_namespace.into(),
+            is_dry: false,
             generation: first_generation.max(1),
             fingerprint: Vec::new(),
             good: Good::default(),
         }
+    }
+
+    /// Checks only: handlers touch nothing and do nothing.
+    #[must_use]
+    pub fn dry(mut self) -> Self {
+        self.is_dry = true;
+        self
     }
 
     /// Builds what is in force after `update`. `has_moved`: the workload view has changed in a way that
@@ -124,18 +134,27 @@ impl Builder {
         let Attempt {
             table,
             manifests,
+            templates,
+            adapters,
             instances,
+            remote_instances,
             handlers,
             live,
             drafts,
             problems,
             ..
         } = &mut attempt;
+        let remotes = Remotes::of(templates, adapters, handlers, remote_instances);
         let mut rules = Vec::with_capacity(drafts.len());
         let mut fingerprint = Vec::with_capacity(drafts.len());
         let mut good = Good {
             manifests: std::mem::take(manifests),
-            instances: sources(instances),
+            templates: sources(templates),
+            adapters: sources(adapters),
+            instances: sources(instances)
+                .into_iter()
+                .chain(sources(remote_instances))
+                .collect(),
             handlers: sources(handlers),
             live: std::mem::take(live),
             ..Good::default()
@@ -200,17 +219,24 @@ impl Builder {
         self.good = good;
 
         let mut problems = std::mem::take(problems);
-        problems.extend(absent_attributes(table, &rules, &self.good.rules));
-        problems.extend(unknown_quotas(wanted_quotas, &rules));
+        let written = |name: &str| {
+            let mut sources = self.good.rules.values().map(|r| &r.source);
+            sources.find(|s| *s.key.full_name() == *name)
+        };
+        problems.extend(doubts::absent_attributes(table, &rules, written));
+        problems.extend(doubts::unknown_quotas(wanted_quotas, &rules));
         problems.sort();
         problems.dedup();
-        Snapshot::new(
-            self.generation,
-            table.clone(),
-            rules,
-            problems,
-            &self.default_namespace,
-        )
+        Snapshot {
+            remotes,
+            ..Snapshot::new(
+                self.generation,
+                table.clone(),
+                rules,
+                problems,
+                &self.default_namespace,
+            )
+        }
     }
 
     fn sort(&self, objects: Vec<Source>) -> Sorted {
@@ -221,19 +247,27 @@ impl Builder {
                 &mut sorted.rules
             } else if kind == "attributemanifest" {
                 &mut sorted.manifests
+            } else if kind == "template" {
+                &mut sorted.templates
+            } else if kind == "adapter" {
+                &mut sorted.adapters
             } else if kind == "instance" || template::find(kind).is_some() {
                 &mut sorted.instances
-            } else if kind == "handler" || self.inventory.find(kind).is_some() {
+            } else if kind == "handler"
+                || self.inventory.find(kind).is_some()
+                || vendor::find(kind).is_some()
+            {
                 &mut sorted.handlers
             } else if OTHER_KINDS.contains(&kind) {
                 continue;
+            } else if api_spec::KINDS.contains(&kind) {
+                let wrong = api_spec::check(kind, &source.spec).err();
+                sorted
+                    .problems
+                    .extend(wrong.map(|fault| source.error(&fault.field, fault.reason)));
+                continue;
             } else {
-                let reason = match kind {
-                    "adapter" | "template" => {
-                        "adapters and templates of one's own are not supported".to_owned()
-                    }
-                    _ => format!("there is no adapter or template {kind} here"),
-                };
+                let reason = format!("there is no adapter or template {kind} here");
                 sorted.problems.push(source.error("", reason));
                 continue;
             };
@@ -291,15 +325,54 @@ impl Builder {
         let mut attempt = Attempt {
             table,
             manifests,
+            templates: BTreeMap::new(),
+            adapters: BTreeMap::new(),
             instances: BTreeMap::new(),
+            remote_instances: BTreeMap::new(),
             handlers: BTreeMap::new(),
             live: HashMap::new(),
             drafts: Vec::new(),
             lost: Vec::new(),
             problems: Vec::new(),
         };
+        let Attempt {
+            templates,
+            adapters,
+            problems,
+            ..
+        } = &mut attempt;
+        let read = |s: &Source| RemoteTemplate::read(s).map(Arc::new).map_err(|f| vec![f]);
+        take(
+            &sorted.templates,
+            &self.good.templates,
+            read,
+            templates,
+            problems,
+        );
+        let read = |s: &Source| RemoteAdapter::read(s).map(Arc::new).map_err(|f| vec![f]);
+        take(
+            &sorted.adapters,
+            &self.good.adapters,
+            read,
+            adapters,
+            problems,
+        );
+        problems.extend(self.unknown_templates(templates, adapters));
         self.compile_instances(sorted, &mut attempt);
-        self.read_handlers(sorted, &mut attempt);
+        let Attempt {
+            adapters,
+            handlers,
+            problems,
+            ..
+        } = &mut attempt;
+        let read = |s: &Source| Recipe::read(s, &self.inventory, adapters, &self.default_namespace);
+        take(
+            &sorted.handlers,
+            &self.good.handlers,
+            read,
+            handlers,
+            problems,
+        );
         // A handler that cannot be built makes its rules bad, which may change what other handlers get:
         // again until nothing changes. Each round but the last finds another broken handler.
         let mut broken: BTreeMap<Key, String> = BTreeMap::new();
@@ -315,55 +388,94 @@ impl Builder {
         }
     }
 
-    fn compile_instances(&self, sorted: &Sorted, attempt: &mut Attempt) {
-        for (key, source) in &sorted.instances {
-            let compile = |s: &Source| Instance::compile(s, &attempt.table);
-            let found = match compile(source) {
-                Ok(instance) => Some((source, instance)),
-                Err(faults) => {
-                    let last = self.good.instances.get(key);
-                    let last = last.and_then(|s| Some((s, compile(s).ok()?)));
-                    attempt
-                        .problems
-                        .extend(tell(source, faults, last.is_some()));
-                    last
+    /// Templates that adapters say they take and that are not there.
+    fn unknown_templates(
+        &self,
+        templates: &BTreeMap<Key, Found<Arc<RemoteTemplate>>>,
+        adapters: &BTreeMap<Key, Found<Arc<RemoteAdapter>>>,
+    ) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        for Found { source, what } in adapters.values() {
+            for (i, name) in what.templates.iter().enumerate() {
+                let found = self.template(templates, name, &what.namespace);
+                if found.is_none() && template::find(name).is_none() {
+                    let reason = format!("there is no template {name}; rules cannot use it");
+                    let field = format!("templates[{i}]");
+                    problems.push(source.problem(Severity::Warning, &field, reason));
                 }
-            };
-            attempt.instances.extend(found.map(|(source, instance)| {
-                (
-                    key.clone(),
-                    Found {
-                        source: source.clone(),
-                        what: Arc::new(instance),
-                    },
-                )
-            }));
+            }
         }
+        problems
     }
 
-    fn read_handlers(&self, sorted: &Sorted, attempt: &mut Attempt) {
-        for (key, source) in &sorted.handlers {
-            let read = |s: &Source| Recipe::read(s, &self.inventory);
-            let found = match read(source) {
-                Ok(recipe) => Some((source, recipe)),
-                Err(fault) => {
-                    let last = self.good.handlers.get(key);
-                    let last = last.and_then(|s| Some((s, read(s).ok()?)));
-                    attempt
-                        .problems
-                        .extend(tell(source, vec![fault], last.is_some()));
-                    last
-                }
-            };
-            attempt.handlers.extend(found.map(|(source, recipe)| {
-                (
-                    key.clone(),
-                    Found {
-                        source: source.clone(),
-                        what: recipe,
-                    },
-                )
-            }));
+    /// The template that `name` means in `namespace`.
+    fn template(
+        &self,
+        templates: &BTreeMap<Key, Found<Arc<RemoteTemplate>>>,
+        name: &str,
+        namespace: &str,
+    ) -> Option<Arc<RemoteTemplate>> {
+        names::find(
+            templates,
+            name,
+            "template",
+            namespace,
+            &self.default_namespace,
+        )
+        .ok()
+        .map(|(_, found)| Arc::clone(&found.what))
+    }
+
+    fn compile_instances(&self, sorted: &Sorted, attempt: &mut Attempt) {
+        let Attempt {
+            table,
+            templates,
+            instances,
+            remote_instances,
+            problems,
+            ..
+        } = attempt;
+        let remote = |source: &Source| -> Option<Arc<RemoteTemplate>> {
+            let name = source.spec.get("template")?.as_str()?;
+            (&*source.key.kind == "instance")
+                .then(|| self.template(templates, name, &source.key.namespace))?
+        };
+        let (of_remote, compiled): (BTreeMap<_, _>, BTreeMap<_, _>) = sorted
+            .instances
+            .iter()
+            .map(|(key, source)| (key.clone(), source.clone()))
+            .partition(|(_, source)| remote(source).is_some());
+        let compile = |source: &Source| Instance::compile(source, table).map(Arc::new);
+        take(
+            &compiled,
+            &self.good.instances,
+            compile,
+            instances,
+            problems,
+        );
+        let compile_remote = |source: &Source| {
+            let template = remote(source)
+                .ok_or_else(|| vec![Fault::new("template", "there is no such template")])?;
+            let raw = Raw::shape(&source.spec).map_err(|fault| vec![fault])?;
+            RemoteInstance::compile(source, template, raw, table).map(Arc::new)
+        };
+        take(
+            &of_remote,
+            &self.good.instances,
+            compile_remote,
+            remote_instances,
+            problems,
+        );
+        // A template of Istio's may be described by an object too; adapters that are part of this program take
+        // its instances all the same.
+        for source in of_remote.values() {
+            if let Ok(instance) = compile(source) {
+                let found = Found {
+                    source: source.clone(),
+                    what: instance,
+                };
+                instances.insert(source.key.clone(), found);
+            }
         }
     }
 
@@ -378,7 +490,9 @@ impl Builder {
         let mut problems = Vec::new();
         for source in sorted.rules.values() {
             let names = Names {
-                attempt,
+                handlers: &attempt.handlers,
+                instances: &attempt.instances,
+                remote_instances: &attempt.remote_instances,
                 broken,
                 default_namespace: &self.default_namespace,
             };
@@ -437,11 +551,19 @@ impl Builder {
             let Some(found) = attempt.handlers.get(&key) else {
                 continue;
             };
+            let Recipe::Compiled {
+                adapter,
+                params,
+                params_field,
+            } = &found.what
+            else {
+                continue; // no rule that uses one is let in
+            };
             let instances: Vec<_> = instances.into_values().collect();
             let running = self.good.live.get(&key);
             let signature = Signature {
-                adapter: found.what.adapter.info().name,
-                params: found.what.params.clone(),
+                adapter: adapter.info().name,
+                params: params.clone(),
                 instances,
             };
             if let Some(running) = running.filter(|r| r.signature == signature) {
@@ -449,10 +571,11 @@ impl Builder {
                 continue;
             }
             let name = key.full_name();
-            let adapter = &*found.what.adapter;
+            let adapter = &**adapter;
             let mut reasons = LiveHandler::problems(&name, adapter, &signature);
             if reasons.is_empty() {
-                match LiveHandler::build(Arc::clone(&name), adapter, signature, &self.world) {
+                let builds: &dyn Adapter = if self.is_dry { &Noop } else { adapter };
+                match LiveHandler::build(Arc::clone(&name), builds, signature, &self.world) {
                     Ok(handler) => {
                         live.insert(key, Arc::new(handler));
                         continue;
@@ -462,7 +585,7 @@ impl Builder {
             }
             let faults: Vec<_> = reasons
                 .iter()
-                .map(|r| Fault::new(found.what.params_field, r))
+                .map(|r| Fault::new(*params_field, r))
                 .collect();
             let problems = tell(&found.source, faults, running.is_some());
             attempt.problems.extend(problems);
@@ -490,6 +613,8 @@ impl Builder {
 #[derive(Default)]
 struct Sorted {
     manifests: BTreeMap<Key, Source>,
+    templates: BTreeMap<Key, Source>,
+    adapters: BTreeMap<Key, Source>,
     instances: BTreeMap<Key, Source>,
     handlers: BTreeMap<Key, Source>,
     rules: BTreeMap<Key, Source>,
@@ -500,7 +625,10 @@ struct Sorted {
 struct Attempt {
     table: AttributeTable,
     manifests: BTreeMap<Key, Source>,
+    templates: BTreeMap<Key, Found<Arc<RemoteTemplate>>>,
+    adapters: BTreeMap<Key, Found<Arc<RemoteAdapter>>>,
     instances: BTreeMap<Key, Found<Arc<Instance>>>,
+    remote_instances: BTreeMap<Key, Found<Arc<RemoteInstance>>>,
     handlers: BTreeMap<Key, Found<Recipe>>,
     live: HashMap<Key, Arc<LiveHandler>>,
     drafts: Vec<Drafted>,
@@ -516,10 +644,28 @@ struct Drafted {
     is_frozen: bool,
 }
 
-/// The version of an object that is used.
-struct Found<T> {
-    source: Source,
-    what: T,
+/// Takes each object in its present version, or else in its last good one.
+fn take<T>(
+    sources: &BTreeMap<Key, Source>,
+    good: &BTreeMap<Key, Source>,
+    read: impl Fn(&Source) -> Result<T, Vec<Fault>>,
+    found: &mut BTreeMap<Key, Found<T>>,
+    problems: &mut Vec<Problem>,
+) {
+    for (key, source) in sources {
+        let taken = match read(source) {
+            Ok(what) => Some((source, what)),
+            Err(faults) => {
+                let last = good.get(key).and_then(|s| Some((s, read(s).ok()?)));
+                problems.extend(tell(source, faults, last.is_some()));
+                last
+            }
+        };
+        found.extend(taken.map(|(source, what)| {
+            let source = source.clone();
+            (key.clone(), Found { source, what })
+        }));
+    }
 }
 
 fn sources<T>(found: &BTreeMap<Key, Found<T>>) -> BTreeMap<Key, Source> {
@@ -545,39 +691,15 @@ impl InForce {
             instances.insert(source.key.clone(), Arc::new(instance));
         }
         let names = OwnNames {
-            rule: self,
+            handlers: self
+                .handlers
+                .iter()
+                .map(|(source, _)| (source.key.clone(), ()))
+                .collect(),
             instances,
             default_namespace,
         };
         Draft::compile(&self.source, table, &names).ok()
-    }
-}
-
-/// Names in a rule that uses what it used before.
-struct OwnNames<'a> {
-    rule: &'a InForce,
-    instances: BTreeMap<Key, Arc<Instance>>,
-    default_namespace: &'a str,
-}
-
-impl Directory for OwnNames<'_> {
-    fn handler(&self, name: &str, namespace: &str) -> Result<(Key, Vec<&'static str>), String> {
-        let candidates = meanings(name, "handler", namespace, self.default_namespace);
-        let found = candidates
-            .into_iter()
-            .find(|key| self.rule.handler(key).is_some());
-        // What it takes was asked when the rule came into force.
-        let key = found.ok_or("the rule did not have it")?;
-        Ok((key, template::ALL.iter().map(|t| t.name).collect()))
-    }
-
-    fn instance(&self, name: &str, namespace: &str) -> Result<(Key, Arc<Instance>), String> {
-        let candidates = meanings(name, "instance", namespace, self.default_namespace);
-        let found = candidates
-            .iter()
-            .find_map(|key| self.instances.get_key_value(key));
-        let (key, instance) = found.ok_or("the rule did not have it")?;
-        Ok((key.clone(), Arc::clone(instance)))
     }
 }
 
@@ -587,211 +709,4 @@ fn tell(source: &Source, faults: Vec<Fault>, is_held: bool) -> Vec<Problem> {
         ..source.error(&fault.field, fault.reason)
     };
     faults.into_iter().map(problem).collect()
-}
-
-/// What a handler is to be built of.
-struct Recipe {
-    adapter: Arc<dyn Adapter>,
-    params: Json,
-    /// Where the parameters stand in the spec.
-    params_field: &'static str,
-}
-
-impl Recipe {
-    fn read(source: &Source, inventory: &Inventory) -> Result<Self, Fault> {
-        if let Some(adapter) = inventory.find(&source.key.kind) {
-            let params = (*source.spec).clone();
-            return Ok(Self {
-                adapter: Arc::clone(adapter),
-                params,
-                params_field: "",
-            });
-        }
-        let nothing = Map::new();
-        let spec = match &*source.spec {
-            Json::Object(spec) => spec,
-            Json::Null => &nothing,
-            other => return Err(Fault::new("", format!("{other} is no map"))),
-        };
-        let known = [
-            "name",
-            "compiledAdapter",
-            "compiled_adapter",
-            "adapter",
-            "params",
-            "connection",
-        ];
-        if let Some(key) = spec.keys().find(|key| !known.contains(&key.as_str())) {
-            return Err(Fault::new(key, "there is no such field in a handler"));
-        }
-        let (field, name) = ["compiledAdapter", "compiled_adapter", "adapter"]
-            .into_iter()
-            .find_map(|key| Some((key, spec.get(key)?)))
-            .ok_or_else(|| Fault::new("compiledAdapter", "the handler names no adapter"))?;
-        let adapter = name
-            .as_str()
-            .and_then(|n| inventory.find(n))
-            .ok_or_else(|| {
-                let known: Vec<_> = inventory.names().collect();
-                Fault::new(
-                    field,
-                    format!("unknown adapter {name}; there are {}", known.join(", ")),
-                )
-            })?;
-        let params = spec.get("params").cloned().unwrap_or(Json::Null);
-        Ok(Self {
-            adapter: Arc::clone(adapter),
-            params,
-            params_field: "params",
-        })
-    }
-}
-
-/// Names in rules: `NAME`, `NAME.KIND`, `NAME.NAMESPACE`, `NAME.KIND.NAMESPACE`.
-struct Names<'a> {
-    attempt: &'a Attempt,
-    broken: &'a BTreeMap<Key, String>,
-    default_namespace: &'a str,
-}
-
-impl Names<'_> {
-    fn find<'m, T>(
-        &self,
-        map: &'m BTreeMap<Key, Found<T>>,
-        name: &str,
-        generic: &str,
-        namespace: &str,
-    ) -> Result<(&'m Key, &'m Found<T>), String> {
-        let candidates = meanings(name, generic, namespace, self.default_namespace);
-        candidates
-            .iter()
-            .find_map(|key| map.get_key_value(key))
-            .ok_or_else(|| {
-                let tried: Vec<String> = candidates.iter().map(Key::to_string).collect();
-                format!("there is no {} (or it is refused)", tried.join(" and no "))
-            })
-    }
-}
-
-/// What `name` may mean to a rule of `namespace`, the likeliest first. What a rule's own namespace lacks is
-/// looked for in the mesh-wide one.
-fn meanings(name: &str, generic: &str, namespace: &str, default_namespace: &str) -> Vec<Key> {
-    let key = |kind: &str, namespace: &str, name: &str| Key {
-        kind: Arc::from(kind),
-        namespace: Arc::from(namespace),
-        name: Arc::from(name),
-    };
-    let mut all = Vec::new();
-    if let Some((front, last)) = name.rsplit_once('.') {
-        if let Some((name, kind)) = front.rsplit_once('.') {
-            all.push(key(kind, last, name));
-        }
-        all.push(key(last, namespace, front));
-        all.push(key(generic, last, front));
-        all.push(key(last, default_namespace, front));
-    }
-    all.push(key(generic, namespace, name)); // Kubernetes allows dots in names
-    all.push(key(generic, default_namespace, name));
-    let mut seen = BTreeSet::new();
-    all.retain(|key| seen.insert(key.clone()));
-    all
-}
-
-impl Directory for Names<'_> {
-    fn handler(&self, name: &str, namespace: &str) -> Result<(Key, Vec<&'static str>), String> {
-        let (key, found) = self.find(&self.attempt.handlers, name, "handler", namespace)?;
-        if let Some(reason) = self.broken.get(key) {
-            return Err(format!("{key} cannot be built: {reason}"));
-        }
-        let templates = found.what.adapter.info().templates;
-        Ok((key.clone(), templates.iter().map(|t| t.name).collect()))
-    }
-
-    fn instance(&self, name: &str, namespace: &str) -> Result<(Key, Arc<Instance>), String> {
-        let (key, found) = self.find(&self.attempt.instances, name, "instance", namespace)?;
-        Ok((key.clone(), Arc::clone(&found.what)))
-    }
-}
-
-/// Rules that deny requests which lack an attribute, whether their author meant it or not.
-fn absent_attributes(
-    table: &AttributeTable,
-    rules: &[Arc<Rule>],
-    sources: &BTreeMap<Key, InForce>,
-) -> Vec<Problem> {
-    // A request as poor as can be: what every proxy sends, and what generators always add.
-    let mut bag = Bag::new(table);
-    let always = rules
-        .iter()
-        .filter(|r| r.condition.is_none())
-        .flat_map(|r| &r.actions);
-    let generated = always
-        .flat_map(|a| a.instances(Variety::AttributeGenerator))
-        .flat_map(|i| i.generated());
-    let sent = [
-        "context.protocol",
-        "context.reporter.kind",
-        "request.headers",
-    ]
-    .into_iter()
-    .filter_map(|name| table.slot(name));
-    for slot in generated.chain(sent).collect::<Vec<_>>() {
-        let value = match table.type_of(slot) {
-            ValueType::StringMap => Value::StringMap(lateen_engine::StringMap::default()),
-            ValueType::IpAddress => Value::Ip([0, 0, 0, 0].into()),
-            ValueType::Int64 => Value::Int64(0),
-            ty => match Value::from_text(ty, "".into()) {
-                Some(value) => value,
-                None => continue,
-            },
-        };
-        bag.set(slot, value);
-    }
-    let mut problems = Vec::new();
-    for rule in rules {
-        if !rule.checks() && !rule.has(Variety::Quota) {
-            continue;
-        }
-        let Some(condition) = &rule.condition else {
-            continue;
-        };
-        if let Err(EvalError::Absent(attribute)) = condition.holds(&bag, &mut Tracker::off()) {
-            let reason = format!(
-                "the match cannot be told for requests without {attribute}, which this rule treats by its \
-                 fail mode ({}); give a default with |",
-                match rule.fail_mode {
-                    super::rule::FailMode::Open => "open: it is skipped",
-                    super::rule::FailMode::Closed => "closed: they are denied",
-                }
-            );
-            let source = sources
-                .values()
-                .map(|r| &r.source)
-                .find(|s| s.key.full_name() == rule.name);
-            problems.extend(source.map(|s| s.problem(Severity::Warning, "match", reason)));
-        }
-    }
-    problems
-}
-
-/// Quotas that proxies ask for and no rule has: such requests are denied.
-fn unknown_quotas(wanted: Vec<(String, Source)>, rules: &[Arc<Rule>]) -> Vec<Problem> {
-    let is_known = |name: &str| {
-        rules
-            .iter()
-            .flat_map(|r| &r.actions)
-            .flat_map(|a| a.instances(Variety::Quota))
-            .any(|i| i.is_called(name))
-    };
-    wanted
-        .into_iter()
-        .filter(|(name, _)| !is_known(name))
-        .map(|(name, source)| {
-            source.problem(
-                Severity::Warning,
-                "",
-                format!("no rule sends a quota instance {name} to a handler; requests charged to it are denied"),
-            )
-        })
-        .collect()
 }

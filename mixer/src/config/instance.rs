@@ -95,18 +95,7 @@ impl<'a> Raw<'a> {
                 prefix: "",
             });
         }
-        let known = [
-            "name",
-            "compiledTemplate",
-            "compiled_template",
-            "template",
-            "params",
-        ];
-        for key in object("", Some(spec))?.into_iter().flat_map(Map::keys) {
-            if !known.contains(&key.as_str()) && !BINDINGS.contains(&key.as_str()) {
-                return Err(Fault::new(key, "there is no such field in an instance"));
-            }
-        }
+        Self::shape(spec)?;
         let named = ["compiledTemplate", "compiled_template", "template"]
             .into_iter()
             .find_map(|key| Some((key, spec.get(key)?)));
@@ -125,6 +114,26 @@ impl<'a> Raw<'a> {
             bindings,
             prefix: "params",
         })
+    }
+
+    /// The parameters of an object of kind `instance`, whatever its template.
+    ///
+    /// # Errors
+    /// It has fields that no instance has.
+    pub fn shape(spec: &'a Json) -> Result<Option<&'a Map<String, Json>>, Fault> {
+        let known = [
+            "name",
+            "compiledTemplate",
+            "compiled_template",
+            "template",
+            "params",
+        ];
+        for key in object("", Some(spec))?.into_iter().flat_map(Map::keys) {
+            if !known.contains(&key.as_str()) && !BINDINGS.contains(&key.as_str()) {
+                return Err(Fault::new(key, "there is no such field in an instance"));
+            }
+        }
+        object("params", spec.get("params"))
     }
 }
 

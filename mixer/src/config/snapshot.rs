@@ -1,13 +1,16 @@
 //! What requests read: the rules in force, as one plan for each phase.
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use lateen_adapter::Variety;
 use lateen_engine::{AttributeTable, Bag, OnMatchError, Plan, RuleSpec, Text, Tracker};
 use serde_json::{Value as Json, json};
 
 use super::{
-    object::Problem,
+    names::Found,
+    object::{Key, Problem},
+    recipe::Recipe,
+    remote::{RemoteAdapter, RemoteTemplate, handler::RemoteHandler, instance::RemoteInstance},
     rule::{FailMode, Rule},
 };
 
@@ -29,6 +32,85 @@ pub struct Snapshot {
     pub quota: Plan<Arc<Rule>>,
     /// Rules that report.
     pub report: Plan<Arc<Rule>>,
+    /// What is described for adapters that are processes of their own.
+    pub remotes: Remotes,
+}
+
+/// Adapters that are processes of their own, and all that is for them.
+#[derive(Debug, Default)]
+pub struct Remotes {
+    /// Templates by what object describes them.
+    pub templates: BTreeMap<Key, Arc<RemoteTemplate>>,
+    /// Adapters.
+    pub adapters: BTreeMap<Key, Arc<RemoteAdapter>>,
+    /// Handlers.
+    pub handlers: BTreeMap<Key, Arc<RemoteHandler>>,
+    /// Instances.
+    pub instances: BTreeMap<Key, Arc<RemoteInstance>>,
+}
+
+impl Remotes {
+    /// Those among what is used.
+    pub fn of(
+        templates: &BTreeMap<Key, Found<Arc<RemoteTemplate>>>,
+        adapters: &BTreeMap<Key, Found<Arc<RemoteAdapter>>>,
+        handlers: &BTreeMap<Key, Found<Recipe>>,
+        instances: &BTreeMap<Key, Found<Arc<RemoteInstance>>>,
+    ) -> Self {
+        fn plain<T: Clone>(found: &BTreeMap<Key, Found<T>>) -> BTreeMap<Key, T> {
+            found
+                .iter()
+                .map(|(key, found)| (key.clone(), found.what.clone()))
+                .collect()
+        }
+        let remote = |(key, found): (&Key, &Found<Recipe>)| match &found.what {
+            Recipe::Remote(handler) => Some((key.clone(), Arc::clone(handler))),
+            Recipe::Compiled { .. } | Recipe::Vendor(_) => None,
+        };
+        Self {
+            templates: plain(templates),
+            adapters: plain(adapters),
+            handlers: handlers.iter().filter_map(remote).collect(),
+            instances: plain(instances),
+        }
+    }
+
+    fn describe(&self) -> Json {
+        let templates = self.templates.values().map(|template| {
+            json!({
+                "name": *template.name,
+                "templateName": template.template_name,
+                "variety": format!("{:?}", template.variety),
+                "method": template.path(),
+            })
+        });
+        let adapters = self.adapters.values().map(|adapter| {
+            json!({
+                "name": *adapter.name,
+                "description": adapter.description,
+                "templates": adapter.templates,
+                "params": adapter.params.as_ref().map(|p| p.full_name().to_owned()),
+                "sessionBased": adapter.session_based,
+            })
+        });
+        let handlers = self.handlers.values().map(|handler| {
+            json!({
+                "name": *handler.name,
+                "adapter": *handler.adapter.name,
+                "address": handler.connection.address,
+            })
+        });
+        let instances = self
+            .instances
+            .values()
+            .map(|instance| json!({"name": *instance.name, "template": *instance.template.name}));
+        json!({
+            "templates": templates.collect::<Vec<_>>(),
+            "adapters": adapters.collect::<Vec<_>>(),
+            "handlers": handlers.collect::<Vec<_>>(),
+            "instances": instances.collect::<Vec<_>>(),
+        })
+    }
 }
 
 impl Snapshot {
@@ -64,6 +146,7 @@ impl Snapshot {
             table,
             rules,
             problems,
+            remotes: Remotes::default(),
         }
     }
 
@@ -116,6 +199,7 @@ impl Snapshot {
             "generation": self.generation.to_string(),
             "attributes": self.table.len(),
             "rules": rules,
+            "remote": self.remotes.describe(),
             "problems": self.problems,
         })
     }

@@ -10,6 +10,8 @@ use std::{
 
 use lateen_protocols::istio::mixer::v1::check_response::PreconditionResult;
 
+use mixer::command::validate;
+
 use crate::support::{Mesh, map, text, told};
 
 fn corpus() -> Option<PathBuf> {
@@ -28,7 +30,8 @@ const MISSING: &[&str] = &[
     "there is no adapter or template",
     "unknown adapter",
     "unknown template",
-    "of one's own are not supported",
+    "is not part of this Mixer",
+    "a process of its own",
 ];
 
 #[tokio::test]
@@ -97,6 +100,78 @@ async fn the_samples_load_beside_the_chart() {
     }
     eprintln!("{loaded} sample files load");
     assert!(loaded >= 25, "{loaded}");
+}
+
+/// All files below `folder`.
+fn files(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            files(&path, found);
+        } else {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn admission_is_as_the_files_are_named() {
+    let Some(corpus) = corpus() else { return };
+    let mut all = Vec::new();
+    files(&corpus.join("mixer/yaml"), &mut all);
+    let (mut accepted, mut refused) = (0, 0);
+    for path in all {
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let is_valid = name.ends_with("-valid.yaml");
+        if !is_valid && !name.ends_with("-invalid.yaml") {
+            continue;
+        }
+        let set = validate::read(std::slice::from_ref(&path)).unwrap();
+        let problems = validate::snapshot(&set, "istio-system").problems;
+        let wrong: Vec<String> = problems
+            .iter()
+            .filter(|p| p.is_refused)
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(wrong.is_empty(), is_valid, "{name}: {wrong:?}");
+        // Whoever gets a refusal can find the place.
+        assert!(
+            wrong.iter().all(|w| w.contains(&format!("{name}:"))),
+            "{wrong:?}"
+        );
+        accepted += usize::from(is_valid);
+        refused += usize::from(!is_valid);
+    }
+    eprintln!("{accepted} files are accepted and {refused} refused, as they are named");
+    assert!(accepted > 20 && refused > 20);
+}
+
+/// Descriptors of adapters and templates, handlers and instances of them.
+#[test]
+fn descriptors_load() {
+    let Some(corpus) = corpus() else { return };
+    let mut all = Vec::new();
+    files(&corpus.join("mixer/yaml"), &mut all);
+    let (mut templates, mut adapters) = (0, 0);
+    for path in all {
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        let has = |kind: &str| text.lines().any(|line| line == format!("kind: {kind}"));
+        if path.to_string_lossy().contains("invalid") || !has("adapter") && !has("template") {
+            continue;
+        }
+        let set = validate::read(std::slice::from_ref(&path)).unwrap();
+        let snapshot = validate::snapshot(&set, "istio-system");
+        let wrong = snapshot.problems.iter().find(|p| p.is_refused);
+        assert!(wrong.is_none(), "{}", wrong.unwrap());
+        templates += snapshot.remotes.templates.len();
+        adapters += snapshot.remotes.adapters.len();
+    }
+    eprintln!("{templates} templates and {adapters} adapters are described");
+    assert!(templates >= 10 && adapters >= 10, "{templates}, {adapters}");
 }
 
 async fn checked(mesh: &mut Mesh, version: &str) -> PreconditionResult {

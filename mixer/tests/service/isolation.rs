@@ -230,7 +230,9 @@ async fn an_adapter_that_panics_while_it_builds_is_a_refused_handler() {
             "{refused:?}"
         );
         assert!(
-            refused.iter().any(|p| p.contains("cannot be built")),
+            refused
+                .iter()
+                .any(|p| p.contains("cannot be built") || p.contains("or it is refused")),
             "{refused:?}"
         );
     }

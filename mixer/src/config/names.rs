@@ -1,0 +1,179 @@
+//! What names in configuration mean: `NAME`, `NAME.KIND`, `NAME.NAMESPACE`, `NAME.KIND.NAMESPACE`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use lateen_adapter::template;
+
+use super::{
+    instance::Instance,
+    object::{Key, Source},
+    recipe::Recipe,
+    remote::instance::RemoteInstance,
+    rule::Directory,
+};
+
+/// The version of an object that is used.
+#[derive(Debug)]
+pub struct Found<T> {
+    /// As written.
+    pub source: Source,
+    /// What it means.
+    pub what: T,
+}
+
+/// What `name` may mean to an object of `namespace`, the likeliest first. What the own namespace lacks is looked
+/// for in the mesh-wide one.
+fn meanings(name: &str, generic: &str, namespace: &str, default_namespace: &str) -> Vec<Key> {
+    let key = |kind: &str, namespace: &str, name: &str| Key {
+        kind: Arc::from(kind),
+        namespace: Arc::from(namespace),
+        name: Arc::from(name),
+    };
+    let mut all = Vec::new();
+    if let Some((front, last)) = name.rsplit_once('.') {
+        if let Some((name, kind)) = front.rsplit_once('.') {
+            all.push(key(kind, last, name));
+        }
+        all.push(key(last, namespace, front));
+        all.push(key(generic, last, front));
+        all.push(key(last, default_namespace, front));
+    }
+    all.push(key(generic, namespace, name)); // Kubernetes allows dots in names
+    all.push(key(generic, default_namespace, name));
+    let mut seen = BTreeSet::new();
+    all.retain(|key| seen.insert(key.clone()));
+    all
+}
+
+/// The object that `name` means to an object of `namespace`.
+///
+/// # Errors
+/// There is none; and what was looked for.
+pub fn find<'m, T>(
+    map: &'m BTreeMap<Key, T>,
+    name: &str,
+    generic: &str,
+    namespace: &str,
+    default_namespace: &str,
+) -> Result<(&'m Key, &'m T), String> {
+    let candidates = meanings(name, generic, namespace, default_namespace);
+    candidates
+        .iter()
+        .find_map(|key| map.get_key_value(key))
+        .ok_or_else(|| {
+            let tried: Vec<String> = candidates.iter().map(Key::to_string).collect();
+            format!("there is no {} (or it is refused)", tried.join(" and no "))
+        })
+}
+
+/// Names in rules that use what there is now.
+#[derive(Debug)]
+pub struct Names<'a> {
+    /// The handlers there are.
+    pub handlers: &'a BTreeMap<Key, Found<Recipe>>,
+    /// The instances there are.
+    pub instances: &'a BTreeMap<Key, Found<Arc<Instance>>>,
+    /// Those of remote templates.
+    pub remote_instances: &'a BTreeMap<Key, Found<Arc<RemoteInstance>>>,
+    /// Handlers that cannot be built, and why.
+    pub broken: &'a BTreeMap<Key, String>,
+    /// Where rules for everybody are.
+    pub default_namespace: &'a str,
+}
+
+impl Directory for Names<'_> {
+    fn handler(&self, name: &str, namespace: &str) -> Result<(Key, Vec<&'static str>), String> {
+        let (key, found) = find(
+            self.handlers,
+            name,
+            "handler",
+            namespace,
+            self.default_namespace,
+        )?;
+        if let Some(reason) = self.broken.get(key) {
+            return Err(format!("{key} cannot be built: {reason}"));
+        }
+        match &found.what {
+            Recipe::Compiled { adapter, .. } => {
+                let templates = adapter.info().templates;
+                Ok((key.clone(), templates.iter().map(|t| t.name).collect()))
+            }
+            Recipe::Remote(handler) => Err(format!(
+                "{key} is of adapter {}, a process of its own; this version does not call those yet",
+                handler.adapter.name
+            )),
+            Recipe::Vendor(vendor) => Err(format!(
+                "{key} is of adapter {}, which is not part of this Mixer; run it as a process of its own",
+                vendor.name
+            )),
+        }
+    }
+
+    fn instance(&self, name: &str, namespace: &str) -> Result<(Key, Arc<Instance>), String> {
+        let found = find(
+            self.instances,
+            name,
+            "instance",
+            namespace,
+            self.default_namespace,
+        );
+        match found {
+            Ok((key, found)) => Ok((key.clone(), Arc::clone(&found.what))),
+            Err(reason) => {
+                let remote = find(
+                    self.remote_instances,
+                    name,
+                    "instance",
+                    namespace,
+                    self.default_namespace,
+                );
+                let Ok((key, found)) = remote else {
+                    return Err(reason);
+                };
+                Err(format!(
+                    "{key} is of {}, which only adapters that are processes of their own take",
+                    found.what.template.name
+                ))
+            }
+        }
+    }
+}
+
+/// Names in a rule that uses what it used before.
+#[derive(Debug)]
+pub struct OwnNames<'a> {
+    /// Its handlers.
+    pub handlers: BTreeMap<Key, ()>,
+    /// Its instances.
+    pub instances: BTreeMap<Key, Arc<Instance>>,
+    /// Where rules for everybody are.
+    pub default_namespace: &'a str,
+}
+
+impl Directory for OwnNames<'_> {
+    fn handler(&self, name: &str, namespace: &str) -> Result<(Key, Vec<&'static str>), String> {
+        let (key, ()) = find(
+            &self.handlers,
+            name,
+            "handler",
+            namespace,
+            self.default_namespace,
+        )?;
+        // What it takes was asked when the rule came into force.
+        Ok((key.clone(), template::ALL.iter().map(|t| t.name).collect()))
+    }
+
+    fn instance(&self, name: &str, namespace: &str) -> Result<(Key, Arc<Instance>), String> {
+        let (key, instance) = find(
+            &self.instances,
+            name,
+            "instance",
+            namespace,
+            self.default_namespace,
+        )?;
+        Ok((key.clone(), Arc::clone(instance)))
+    }
+}

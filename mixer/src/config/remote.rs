@@ -1,0 +1,240 @@
+//! Adapters that are processes of their own, and the templates they take: objects of kind `adapter` and
+//! `template`, each with a protobuf descriptor inside. Nothing compiled in is needed to check handlers and
+//! instances of them and to encode what they get ([`instance`], [`handler`]).
+//!
+//! reference: istio.io/api `mixer/adapter/model/v1beta1` (`Info`, `Template`, `extensions.proto`).
+
+pub mod handler;
+pub mod instance;
+
+use std::{collections::BTreeSet, fmt, sync::Arc};
+
+use base64::Engine as _;
+use lateen_adapter::Variety;
+use prost::Message as _;
+use prost_reflect::{DescriptorPool, FileDescriptor, MessageDescriptor, MethodDescriptor};
+use serde::Deserialize;
+use serde_json::Value as Json;
+
+use super::object::{Fault, Source};
+
+/// The number of the field `name` that Mixer fills in each instance.
+pub const NAME_FIELD: u32 = 72_295_727;
+/// Largest descriptor, in bytes as written.
+const MAX_DESCRIPTOR_BYTES: usize = 4 << 20;
+
+/// A template described by an object of kind `template`.
+#[derive(Debug)]
+pub struct RemoteTemplate {
+    /// `NAME.template.NAMESPACE`.
+    pub name: Arc<str>,
+    /// What the descriptor calls it, as adapters may do too.
+    pub template_name: String,
+    /// What its instances are for.
+    pub variety: Variety,
+    /// A check that also returns values, which header operations may use.
+    pub has_output: bool,
+    /// What an adapter gets.
+    pub instance: MessageDescriptor,
+    /// What an adapter returns besides its verdict.
+    pub output: Option<MessageDescriptor>,
+    /// The method that Mixer calls.
+    pub method: MethodDescriptor,
+}
+
+/// An adapter described by an object of kind `adapter`.
+#[derive(Debug)]
+pub struct RemoteAdapter {
+    /// `NAME.adapter.NAMESPACE`.
+    pub name: Arc<str>,
+    /// Its namespace, in which its templates are looked for.
+    pub namespace: Arc<str>,
+    /// For people.
+    pub description: String,
+    /// Templates it takes, as rules would name them.
+    pub templates: Vec<String>,
+    /// Whether it wants a session for each handler instead of the parameters with each call.
+    pub session_based: bool,
+    /// The message its parameters are; `None`: it takes none.
+    pub params: Option<MessageDescriptor>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct RawTemplate {
+    descriptor: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct RawAdapter {
+    #[allow(dead_code, reason = "the object's name counts")]
+    name: Option<String>,
+    description: Option<String>,
+    templates: Vec<String>,
+    config: Option<String>,
+    #[serde(alias = "session_based")]
+    session_based: bool,
+}
+
+/// A spec in its raw form; a field that is written without a value is one that is not written.
+fn raw<T: Default + for<'de> Deserialize<'de>>(spec: &Json) -> Result<T, Fault> {
+    let written = match spec {
+        Json::Null => return Ok(T::default()),
+        Json::Object(fields) => {
+            let written = fields.iter().filter(|(_, value)| !value.is_null());
+            Json::Object(written.map(|(k, v)| (k.clone(), v.clone())).collect())
+        }
+        other => return Err(Fault::new("", format!("{other} is no map"))),
+    };
+    T::deserialize(&written).map_err(|error| Fault::new("", error))
+}
+
+impl RemoteTemplate {
+    /// Reads an object of kind `template`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn read(source: &Source) -> Result<Self, Fault> {
+        let at = |reason: &dyn fmt::Display| Fault::new("descriptor", reason);
+        let raw: RawTemplate = raw(&source.spec)?;
+        let text = raw.descriptor.filter(|d| !d.trim().is_empty());
+        let text = text.ok_or_else(|| at(&"the template has no descriptor"))?;
+        let pool = pool(&text).map_err(|reason| at(&reason))?;
+        // The file of the template is the last one that says it is one; those before are what it imports.
+        let mut found = None;
+        for file in pool.files() {
+            let options = Options::of(&file).map_err(|reason| at(&reason))?;
+            if options.name.is_some() || options.variety.is_some() {
+                found = Some((file, options));
+            }
+        }
+        let (file, options) = found.ok_or_else(|| {
+            at(&"no file of the descriptor has the option istio.mixer.adapter.model.v1beta1.template_name")
+        })?;
+        let package = file.package_name().to_owned();
+        let message = |name: &str| pool.get_message_by_name(&format!("{package}.{name}"));
+        let instance = message("InstanceMsg").ok_or_else(|| {
+            at(&format_args!(
+                "{package} has no message InstanceMsg; make the descriptor with mixgen template"
+            ))
+        })?;
+        let method = file
+            .services()
+            .flat_map(|service| service.methods().collect::<Vec<_>>())
+            .find(|method| method.name().starts_with("Handle"))
+            .ok_or_else(|| at(&format_args!("{package} has no service Handle…Service")))?;
+        let output = message("OutputMsg");
+        let (variety, has_output) = match options.variety.unwrap_or(0) {
+            0 => (Variety::Check, false),
+            1 => (Variety::Report, false),
+            2 => (Variety::Quota, false),
+            3 => (Variety::AttributeGenerator, true),
+            4 => (Variety::Check, true),
+            other => return Err(at(&format_args!("template_variety {other} is not known"))),
+        };
+        if has_output && output.is_none() {
+            return Err(at(&format_args!("{package} has no message OutputMsg")));
+        }
+        Ok(Self {
+            name: source.key.full_name(),
+            template_name: options.name.unwrap_or(package),
+            variety,
+            has_output,
+            instance,
+            output: output.filter(|_| has_output),
+            method,
+        })
+    }
+
+    /// The path of the call, `/PACKAGE.SERVICE/METHOD`.
+    pub fn path(&self) -> String {
+        let service = self.method.parent_service();
+        format!("/{}/{}", service.full_name(), self.method.name())
+    }
+}
+
+impl RemoteAdapter {
+    /// Reads an object of kind `adapter`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn read(source: &Source) -> Result<Self, Fault> {
+        let raw: RawAdapter = raw(&source.spec)?;
+        let mut seen = BTreeSet::new();
+        for (i, template) in raw.templates.iter().enumerate() {
+            if template.is_empty() || !seen.insert(template) {
+                let reason = format!("{template:?} is empty or there twice");
+                return Err(Fault::new(format!("templates[{i}]"), reason));
+            }
+        }
+        let params = match raw.config.filter(|c| !c.trim().is_empty()) {
+            None => None,
+            Some(text) => {
+                let pool = pool(&text).map_err(|reason| Fault::new("config", reason))?;
+                // The adapter's own file is the last; those before are what it imports.
+                let own = pool
+                    .files()
+                    .filter_map(|file| file.messages().find(|message| message.name() == "Params"));
+                let params = own
+                    .last()
+                    .ok_or_else(|| Fault::new("config", "the descriptor has no message Params"))?;
+                Some(params)
+            }
+        };
+        Ok(Self {
+            name: source.key.full_name(),
+            namespace: Arc::clone(&source.key.namespace),
+            description: raw.description.unwrap_or_default(),
+            templates: raw.templates,
+            session_based: raw.session_based,
+            params,
+        })
+    }
+}
+
+/// The descriptors in a base64 text of a FileDescriptorSet.
+fn pool(text: &str) -> Result<DescriptorPool, String> {
+    if text.len() > MAX_DESCRIPTOR_BYTES {
+        return Err(format!(
+            "the descriptor is longer than {MAX_DESCRIPTOR_BYTES} bytes"
+        ));
+    }
+    let compact: String = text.chars().filter(|c| !c.is_ascii_whitespace()).collect();
+    let bytes = base64::engine::general_purpose::STANDARD
+        .decode(compact)
+        .map_err(|error| format!("the descriptor is not base64: {error}"))?;
+    DescriptorPool::decode(bytes.as_slice())
+        .map_err(|error| format!("the descriptor is no google.protobuf.FileDescriptorSet: {error}"))
+}
+
+/// The options of a file that make it a template.
+#[derive(Debug, Default)]
+struct Options {
+    variety: Option<i64>,
+    name: Option<String>,
+}
+
+/// The same options as a message of their own: the file that declares them
+/// (`istio/mixer/adapter/model/v1beta1/extensions.proto`) need not be in the set.
+#[derive(Clone, PartialEq, prost::Message)]
+struct WireOptions {
+    #[prost(int64, optional, tag = "72295727")]
+    variety: Option<i64>,
+    #[prost(string, optional, tag = "72295888")]
+    name: Option<String>,
+}
+
+impl Options {
+    fn of(file: &FileDescriptor) -> Result<Self, String> {
+        let bytes = file.options().encode_to_vec();
+        let wire = WireOptions::decode(bytes.as_slice()).map_err(|error| error.to_string())?;
+        Ok(Self {
+            variety: wire.variety,
+            name: wire.name.filter(|name| !name.is_empty()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

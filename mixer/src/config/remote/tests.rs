@@ -1,0 +1,343 @@
+use std::{collections::BTreeMap, fs, sync::Arc, time::Duration};
+
+use base64::Engine as _;
+use lateen_adapter::Variety;
+use lateen_engine::{AttributeTable, Bag, StringMap, Tracker, Value, parse_timestamp};
+use serde_json::{Value as Json, json};
+
+use super::{
+    RemoteAdapter, RemoteTemplate,
+    handler::{Authentication, Connection, RemoteHandler},
+    instance::RemoteInstance,
+};
+use crate::config::object::{Fault, Key, Source};
+
+const OPTIONS: &str = r#"
+syntax = "proto3";
+package istio.mixer.adapter.model.v1beta1;
+import "google/protobuf/descriptor.proto";
+enum TemplateVariety { CHECK = 0; REPORT = 1; QUOTA = 2; ATTRIBUTE_GENERATOR = 3; CHECK_WITH_OUTPUT = 4; }
+extend google.protobuf.FileOptions { TemplateVariety template_variety = 72295727; string template_name = 72295888; }
+"#;
+
+const TYPES: &str = r#"
+syntax = "proto3";
+package istio.policy.v1beta1;
+import "google/protobuf/timestamp.proto";
+message Value { oneof value { string string_value = 1; int64 int64_value = 2; IPAddress ip_address_value = 5; StringMap string_map_value = 11; } }
+message IPAddress { bytes value = 1; }
+message TimeStamp { google.protobuf.Timestamp value = 1; }
+message StringMap { map<string, string> value = 1; }
+"#;
+
+const TEMPLATE: &str = r#"
+syntax = "proto3";
+package depth;
+import "options.proto";
+import "types.proto";
+option (istio.mixer.adapter.model.v1beta1.template_variety) = VARIETY;
+option (istio.mixer.adapter.model.v1beta1.template_name) = "depth";
+service HandleDepthService { rpc HandleDepth(Request) returns (Request); }
+message Request { InstanceMsg instance = 1; }
+message InstanceMsg {
+  string name = 72295727;
+  string text = 1;
+  uint32 small = 2;
+  istio.policy.v1beta1.Value any = 3;
+  istio.policy.v1beta1.IPAddress ip = 4;
+  istio.policy.v1beta1.TimeStamp time = 5;
+  map<string, string> labels = 6;
+  map<string, istio.policy.v1beta1.Value> values = 7;
+  repeated int64 many = 8;
+  Inner inner = 9;
+  Color color = 10;
+  bytes raw = 11;
+}
+message Inner { bool is_it = 1; }
+enum Color { RED = 0; GREEN = 1; }
+"#;
+
+fn descriptor(files: &[(&str, &str)], main: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        fs::write(folder.path().join(name), text).unwrap();
+    }
+    let set = protox::Compiler::new([folder.path()])
+        .unwrap()
+        .include_imports(true)
+        .open_file(main)
+        .unwrap()
+        .encode_file_descriptor_set();
+    base64::engine::general_purpose::STANDARD.encode(set)
+}
+
+fn source(kind: &str, spec: Json) -> Source {
+    Source {
+        key: Key {
+            kind: kind.into(),
+            namespace: "ns".into(),
+            name: "x".into(),
+        },
+        annotations: Arc::new(BTreeMap::new()),
+        spec: Arc::new(spec),
+        origin: None,
+    }
+}
+
+fn template(variety: &str) -> Result<RemoteTemplate, Fault> {
+    let text = TEMPLATE.replace("VARIETY", variety);
+    let files = [
+        ("options.proto", OPTIONS),
+        ("types.proto", TYPES),
+        ("main.proto", &*text),
+    ];
+    let descriptor = descriptor(&files, "main.proto");
+    // Line breaks as YAML's block texts have them.
+    let (front, back) = descriptor.split_at(40);
+    RemoteTemplate::read(&source(
+        "template",
+        json!({"descriptor": format!("{front}\n  {back}\n")}),
+    ))
+}
+
+#[test]
+fn a_template_is_what_its_descriptor_says() {
+    let read = template("QUOTA").unwrap();
+    assert_eq!(&*read.name, "x.template.ns");
+    assert_eq!(read.template_name, "depth");
+    assert_eq!(read.variety, Variety::Quota);
+    assert_eq!(read.path(), "/depth.HandleDepthService/HandleDepth");
+    let error = template("CHECK_WITH_OUTPUT").unwrap_err();
+    assert_eq!(error.reason, "depth has no message OutputMsg");
+}
+
+#[test]
+fn what_is_no_descriptor_is_refused() {
+    let plain = descriptor(&[("types.proto", TYPES)], "types.proto");
+    for (spec, reason) in [
+        (json!({}), "the template has no descriptor"),
+        (json!({"descriptor": "%"}), "the descriptor is not base64"),
+        (
+            json!({"descriptor": "AAAA"}),
+            "no google.protobuf.FileDescriptorSet",
+        ),
+        (
+            json!({"descriptor": plain}),
+            "no file of the descriptor has the option",
+        ),
+        (json!({"descripter": ""}), "unknown field `descripter`"),
+        (json!({"descriptor": "A".repeat(5 << 20)}), "longer than"),
+    ] {
+        let error = RemoteTemplate::read(&source("template", spec)).unwrap_err();
+        assert!(error.reason.contains(reason), "{}", error.reason);
+    }
+}
+
+fn table() -> AttributeTable {
+    AttributeTable::default_vocabulary()
+}
+
+fn instance(params: Json) -> Result<RemoteInstance, Vec<Fault>> {
+    let template = Arc::new(template("CHECK").unwrap());
+    let params = params.as_object().unwrap().clone();
+    RemoteInstance::compile(
+        &source("instance", Json::Null),
+        template,
+        Some(&params),
+        &table(),
+    )
+}
+
+#[test]
+fn expressions_may_stand_anywhere() {
+    let instance = instance(json!({
+        "text": "source.name",
+        "small": "response.code | 0",
+        "any": "source.ip",
+        "ip": "source.ip",
+        "time": "request.time",
+        "labels": "source.labels",
+        "values": {"a": "request.headers", "b": 5},
+        "many": ["response.code", 7],
+        "inner": {"isIt": "connection.mtls | true"},
+        "color": "GREEN",
+    }))
+    .unwrap();
+    let mut bag = Bag::new(&table());
+    let labels: StringMap = [("app", "ratings")].into_iter().collect();
+    for (name, value) in [
+        ("source.name", Value::from("me")),
+        ("response.code", Value::Int64(503)),
+        ("source.ip", Value::Ip([10, 0, 0, 1].into())),
+        (
+            "request.time",
+            Value::Timestamp(parse_timestamp("2026-01-02T03:04:05Z").unwrap()),
+        ),
+        ("source.labels", labels.clone().into()),
+        ("request.headers", labels.into()),
+    ] {
+        bag.set_by_name(name, value).unwrap();
+    }
+    let message = instance.encode(&bag, &mut Tracker::new()).unwrap();
+    let shown = serde_json::to_value(&message).unwrap();
+    assert_eq!(
+        shown,
+        json!({
+            "name": "x.instance.ns",
+            "text": "me",
+            "small": 503,
+            "any": {"ipAddressValue": {"value": "CgAAAQ=="}},
+            "ip": {"value": "CgAAAQ=="},
+            "time": {"value": "2026-01-02T03:04:05Z"},
+            "labels": {"app": "ratings"},
+            "values": {"a": {"stringMapValue": {"value": {"app": "ratings"}}}, "b": {"int64Value": "5"}},
+            "many": ["503", "7"],
+            "inner": {"isIt": true},
+            "color": "GREEN",
+        })
+    );
+    bag.set_by_name("response.code", -1_i64).unwrap();
+    let error = instance.encode(&bag, &mut Tracker::new()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "-1 does not fit into field depth.InstanceMsg.small"
+    );
+    let error = instance
+        .encode(&Bag::new(&table()), &mut Tracker::new())
+        .unwrap_err();
+    assert_eq!(error.to_string(), "lookup failed: 'source.ip'");
+}
+
+#[test]
+fn every_mistake_of_an_instance_is_told() {
+    let faults = instance(json!({
+        "text": "response.code",
+        "small": "response.coed",
+        "what": "1",
+        "name": "\"me\"",
+        "many": "response.code",
+        "labels": ["a"],
+        "inner": {"isIt": "1"},
+        "color": "BLUE",
+        "raw": "source.name",
+        "any": "ip(\"nonsense\")",
+    }))
+    .unwrap_err();
+    let mut told: Vec<String> = faults
+        .iter()
+        .map(|f| format!("{}: {}", f.field, f.reason))
+        .collect();
+    told.sort();
+    assert_eq!(
+        told,
+        [
+            "params.any: ip(\"nonsense\") always fails: could not convert nonsense to IP_ADDRESS",
+            "params.color: \"BLUE\" is none of RED, GREEN",
+            "params.inner.isIt: '1' is INT64, but the field is BOOL",
+            "params.labels: [\"a\"] is not an expression",
+            "params.many: \"response.code\" is no list",
+            "params.name: the template has no such field; it has text, small, any, ip, time, labels, values, many, inner, color, raw",
+            "params.raw: no expression has such values (bytes)",
+            "params.small: unknown attribute response.coed",
+            "params.text: 'response.code' is INT64, but the field is STRING",
+            "params.what: the template has no such field; it has text, small, any, ip, time, labels, values, many, inner, color, raw",
+        ]
+    );
+}
+
+const CONFIG: &str = r#"
+syntax = "proto3";
+package own;
+message Params { string path = 1; map<string, int32> limits = 2; Mode mode = 3; }
+enum Mode { FAST = 0; EXACT = 1; }
+"#;
+
+fn adapter(spec: Json) -> Result<RemoteAdapter, Fault> {
+    RemoteAdapter::read(&source("adapter", spec))
+}
+
+fn handler(params: &Json, connection: &Json) -> Result<RemoteHandler, Fault> {
+    let config = descriptor(&[("config.proto", CONFIG)], "config.proto");
+    let adapter =
+        adapter(json!({"templates": ["depth"], "config": config, "session_based": false})).unwrap();
+    RemoteHandler::read("h.handler.ns".into(), Arc::new(adapter), params, connection)
+}
+
+#[test]
+fn parameters_are_the_adapters_message() {
+    let address = json!({"address": "keyval:9070", "timeout": "250ms"});
+    let read = handler(
+        &json!({"path": "/x", "limits": {"a": 1}, "mode": "EXACT"}),
+        &address,
+    )
+    .unwrap();
+    assert_eq!(read.params.type_url, "type.googleapis.com/own.Params");
+    assert_eq!(
+        read.params.value,
+        b"\x0a\x02/x\x12\x05\x0a\x01a\x10\x01\x18\x01"
+    );
+    assert_eq!(
+        read.connection,
+        Connection {
+            address: "keyval:9070".into(),
+            timeout: Some(Duration::from_millis(250)),
+            authentication: Authentication::Plain,
+        }
+    );
+    for params in [
+        json!({"pfad": "/x"}),
+        json!({"path": 1}),
+        json!({"mode": "SLOW"}),
+    ] {
+        let error = handler(&params, &address).unwrap_err();
+        assert_eq!(error.field, "params", "{}", error.reason);
+    }
+    let none = Arc::new(adapter(json!({"description": null, "templates": null})).unwrap());
+    let error = RemoteHandler::read("h".into(), none, &json!({"a": 1}), &address).unwrap_err();
+    assert_eq!(
+        error.reason,
+        "x.adapter.ns takes no parameters: it has no config"
+    );
+}
+
+#[test]
+fn connections_are_checked() {
+    let tls = |tls: Json| json!({"address": "a:1", "authentication": {"tls": tls}});
+    for (connection, field) in [
+        (json!({}), "connection.address"),
+        (json!({"address": "host"}), "connection.address"),
+        (json!({"address": "host:x"}), "connection.address"),
+        (
+            json!({"address": "a:1", "timeout": "5"}),
+            "connection.timeout",
+        ),
+        (json!({"address": "a:1", "adress": "b:2"}), "connection"),
+        (
+            json!({"address": "a:1", "authentication": {"tls": {}, "mutual": {}}}),
+            "connection.authentication",
+        ),
+        (
+            json!({"address": "a:1", "authentication": {"mutual": {}}}),
+            "connection.authentication.mutual",
+        ),
+        (
+            tls(json!({"tokenPath": "/t", "oauth": {}})),
+            "connection.authentication.tls",
+        ),
+        (
+            tls(json!({"oauth": {"clientId": "me"}})),
+            "connection.authentication.tls.oauth",
+        ),
+    ] {
+        let error = handler(&Json::Null, &connection).unwrap_err();
+        assert_eq!(error.field, field, "{connection}");
+    }
+    let good = tls(json!({"ca_certificates": "/ca", "tokenPath": "/t", "authHeader": "BEARER"}));
+    assert!(matches!(
+        handler(&Json::Null, &good)
+            .unwrap()
+            .connection
+            .authentication,
+        Authentication::Tls(_)
+    ));
+}
