@@ -3,6 +3,8 @@
 pub mod denier;
 pub mod keyval;
 pub mod kubernetesenv;
+mod export;
+pub mod fluentd;
 mod json;
 mod limits;
 pub mod listchecker;
@@ -44,6 +46,7 @@ impl Inventory {
             .with(Arc::new(stdio::Stdio::default()))
             .with(Arc::new(keyval::KeyVal))
             .with(Arc::new(kubernetesenv::KubernetesEnv))
+            .with(Arc::new(fluentd::Fluentd))
             .with(Arc::new(noop::Noop))
     }
 

@@ -8,6 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use futures::FutureExt as _;
@@ -109,19 +110,28 @@ impl Env {
         &self,
         task: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), TooManyTasks> {
-        let slot = self.slot()?;
         let closing = self.tasks.closing.clone();
-        self.tasks.tracker.spawn(async move {
-            // Dropping either branch is fine: the token holds no state, the task is over.
-            let outcome = closing
-                .run_until_cancelled(AssertUnwindSafe(task).catch_unwind())
-                .await;
-            if let Some(Err(_)) = outcome {
-                tracing::error!(handler = %slot.0.handler, "a task of this handler panicked");
-            }
-            drop(slot);
-        });
-        Ok(())
+        self.spawn_until(async move { closing.cancelled().await }, task)
+    }
+
+    /// As [`Env::spawn`], but when the handler is closed, `task` gets up to `grace` to end by itself: for one
+    /// that has something to send yet. It learns of the end by what the handler held: a channel that closes.
+    ///
+    /// # Errors
+    /// When the handler has too many tasks.
+    pub fn spawn_draining(
+        &self,
+        grace: Duration,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), TooManyTasks> {
+        let closing = self.tasks.closing.clone();
+        self.spawn_until(
+            async move {
+                closing.cancelled().await;
+                tokio::time::sleep(grace).await;
+            },
+            task,
+        )
     }
 
     /// Runs `work` on a thread that may block. It is not interrupted when the handler is closed.
@@ -132,6 +142,27 @@ impl Env {
         let slot = self.slot()?;
         self.tasks.tracker.spawn_blocking(move || {
             work();
+            drop(slot);
+        });
+        Ok(())
+    }
+
+    fn spawn_until(
+        &self,
+        end: impl Future<Output = ()> + Send + 'static,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), TooManyTasks> {
+        let slot = self.slot()?;
+        self.tasks.tracker.spawn(async move {
+            let task = AssertUnwindSafe(task).catch_unwind();
+            // Dropping either branch is fine: the end holds no state, the task is over.
+            tokio::select! {
+                biased;
+                outcome = task => if outcome.is_err() {
+                    tracing::error!(handler = %slot.0.handler, "a task of this handler panicked");
+                },
+                () = end => {}
+            }
             drop(slot);
         });
         Ok(())
@@ -198,6 +229,28 @@ mod tests {
             assert!(end.await.is_err());
         }
         assert!(env.spawn(async {}).is_err(), "closed");
+    }
+
+    #[tokio::test]
+    async fn a_task_that_drains_has_its_grace() {
+        let (env, closer) = env();
+        let (close, closed) = oneshot::channel::<()>();
+        let (told, tells) = oneshot::channel();
+        env.spawn_draining(Duration::from_secs(600), async move {
+            let _closed = closed.await;
+            told.send("the rest").unwrap();
+        })
+        .unwrap();
+        let (held, end) = oneshot::channel::<()>();
+        env.spawn_draining(Duration::from_millis(1), async move {
+            futures::future::pending::<()>().await;
+            drop(held);
+        })
+        .unwrap();
+        drop(closer);
+        assert!(end.await.is_err(), "its grace is over");
+        drop(close);
+        assert_eq!(tells.await, Ok("the rest"));
     }
 
     #[tokio::test]

@@ -44,6 +44,17 @@ impl Fields {
         }
     }
 
+    fn integer(&mut self, name: &str) -> i64 {
+        match self.value(name) {
+            Some(Value::Int64(n)) => n,
+            _ => 0,
+        }
+    }
+
+    fn boolean(&mut self, name: &str) -> bool {
+        matches!(self.value(name), Some(Value::Bool(true)))
+    }
+
     fn map(&mut self, name: &str) -> Values {
         match self.take(name) {
             Some(FieldValue::Map(values)) => values,
@@ -264,6 +275,8 @@ pub enum ReportInstance {
     Metric(Metric),
     /// Template `logentry`.
     LogEntry(LogEntry),
+    /// Template `tracespan`.
+    TraceSpan(Box<TraceSpan>),
 }
 
 /// The rule matched.
@@ -305,6 +318,51 @@ pub struct LogEntry {
     pub monitored_resource_dimensions: Values,
 }
 
+/// One request as one of its ends saw it.
+#[derive(Clone, Debug)]
+pub struct TraceSpan {
+    /// Full name of the instance.
+    pub name: Arc<str>,
+    /// The trace, in hexadecimal digits: 16 or 32.
+    pub trace_id: Text,
+    /// This span, in 16 hexadecimal digits.
+    pub span_id: Text,
+    /// The span that caused this one; empty: none.
+    pub parent_span_id: Text,
+    /// What was done.
+    pub span_name: Text,
+    /// When it began.
+    pub start_time: Option<Value>,
+    /// When it ended.
+    pub end_time: Option<Value>,
+    /// What else is known.
+    pub span_tags: Values,
+    /// Status of the response; 0: unknown.
+    pub http_status_code: i64,
+    /// Whether the caller's side reports.
+    pub client_span: bool,
+    /// Whether the two sides of a request share a span id, and the caller's is to be given another.
+    pub rewrite_client_span_id: bool,
+    /// Who called.
+    pub source_name: Text,
+    /// From where.
+    pub source_ip: Option<Value>,
+    /// Who was called.
+    pub destination_name: Text,
+    /// And where.
+    pub destination_ip: Option<Value>,
+    /// Bytes of the request's body.
+    pub request_size: i64,
+    /// Bytes of the request.
+    pub request_total_size: i64,
+    /// Bytes of the response's body.
+    pub response_size: i64,
+    /// Bytes of the response.
+    pub response_total_size: i64,
+    /// `http`, `grpc`.
+    pub api_protocol: Text,
+}
+
 impl ReportInstance {
     /// Types `fields` as `template` says.
     ///
@@ -332,6 +390,28 @@ impl ReportInstance {
                 monitored_resource_type: fields.string("monitored_resource_type"),
                 monitored_resource_dimensions: fields.map("monitored_resource_dimensions"),
             }),
+            "tracespan" => Self::TraceSpan(Box::new(TraceSpan {
+                name,
+                trace_id: fields.string("trace_id"),
+                span_id: fields.string("span_id"),
+                parent_span_id: fields.string("parent_span_id"),
+                span_name: fields.string("span_name"),
+                start_time: fields.value("start_time"),
+                end_time: fields.value("end_time"),
+                span_tags: fields.map("span_tags"),
+                http_status_code: fields.integer("http_status_code"),
+                client_span: fields.boolean("client_span"),
+                rewrite_client_span_id: fields.boolean("rewrite_client_span_id"),
+                source_name: fields.string("source_name"),
+                source_ip: fields.value("source_ip"),
+                destination_name: fields.string("destination_name"),
+                destination_ip: fields.value("destination_ip"),
+                request_size: fields.integer("request_size"),
+                request_total_size: fields.integer("request_total_size"),
+                response_size: fields.integer("response_size"),
+                response_total_size: fields.integer("response_total_size"),
+                api_protocol: fields.string("api_protocol"),
+            })),
             other => {
                 return Err(WrongTemplate {
                     instance: name,
@@ -417,10 +497,7 @@ impl GenerateInstance {
                 source_ip: fields.value("source_ip"),
                 destination_uid: fields.string("destination_uid"),
                 destination_ip: fields.value("destination_ip"),
-                destination_port: match fields.value("destination_port") {
-                    Some(Value::Int64(port)) => port,
-                    _ => 0,
-                },
+                destination_port: fields.integer("destination_port"),
             })),
             other => Err(WrongTemplate {
                 instance: name,

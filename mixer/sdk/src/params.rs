@@ -99,6 +99,34 @@ pub fn integer<'de, T: TryFrom<i64>, D: Deserializer<'de>>(deserializer: D) -> R
     deserializer.deserialize_any(Integer(PhantomData))
 }
 
+/// For `deserialize_with`: a boolean, also in the spellings of YAML 1.1.
+///
+/// # Errors
+/// When it is none.
+pub fn boolean<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    struct Bool;
+    impl Visitor<'_> for Bool {
+        type Value = bool;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("true or false")
+        }
+
+        fn visit_bool<E: de::Error>(self, b: bool) -> Result<bool, E> {
+            Ok(b)
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<bool, E> {
+            match text.to_ascii_lowercase().as_str() {
+                "true" | "y" | "yes" | "on" => Ok(true),
+                "false" | "n" | "no" | "off" => Ok(false),
+                _ => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
+            }
+        }
+    }
+    deserializer.deserialize_any(Bool)
+}
+
 /// A duration in Go's spelling (a sequence of decimal numbers with units), not negative.
 pub fn parse_duration(text: &str) -> Option<Duration> {
     lateen_engine::parse_duration(text)?.to_std().ok()

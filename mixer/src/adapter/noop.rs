@@ -29,6 +29,7 @@ impl Adapter for Noop {
                     &template::REPORTNOTHING,
                     &template::METRIC,
                     &template::LOGENTRY,
+                    &template::TRACESPAN,
                 ]
             },
         }
