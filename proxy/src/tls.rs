@@ -7,6 +7,7 @@
 pub mod hello;
 mod stream;
 mod gate;
+mod hkdf;
 mod scratch;
 pub mod verify;
 pub mod peer;
@@ -25,8 +26,9 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     common_tls_context::ValidationContextType, tls_parameters::TlsProtocol,
 };
 use rustls::{
-    CipherSuite, ClientConfig, CommonState, InvalidMessage, NamedGroup, ProtocolVersion,
-    ServerConfig, SupportedCipherSuite, SupportedProtocolVersion,
+    CipherSuite, CipherSuiteCommon, ClientConfig, CommonState, InvalidMessage, NamedGroup,
+    ProtocolVersion, ServerConfig, SupportedCipherSuite, SupportedProtocolVersion,
+    Tls13CipherSuite,
     client::{ResolvesClientCert, Resumption},
     crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs},
     pki_types::ServerName,
@@ -55,6 +57,9 @@ pub fn provider() -> &'static Arc<CryptoProvider> {
 /// rustls' suites in Envoy's order, which takes AES-128 first: it is the cheaper one and good for decades.
 fn preferring_aes_128() -> CryptoProvider {
     let mut provider = aws_lc_rs::default_provider();
+    for suite in &mut provider.cipher_suites {
+        *suite = with_our_hkdf(*suite);
+    }
     provider.cipher_suites.sort_by_key(|suite| {
         let tls12 = suite.tls13().is_none();
         let cost = match suite.suite() {
@@ -69,6 +74,33 @@ fn preferring_aes_128() -> CryptoProvider {
         (tls12, cost)
     });
     provider
+}
+
+/// A suite with our key schedule, if it is one of TLS 1.3 with SHA-256.
+fn with_our_hkdf(suite: SupportedCipherSuite) -> SupportedCipherSuite {
+    static AES_128: LazyLock<Option<Tls13CipherSuite>> =
+        LazyLock::new(|| changed(aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256));
+    static CHACHA20: LazyLock<Option<Tls13CipherSuite>> =
+        LazyLock::new(|| changed(aws_lc_rs::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256));
+    fn changed(suite: SupportedCipherSuite) -> Option<Tls13CipherSuite> {
+        let theirs = suite.tls13()?;
+        Some(Tls13CipherSuite {
+            common: CipherSuiteCommon {
+                suite: theirs.common.suite,
+                hash_provider: theirs.common.hash_provider,
+                confidentiality_limit: theirs.common.confidentiality_limit,
+            },
+            hkdf_provider: &hkdf::HkdfSha256,
+            aead_alg: theirs.aead_alg,
+            quic: None,
+        })
+    }
+    let ours = match suite.suite() {
+        CipherSuite::TLS13_AES_128_GCM_SHA256 => AES_128.as_ref(),
+        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => CHACHA20.as_ref(),
+        _ => None,
+    };
+    ours.map_or(suite, SupportedCipherSuite::Tls13)
 }
 
 /// What a client speaks unless told otherwise. Envoy: `tls_maximum_protocol_version`.
@@ -296,7 +328,7 @@ fn parameters(
     }
     limited.cipher_suites.retain(|suite| match suite {
         SupportedCipherSuite::Tls13(_) => true,
-        SupportedCipherSuite::Tls12(_) => wanted.contains(&cipher_name(*suite).as_str()),
+        SupportedCipherSuite::Tls12(_) => wanted.contains(&cipher_name(*suite)),
     });
     let usable = |suite: &SupportedCipherSuite| versions.contains(&suite.version());
     if !limited.cipher_suites.iter().any(usable) {
@@ -507,12 +539,9 @@ impl ServerContext {
         } else {
             &built.config.silent
         };
-        let stream = TlsStream::accept(io, read, config.clone()).await?;
-        let mut info = info(
-            stream.common(),
-            self.common.trust.is_some(),
-            built.local.as_deref(),
-        );
+        let mutual = self.common.trust.is_some();
+        let stream = TlsStream::accept(io, read, config.clone(), mutual).await?;
+        let mut info = info(stream.common(), mutual, built.local.as_deref());
         info.server_name = name;
         Ok((stream, info))
     }
@@ -782,7 +811,8 @@ fn info(connection: &CommonState, verified: bool, local: Option<&PeerCertificate
         cipher: connection
             .negotiated_cipher_suite()
             .map(cipher_name)
-            .unwrap_or_default(),
+            .unwrap_or_default()
+            .to_owned(),
         alpn: connection.alpn_protocol().map(Bytes::copy_from_slice),
         ..TlsInfo::default()
     };
@@ -808,24 +838,22 @@ fn info(connection: &CommonState, verified: bool, local: Option<&PeerCertificate
 }
 
 /// OpenSSL's name of a suite, which Envoy logs.
-fn cipher_name(suite: SupportedCipherSuite) -> String {
-    let name = format!("{:?}", suite.suite());
-    if let Some(rest) = name.strip_prefix("TLS13_") {
-        return format!("TLS_{rest}");
+fn cipher_name(suite: SupportedCipherSuite) -> &'static str {
+    match suite.suite() {
+        CipherSuite::TLS13_AES_128_GCM_SHA256 => "TLS_AES_128_GCM_SHA256",
+        CipherSuite::TLS13_AES_256_GCM_SHA384 => "TLS_AES_256_GCM_SHA384",
+        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => "TLS_CHACHA20_POLY1305_SHA256",
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256 => "ECDHE-ECDSA-AES128-GCM-SHA256",
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384 => "ECDHE-ECDSA-AES256-GCM-SHA384",
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256 => {
+            "ECDHE-ECDSA-CHACHA20-POLY1305"
+        }
+        CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 => "ECDHE-RSA-AES128-GCM-SHA256",
+        CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384 => "ECDHE-RSA-AES256-GCM-SHA384",
+        CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256 => "ECDHE-RSA-CHACHA20-POLY1305",
+        // The provider has no others.
+        _ => "",
     }
-    let Some((exchange, cipher)) = name
-        .strip_prefix("TLS_")
-        .and_then(|n| n.split_once("_WITH_"))
-    else {
-        return name;
-    };
-    let cipher = match cipher {
-        "AES_128_GCM_SHA256" => "AES128-GCM-SHA256",
-        "AES_256_GCM_SHA384" => "AES256-GCM-SHA384",
-        "CHACHA20_POLY1305_SHA256" => "CHACHA20-POLY1305",
-        other => other,
-    };
-    format!("{}-{cipher}", exchange.replace('_', "-"))
 }
 
 #[cfg(test)]

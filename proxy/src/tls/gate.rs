@@ -25,9 +25,9 @@ pub(super) async fn turn() -> Turn {
     Turn(gate.acquire_owned().await.ok())
 }
 
-impl Turn {
-    /// The step is done: lets the next in line have the next turn of the loop.
-    pub(super) async fn end(self) {
+/// The step is done, if it was one that had to wait: lets the next in line have the next turn of the loop.
+pub(super) async fn end(turn: Option<Turn>) {
+    if turn.is_some() {
         tokio::task::yield_now().await;
     }
 }

@@ -300,14 +300,16 @@ enum Holding {
 }
 
 impl TlsStream {
-    /// Answers a client. `read` is what has been read of the connection already.
+    /// Answers a client. `read` is what has been read of the connection already; `mutual` says that the
+    /// client may have to prove who it is.
     pub(super) async fn accept(
         io: Transport,
         read: Vec<u8>,
         config: Arc<ServerConfig>,
+        mutual: bool,
     ) -> io::Result<TlsStream> {
         let session = Session::Server(UnbufferedServerConnection::new(config).map_err(invalid)?);
-        TlsStream::new(io, session, read).handshake().await
+        TlsStream::new(io, session, read).handshake(mutual).await
     }
 
     /// Calls a server.
@@ -322,7 +324,9 @@ impl TlsStream {
             Some(alpn) => UnbufferedClientConnection::new_with_alpn(config, name, alpn),
         };
         let session = Session::Client(session.map_err(invalid)?);
-        TlsStream::new(io, session, Vec::new()).handshake().await
+        TlsStream::new(io, session, Vec::new())
+            .handshake(true)
+            .await
     }
 
     fn new(io: Transport, session: Session, read: Vec<u8>) -> TlsStream {
@@ -338,9 +342,15 @@ impl TlsStream {
         }
     }
 
-    async fn handshake(mut self) -> io::Result<TlsStream> {
+    async fn handshake(mut self, mutual: bool) -> io::Result<TlsStream> {
         loop {
-            let turn = gate::turn().await;
+            // A server that has agreed on a key has little left to do, unless it checks a certificate.
+            let costly = mutual || self.common().negotiated_key_exchange_group().is_none();
+            let turn = if costly {
+                Some(gate::turn().await)
+            } else {
+                None
+            };
             let (used, stage) = self
                 .session
                 .process(&mut self.kept, &mut self.out, &mut |data| {
@@ -354,14 +364,19 @@ impl TlsStream {
                     return Err(invalid(error));
                 }
                 Ok(Stage::Open) if !self.common().is_handshaking() => {
-                    turn.end().await;
+                    gate::end(turn).await;
                     break;
                 }
                 Ok(Stage::PeerClosed) => return Err(unexpected_end()),
                 Ok(_) => {}
             }
+            // It leaves before others have their turn, but a peer that takes nothing must not keep them
+            // from it.
+            if let Poll::Ready(sent) = poll_fn(|cx| Poll::Ready(self.poll_drain(cx))).await {
+                sent?;
+            }
+            gate::end(turn).await;
             poll_fn(|cx| self.poll_drain(cx)).await?;
-            turn.end().await;
             let n = read_more(&mut self.io, &mut self.kept).await?;
             if n == 0 {
                 return Err(unexpected_end());

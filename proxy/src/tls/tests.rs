@@ -540,3 +540,138 @@ async fn what_is_no_tls_gets_an_alert_unless_it_is_http() {
         assert_eq!(alert.first().copied(), first, "{alert:?}");
     }
 }
+
+/// A client of rustls with these groups, the first of which it sends a key for.
+fn with_groups(
+    groups: Vec<&'static dyn SupportedKxGroup>,
+    roots: &str,
+) -> (Arc<ClientConfig>, ServerName<'static>) {
+    let der = <rustls::pki_types::CertificateDer<'_> as rustls::pki_types::pem::PemObject>::from_pem_slice(
+        roots.as_bytes(),
+    );
+    let mut store = rustls::RootCertStore::empty();
+    store.add(der.unwrap()).unwrap();
+    let provider = CryptoProvider {
+        kx_groups: groups,
+        ..aws_lc_rs::default_provider()
+    };
+    let config = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(store)
+        .with_no_client_auth();
+    (Arc::new(config), "a.example".try_into().unwrap())
+}
+
+#[tokio::test]
+async fn a_client_that_guessed_another_group_is_asked_again() {
+    use aws_lc_rs::kx_group::{SECP256R1, X25519, X25519MLKEM768};
+    use rustls::HandshakeKind::{Full, FullWithHelloRetryRequest as Retried};
+
+    let ca = Authority::new();
+    let ours = ca.issue("", &["a.example"]);
+    let cases: [(&[&str], Vec<_>, _, _); 5] = [
+        (
+            &[],
+            vec![X25519MLKEM768, X25519],
+            NamedGroup::X25519MLKEM768,
+            Full,
+        ),
+        // What it has sent a key for will do.
+        (&[], vec![X25519, X25519MLKEM768], NamedGroup::X25519, Full),
+        (&[], vec![SECP256R1, X25519], NamedGroup::secp256r1, Full),
+        (
+            &["X25519MLKEM768"],
+            vec![X25519, X25519MLKEM768],
+            NamedGroup::X25519MLKEM768,
+            Retried,
+        ),
+        (
+            &["X25519"],
+            vec![SECP256R1, X25519],
+            NamedGroup::X25519,
+            Retried,
+        ),
+    ];
+    for (curves, groups, agreed, kind) in cases {
+        let mut context = common(Some(&ours), None, &[], &[]);
+        context.tls_params = Some(TlsParameters {
+            ecdh_curves: curves.iter().map(ToString::to_string).collect(),
+            ..TlsParameters::default()
+        });
+        let server = server(&downstream(context, false));
+        let (config, name) = with_groups(groups, &ca.pem());
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let connector = tokio_rustls::TlsConnector::from(config);
+        let (accepted, connected) = tokio::join!(
+            server.accept(near.into(), Vec::new()),
+            connector.connect(name, far)
+        );
+        let (mut stream, mut peer) = (accepted.unwrap().0, connected.unwrap());
+        let common = stream.common();
+        assert_eq!(
+            common.negotiated_key_exchange_group().unwrap().name(),
+            agreed
+        );
+        assert_eq!(common.handshake_kind(), Some(kind));
+        stream.write_all(b"hello").await.unwrap();
+        stream.flush().await.unwrap();
+        let mut got = [0; 5];
+        peer.read_exact(&mut got).await.unwrap();
+        assert_eq!(&got, b"hello");
+    }
+}
+
+#[tokio::test]
+async fn who_stalls_in_a_handshake_keeps_nobody_from_his() {
+    const STALLED: usize = 100;
+    let ca = Authority::new();
+    let (ours, theirs) = (ca.issue(SERVER, &[]), ca.issue(CLIENT, &[]));
+    let server = server(&downstream(
+        common(Some(&ours), Some(&ca.pem()), &[], &[]),
+        true,
+    ));
+    let client = client(&upstream(
+        common(Some(&theirs), Some(&ca.pem()), &[SERVER], &[]),
+        "",
+    ));
+    let (config, name) = with_groups(vec![aws_lc_rs::kx_group::X25519], &ca.pem());
+    let mut hello = Vec::new();
+    rustls::ClientConnection::new(config, name)
+        .unwrap()
+        .write_tls(&mut hello)
+        .unwrap();
+    // They have asked, and take nothing of the answer.
+    let pipes: Vec<_> = (0..STALLED).map(|_| tokio::io::duplex(16)).collect();
+    let (nears, _fars): (Vec<_>, Vec<_>) = pipes.into_iter().unzip();
+    let stalled = futures::future::join_all(
+        nears
+            .into_iter()
+            .map(|near| server.accept(near.into(), hello.clone())),
+    );
+    let meeting = tokio::time::timeout(
+        std::time::Duration::from_secs(20),
+        meet(&server, &client, None),
+    );
+    tokio::select! {
+        biased;
+        _ = stalled => panic!("nobody has answered them"),
+        met = meeting => {
+            let (served, called) = met.unwrap();
+            assert_eq!(served.unwrap().peer_uri_san.as_deref(), Some(CLIENT));
+            called.unwrap();
+        }
+    }
+}
+
+#[test]
+fn every_suite_has_a_name_and_our_key_schedule_where_it_is_sha_256() {
+    let suites = &provider().cipher_suites;
+    assert_eq!(suites.len(), aws_lc_rs::DEFAULT_CIPHER_SUITES.len());
+    for suite in suites {
+        assert!(!cipher_name(*suite).is_empty(), "{suite:?}");
+    }
+    // Ours are known by their lack of QUIC.
+    let ours = |suite: &&SupportedCipherSuite| suite.tls13().is_some_and(|s| s.quic.is_none());
+    assert_eq!(suites.iter().filter(ours).count(), 2);
+}
