@@ -56,16 +56,43 @@ pub(crate) fn any(text: &[u8], bad: impl Fn(u64) -> u64) -> bool {
 /// Makes ASCII lower case.
 #[inline]
 pub(crate) fn make_lower(text: &mut [u8]) {
-    if text.len() < 8 {
-        return text.make_ascii_lowercase();
-    }
     if let Some(end) = text.last_chunk_mut::<8>() {
         *end = lower(*end);
+        let (words, _) = text.as_chunks_mut::<8>();
+        for word in words {
+            *word = lower(*word);
+        }
+        return;
     }
-    let (words, _) = text.as_chunks_mut::<8>();
-    for word in words {
-        *word = lower(*word);
+    let half = |bytes: [u8; 4]| {
+        let [a, b, c, d, ..] = bytes;
+        let [a, b, c, d, ..] = lower([a, b, c, d, 0, 0, 0, 0]);
+        [a, b, c, d]
+    };
+    if let Some(begin) = text.first_chunk_mut::<4>() {
+        *begin = half(*begin);
+        if let Some(end) = text.last_chunk_mut::<4>() {
+            *end = half(*end);
+        }
+        return;
     }
+    text.make_ascii_lowercase();
+}
+
+/// Whether all are of what hosts and ports mostly have: letters, digits, `-`, `.` and `:`.
+#[inline]
+pub(crate) fn is_plain_host(text: &[u8]) -> bool {
+    !any(text, |word| {
+        let low = word & LOW;
+        let folded = low | (0x20 * ONES);
+        let from_a = folded + (0x80 - u64::from(b'a')) * ONES;
+        let above_z = folded + (0x7f - u64::from(b'z')) * ONES;
+        let letter = from_a & !above_z;
+        let from_dash = low + (0x80 - u64::from(b'-')) * ONES;
+        let above_colon = low + (0x7f - u64::from(b':')) * ONES;
+        let digit = from_dash & !above_colon & differs(word, b'/');
+        (!(letter | digit) | word) & HIGH
+    })
 }
 
 #[inline]
@@ -117,6 +144,21 @@ mod tests {
                 assert!(any(&text, |word| below_or_del(word, b' ')), "{text:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_plain_host_has_letters_digits_and_three_others() {
+        for byte in 0..=u8::MAX {
+            let plain = byte.is_ascii_alphanumeric() || b"-.:".contains(&byte);
+            for text in [
+                vec![byte],
+                [b"a.b-c:12", &[byte][..]].concat(),
+                vec![byte; 8],
+            ] {
+                assert_eq!(is_plain_host(&text), plain, "{text:?}");
+            }
+        }
+        assert!(is_plain_host(b""));
     }
 
     #[test]

@@ -81,20 +81,26 @@ pub(super) fn headers<'a>(
 ) -> Option<(usize, bool)> {
     let mut at = 0;
     let mut left = most;
-    let mut upper = false;
+    let mut upper = 0;
     loop {
         let name = token_end(text, at, &mut upper);
         match text.get(name)? {
             b':' if name > at => {}
             b'\r' if name == at && text.get(at + 1) == Some(&b'\n') => {
-                return Some((at + 2, upper));
+                return Some((at + 2, upper != 0));
             }
             _ => return None,
         }
         left = left.checked_sub(1)?;
         let mut begin = name + 1;
-        while let b' ' | b'\t' = text.get(begin)? {
-            begin += 1;
+        match text.get(begin..)? {
+            [b' ', next, ..] if *next > b' ' => begin += 1,
+            rest => {
+                begin += rest
+                    .iter()
+                    .take_while(|b| matches!(b, b' ' | b'\t'))
+                    .count();
+            }
         }
         let line_end = value_end(text, begin)?;
         if text.get(line_end..line_end + 2)? != b"\r\n" {
@@ -114,10 +120,10 @@ pub(super) fn headers<'a>(
     }
 }
 
-/// The first byte from `at` on that no token has, or the end. `upper` becomes true if the token may have upper
-/// case.
+/// The first byte from `at` on that no token has, or the end. `upper` becomes other than 0 if the token may
+/// have upper case.
 #[inline]
-fn token_end(text: &[u8], mut at: usize, upper: &mut bool) -> usize {
+fn token_end(text: &[u8], mut at: usize, upper: &mut u64) -> usize {
     loop {
         // Letters and `-`, of which nearly all names are.
         while let Some(word) = word(text, at) {
@@ -128,7 +134,7 @@ fn token_end(text: &[u8], mut at: usize, upper: &mut bool) -> usize {
             let stop = (!from_a | above_z | word) & differs(word, b'-') & HIGH;
             // Of bytes before the first other one: bit 5 is clear in upper case only.
             let before = stop.wrapping_sub(1) & !stop;
-            *upper |= !word & before & (0x20 * ONES) != 0;
+            *upper |= !word & before & (0x20 * ONES);
             if stop == 0 {
                 at += 8;
                 continue;
@@ -138,7 +144,7 @@ fn token_end(text: &[u8], mut at: usize, upper: &mut bool) -> usize {
         }
         match text.get(at) {
             Some(byte) if TOKEN[usize::from(*byte)] => {
-                *upper |= byte.is_ascii_uppercase();
+                *upper |= u64::from(byte.is_ascii_uppercase());
                 at += 1;
             }
             _ => return at,

@@ -13,6 +13,7 @@ use crate::{
         Framing, Limits, ParseError, Parsed, RequestMeta, ResponseMeta, Upgrade, lenient, ordinary,
     },
     head::{Headers, Known, KnownSet, Protocol, RequestHead, ResponseHead},
+    swar,
 };
 
 /// Heads of up to so many headers are read without an allocation for their places.
@@ -869,7 +870,7 @@ fn is_port(port: &str) -> bool {
 
 /// The characters of an authority. RFC 3986 §3.2, as Envoy reads it.
 fn is_authority(authority: &[u8]) -> bool {
-    authority.iter().all(|b| AUTHORITY[usize::from(*b)])
+    swar::is_plain_host(authority) || authority.iter().all(|b| AUTHORITY[usize::from(*b)])
 }
 
 static AUTHORITY: [bool; 256] = {

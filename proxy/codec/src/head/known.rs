@@ -119,10 +119,12 @@ impl Known {
 
     #[inline]
     fn search(name: &[u8], or: u64) -> Option<Known> {
-        let mut at = slot(name);
+        let key = key(name) | or;
+        let mut at = slot(key, name.len());
         loop {
-            let known = *Known::ALL.get(usize::from(SLOTS[at]))?;
-            if same_bytes(known.as_str().as_bytes(), name, or) {
+            let index = usize::from(SLOTS[at]);
+            let known = *Known::ALL.get(index)?;
+            if KEYS[index] == key && same_bytes(known.as_str().as_bytes(), name, or) {
                 return Some(known);
             }
             at = (at + 1) % SLOTS.len();
@@ -133,7 +135,7 @@ impl Known {
         let mut slots = [u8::MAX; 256];
         let mut index = 0;
         while index < Known::ALL.len() {
-            let mut at = slot(Known::ALL[index].as_str().as_bytes());
+            let mut at = slot(KEYS[index], TEXTS[index].len());
             while slots[at] != u8::MAX {
                 at = (at + 1) % slots.len();
             }
@@ -150,53 +152,57 @@ const BIT_5: u64 = 0x20 * ONES;
 /// Well-known names by [`slot`], open addressing; 255 is free.
 static SLOTS: [u8; 256] = Known::slots();
 
-/// Where a name, of any case, is looked for first.
+/// [`key`] of each name.
+static KEYS: [u64; Known::ALL.len()] = {
+    let mut keys = [0; Known::ALL.len()];
+    let mut index = 0;
+    while index < keys.len() {
+        keys[index] = key(TEXTS[index].as_bytes());
+        index += 1;
+    }
+    keys
+};
+
+/// The last eight bytes of a name, or all there are of a shorter one, some of them twice.
 #[inline]
-const fn slot(name: &[u8]) -> usize {
-    let len = name.len();
-    let (Some(first), Some(last)) = (name.first(), name.last()) else {
-        return 0;
-    };
-    (len * 37 + lower(*first) * 5 + lower(*last) * 11 + lower(name[len / 2]) * 3) & 255
+const fn key(name: &[u8]) -> u64 {
+    if let Some(last) = name.last_chunk::<8>() {
+        return u64::from_le_bytes(*last);
+    }
+    if let (Some(first), Some(last)) = (name.first_chunk::<4>(), name.last_chunk::<4>()) {
+        let (first, last) = (u32::from_le_bytes(*first), u32::from_le_bytes(*last));
+        return ((first as u64) << 32) | last as u64;
+    }
+    // Bit 5 is set in all bytes of the names, and so where there are none.
+    u64::from_le_bytes(match *name {
+        [a, b, c] => [a, b, c, b' ', b' ', b' ', b' ', b' '],
+        [a, b] => [a, b, b' ', b' ', b' ', b' ', b' ', b' '],
+        [a] => [a, b' ', b' ', b' ', b' ', b' ', b' ', b' '],
+        _ => [b' '; 8],
+    })
 }
 
-/// Enough for letters: what else falls together is compared.
+/// Where a name of this key and length is looked for first.
 #[inline]
-const fn lower(byte: u8) -> usize {
-    (byte | 0x20) as usize
+const fn slot(key: u64, len: usize) -> usize {
+    ((key | BIT_5).wrapping_add(len as u64).wrapping_mul(SPREAD) >> 56) as usize
 }
 
-/// Whether `text` is `other` with the bits of `or` set in each byte: words that overlap, and no loop over bytes
-/// but for the shortest.
+/// An odd number under which few names fall together.
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Whether `text` is `other` with the bits of `or` set in each byte; their keys say so.
 #[inline]
 fn same_bytes(text: &[u8], other: &[u8], or: u64) -> bool {
-    if text.len() != other.len() {
-        return false;
-    }
-    if let (Some(text_end), Some(other_end)) = (text.last_chunk::<8>(), other.last_chunk::<8>()) {
-        let word = |bytes: &[u8; 8]| u64::from_le_bytes(*bytes);
-        let (words, _) = text.as_chunks::<8>();
-        let (others, _) = other.as_chunks::<8>();
-        return word(text_end) == word(other_end) | or
-            && words
-                .iter()
-                .zip(others)
-                .all(|(text, other)| word(text) == word(other) | or);
-    }
-    let or = or as u8;
-    if let (Some(begin), Some(end), Some(other_begin), Some(other_end)) = (
-        text.first_chunk::<4>(),
-        text.last_chunk::<4>(),
-        other.first_chunk::<4>(),
-        other.last_chunk::<4>(),
-    ) {
-        let word = |bytes: &[u8; 4]| u32::from_le_bytes(*bytes);
-        let or = u32::from_le_bytes([or; 4]);
-        return word(begin) == word(other_begin) | or && word(end) == word(other_end) | or;
-    }
-    text.iter()
-        .zip(other)
-        .all(|(text, other)| *text == *other | or)
+    let word = |bytes: &[u8; 8]| u64::from_le_bytes(*bytes);
+    // The key has what is behind the last whole word, and all of a short name.
+    let (words, _) = text.as_chunks::<8>();
+    let (others, _) = other.as_chunks::<8>();
+    text.len() == other.len()
+        && words
+            .iter()
+            .zip(others)
+            .all(|(text, other)| word(text) == word(other) | or)
 }
 
 /// A set of well-known names.
