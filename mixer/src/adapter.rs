@@ -1,6 +1,8 @@
 //! The adapters that are part of Mixer.
 
+mod datagram;
 pub mod denier;
+pub mod dogstatsd;
 pub mod keyval;
 pub mod kubernetesenv;
 mod export;
@@ -14,6 +16,7 @@ pub mod opa;
 pub mod prometheus;
 pub mod rbac;
 pub mod redisquota;
+pub mod statsd;
 pub mod stdio;
 
 use std::sync::Arc;
@@ -47,6 +50,8 @@ impl Inventory {
             .with(Arc::new(keyval::KeyVal))
             .with(Arc::new(kubernetesenv::KubernetesEnv))
             .with(Arc::new(fluentd::Fluentd))
+            .with(Arc::new(statsd::Statsd))
+            .with(Arc::new(dogstatsd::Dogstatsd))
             .with(Arc::new(noop::Noop))
     }
 

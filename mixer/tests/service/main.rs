@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod support;
+mod statsd;
 mod abuse;
 mod adapters;
 mod ads;
