@@ -14,7 +14,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use tokio::net::TcpStream;
 
-use crate::head::Headers;
+use crate::{head::Headers, reject::Reject};
 
 /// A piece of a body.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +43,9 @@ pub enum BodyError {
     /// More bytes than allowed.
     #[error("the body is too large")]
     TooLarge,
+    /// A filter does not let it pass: what the downstream is told.
+    #[error("a filter refused the body")]
+    Refused(Box<Reject>),
 }
 
 /// Where a body comes from.
@@ -164,6 +167,14 @@ impl Body {
             Kind::Empty => Some(0),
             Kind::Held(data, _) => Some(data.len() as u64),
             Kind::Stream(source) => source.exact_length(),
+        }
+    }
+
+    /// The data of a body that is at hand; its trailers are dropped.
+    pub fn into_data(self) -> Bytes {
+        match self.kind {
+            Kind::Held(data, _) => data,
+            Kind::Empty | Kind::Stream(_) => Bytes::new(),
         }
     }
 

@@ -23,6 +23,8 @@ use tokio::{
 pub struct Drain {
     state: Arc<State>,
     time: Duration,
+    /// A failed health check is no reason to close connections.
+    patient: bool,
 }
 
 #[derive(Debug)]
@@ -43,7 +45,16 @@ impl Drain {
                 failing: AtomicBool::new(false),
             }),
             time,
+            patient: false,
         }
+    }
+
+    /// The same, for connections that do not go because health checks are to fail. Envoy:
+    /// `drain_type: MODIFY_ONLY`.
+    #[must_use]
+    pub fn patient(mut self) -> Drain {
+        self.patient = true;
+        self
     }
 
     /// Begins the drain; a second call changes nothing.
@@ -138,7 +149,7 @@ impl Drain {
             return false;
         }
         let Some(started) = *self.state.started.borrow() else {
-            return self.state.failing.load(Ordering::Relaxed);
+            return !self.patient && self.state.failing.load(Ordering::Relaxed);
         };
         let elapsed = started.elapsed();
         elapsed >= self.time || rand::random_range(0.0..1.0) < elapsed.div_duration_f64(self.time)
@@ -283,6 +294,7 @@ mod tests {
         let drain = Drain::new(Duration::from_secs(10));
         drain.set_health_check_failing(true);
         assert!(drain.should_close() && !drain.is_draining());
+        assert!(!drain.clone().patient().should_close());
         drain.set_health_check_failing(false);
         assert!(!drain.is_health_check_failing());
     }

@@ -3,57 +3,36 @@
 
 use std::{cell::RefCell, rc::Rc, sync::Arc};
 
-use lateen_protocols::envoy::{
-    envoy::{
-        config::route::v3 as route_proto,
-        extensions::filters::{
-            http::{
-                buffer::v3::{Buffer as BufferProto, BufferPerRoute},
-                cors::v3::{Cors as CorsProto, CorsPolicy},
-                ext_authz::v3::{ExtAuthz as ExtAuthzProto, ExtAuthzPerRoute},
-                fault::v3::HttpFault,
-                grpc_stats::v3::FilterConfig as GrpcStatsProto,
-                header_mutation::v3::{HeaderMutation as MutationProto, HeaderMutationPerRoute},
-                health_check::v3::HealthCheck as HealthProto,
-                rbac::v3::{Rbac as RbacProto, RbacPerRoute},
-                router::v3::Router as RouterProto,
-            },
-            network::http_connection_manager::v3::{
-                HttpFilter as HttpFilterProto, http_filter::ConfigType,
-            },
-        },
-    },
-    google::protobuf as pb,
-};
-use lateen_protocols::istio::mixer::v1::config::client::{HttpClientConfig, ServiceConfig};
-
 use crate::{
     body::Body,
-    config_error::ConfigError,
     format::Facts,
     head::{Name, RequestHead, ResponseHead},
     info::{ResponseFlags, StreamInfo},
     mixer::{self, HttpMixer},
-    proto::{invalid, unpack},
     reject::Reject,
     retry::RetryOn,
     route::{RouteTable, Selected},
     shared::Shared,
-    stats::Scope,
 };
 
 pub mod buffer;
+mod compile;
 pub mod cors;
 pub mod ext_authz;
 pub mod fault;
 mod gather;
+pub mod grpc_http1_bridge;
+mod grpc_service;
 pub mod grpc_stats;
+pub mod grpc_web;
 pub mod header_mutation;
 pub mod health_check;
 mod per_cluster;
+pub mod ratelimit;
+pub mod rbac;
+pub mod stateful_session;
 #[cfg(test)]
 mod tests;
-pub mod rbac;
 
 /// The filters of a connection manager, in order; the router ends the list and is not in it.
 #[derive(Debug)]
@@ -86,6 +65,14 @@ pub enum HttpFilter {
     Buffer(buffer::Buffer),
     /// Counts gRPC calls.
     GrpcStats(Box<grpc_stats::GrpcStats>),
+    /// Serves browsers' gRPC.
+    GrpcWeb(grpc_web::GrpcWeb),
+    /// Serves gRPC without trailers.
+    GrpcHttp1Bridge(grpc_http1_bridge::GrpcHttp1Bridge),
+    /// Keeps sessions at their hosts.
+    StatefulSession(stateful_session::StatefulSession),
+    /// Asks how much is too much.
+    RateLimit(Box<ratelimit::RateLimit>),
     /// Changes headers.
     HeaderMutation(header_mutation::HeaderMutation),
     /// Answers health checks.
@@ -122,8 +109,12 @@ pub enum RouteFilterConfig {
     Rbac(Arc<rbac::RbacRules>),
     /// Of the buffer filter.
     Buffer(Arc<buffer::Buffer>),
-    /// Of the header mutation filter.
-    HeaderMutation(Arc<header_mutation::Mutations>),
+    /// Of the header mutation filter, of each level, the least specific first.
+    HeaderMutation(Vec<Arc<header_mutation::Mutations>>),
+    /// Of the stateful session filter.
+    StatefulSession(Arc<stateful_session::Sessions>),
+    /// Of the rate limit filter.
+    RateLimit(Arc<ratelimit::RateLimitRoute>),
     /// Of the external authorization filter.
     ExtAuthz(Arc<ext_authz::ExtAuthzRoute>),
     /// Of the Mixer filter.
@@ -167,7 +158,11 @@ pub struct FilterState {
     cors: Option<cors::Allowed>,
     fault: Option<fault::Active>,
     ext_authz: Option<ext_authz::Kept>,
+    grpc_http1_bridge: Option<grpc_http1_bridge::Active>,
     grpc_stats: Option<grpc_stats::Active>,
+    grpc_web: Option<Box<grpc_web::Active>>,
+    ratelimit: Option<Box<ratelimit::Kept>>,
+    stateful_session: Option<Box<stateful_session::Active>>,
     health_check: Option<health_check::Check>,
     mixer: Option<mixer::MixerState>,
 }
@@ -182,65 +177,6 @@ pub struct Completed<'a> {
 }
 
 impl HttpFilters {
-    /// Compiles a connection manager's list. `scope` is `http.PREFIX.`.
-    ///
-    /// # Errors
-    /// When a filter is not known (unless it is optional), or the router is not the last.
-    pub fn compile(
-        list: &[HttpFilterProto],
-        scope: &Scope,
-        shared: &Shared,
-    ) -> Result<HttpFilters, ConfigError> {
-        let mut filters = HttpFilters {
-            list: Vec::new(),
-            router: RouterOptions::default(),
-        };
-        let mut router = false;
-        for proto in list {
-            let within =
-                |error: ConfigError| error.within(format_args!("http filter {}", proto.name));
-            if router {
-                return Err(within(invalid("http_filters", "stands after the router")));
-            }
-            let any = match proto.config_type.as_ref() {
-                Some(ConfigType::TypedConfig(any)) => any,
-                Some(ConfigType::ConfigDiscovery(_)) => {
-                    return Err(within(invalid("config_discovery", "not supported")));
-                }
-                None => return Err(within(invalid("typed_config", "absent"))),
-            };
-            if let Some(options) = unpack::<RouterProto>(any).map_err(within)? {
-                if proto.disabled {
-                    return Err(within(invalid("disabled", "the router cannot be disabled")));
-                }
-                filters.router = router_options(&options).map_err(within)?;
-                router = true;
-                continue;
-            }
-            match HttpFilter::compile(any, scope, shared).map_err(within)? {
-                Some(filter) => filters.list.push(Entry {
-                    name: proto.name.as_str().into(),
-                    disabled: proto.disabled,
-                    filter,
-                }),
-                None if proto.is_optional => {
-                    tracing::warn!(filter = %proto.name, type_url = %any.type_url, "unknown optional filter left out");
-                }
-                None => {
-                    return Err(within(invalid(
-                        any.type_url.clone(),
-                        "this filter is not supported",
-                    )));
-                }
-            }
-        }
-        if router {
-            Ok(filters)
-        } else {
-            Err(invalid("http_filters", "the last filter is not the router"))
-        }
-    }
-
     /// Whether there is none but the router.
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
@@ -273,6 +209,14 @@ impl HttpFilters {
                 HttpFilter::Rbac(rbac) => rbac.on_request(cx, head)?,
                 HttpFilter::GrpcStats(stats) => stats.on_request(cx, head, body)?,
                 HttpFilter::HeaderMutation(mutation) => mutation.on_request(cx, head)?,
+                HttpFilter::GrpcWeb(web) => web.on_request(cx, head, body),
+                HttpFilter::StatefulSession(session) => session.on_request(cx, head),
+                HttpFilter::GrpcHttp1Bridge(bridge) => {
+                    Box::pin(bridge.on_request(cx, head, body)).await?;
+                }
+                HttpFilter::RateLimit(limit) => {
+                    Box::pin(limit.on_request(cx, head)).await?;
+                }
                 HttpFilter::HealthCheck(check) => check.on_request(cx, head)?,
                 HttpFilter::Buffer(buffer) => {
                     Box::pin(buffer.on_request(cx, head, body)).await?;
@@ -286,6 +230,39 @@ impl HttpFilters {
                     cx.state.mixer = state;
                     outcome?;
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a filter needs a response's body before its head goes on.
+    pub fn holds_response(&self, state: &FilterState) -> bool {
+        state.grpc_http1_bridge.is_some() || state.grpc_web.is_some()
+    }
+
+    /// Reads as much of an upstream's response as filters need before its head goes on.
+    ///
+    /// # Errors
+    /// The answer instead, when there is more of it than may be read.
+    pub async fn hold_response(
+        &self,
+        state: &FilterState,
+        head: &mut ResponseHead,
+        body: &mut Body,
+    ) -> Result<(), Reject> {
+        for entry in self.list.iter().rev() {
+            match &entry.filter {
+                HttpFilter::GrpcHttp1Bridge(_) => {
+                    if let Some(active) = state.grpc_http1_bridge {
+                        active.hold(head, body).await?;
+                    }
+                }
+                HttpFilter::GrpcWeb(_) => {
+                    if let Some(active) = &state.grpc_web {
+                        active.hold(head, body).await;
+                    }
+                }
+                _ => {}
             }
         }
         Ok(())
@@ -309,24 +286,6 @@ impl HttpFilters {
         for entry in &self.list {
             entry.filter.on_complete(completed);
         }
-    }
-}
-
-fn router_options(options: &RouterProto) -> Result<RouterOptions, ConfigError> {
-    let unsupported = [
-        ("upstream_log", !options.upstream_log.is_empty()),
-        (
-            "upstream_http_filters",
-            !options.upstream_http_filters.is_empty(),
-        ),
-    ];
-    match unsupported.iter().find(|(_, present)| *present) {
-        Some((field, _)) => Err(invalid(*field, "not supported")),
-        None => Ok(RouterOptions {
-            suppress_envoy_headers: options.suppress_envoy_headers,
-            respect_expected_rq_timeout: options.respect_expected_rq_timeout,
-            strict_check_headers: options.strict_check_headers.iter().map(Name::new).collect(),
-        }),
     }
 }
 
@@ -398,7 +357,25 @@ impl Entry {
                     check.on_response(cx, state, head);
                 }
             }
-            HttpFilter::Fault(_) | HttpFilter::Rbac(_) | HttpFilter::Buffer(_) => {}
+            HttpFilter::GrpcWeb(_) => {
+                if let Some(active) = &state.grpc_web {
+                    active.on_response(cx, head, body);
+                }
+            }
+            HttpFilter::StatefulSession(_) => {
+                if let Some(active) = &state.stateful_session {
+                    active.on_response(cx, head);
+                }
+            }
+            HttpFilter::RateLimit(_) => {
+                if let Some(kept) = state.ratelimit.take() {
+                    kept.on_response(head);
+                }
+            }
+            HttpFilter::Fault(_)
+            | HttpFilter::Rbac(_)
+            | HttpFilter::Buffer(_)
+            | HttpFilter::GrpcHttp1Bridge(_) => {}
         }
     }
 
@@ -413,51 +390,6 @@ impl Entry {
 }
 
 impl HttpFilter {
-    /// Compiles a filter; `None` if it is of a kind that is not known.
-    fn compile(
-        any: &pb::Any,
-        scope: &Scope,
-        shared: &Shared,
-    ) -> Result<Option<HttpFilter>, ConfigError> {
-        if let Some(fault) = unpack::<HttpFault>(any)? {
-            return Ok(Some(HttpFilter::Fault(fault::Fault::compile(
-                &fault, scope,
-            )?)));
-        }
-        if unpack::<CorsProto>(any)?.is_some() {
-            return Ok(Some(HttpFilter::Cors(cors::Cors::new(scope))));
-        }
-        if let Some(rbac) = unpack::<RbacProto>(any)? {
-            return Ok(Some(HttpFilter::Rbac(rbac::HttpRbac::compile(
-                &rbac, scope,
-            )?)));
-        }
-        if let Some(buffer) = unpack::<BufferProto>(any)? {
-            return Ok(Some(HttpFilter::Buffer(buffer::Buffer::compile(&buffer)?)));
-        }
-        if let Some(stats) = unpack::<GrpcStatsProto>(any)? {
-            let stats = grpc_stats::GrpcStats::compile(&stats)?;
-            return Ok(Some(HttpFilter::GrpcStats(Box::new(stats))));
-        }
-        if let Some(mutation) = unpack::<MutationProto>(any)? {
-            let mutation = header_mutation::HeaderMutation::compile(&mutation)?;
-            return Ok(Some(HttpFilter::HeaderMutation(mutation)));
-        }
-        if let Some(check) = unpack::<HealthProto>(any)? {
-            let check = health_check::HealthCheck::compile(&check)?;
-            return Ok(Some(HttpFilter::HealthCheck(Box::new(check))));
-        }
-        if let Some(authz) = unpack::<ExtAuthzProto>(any)? {
-            let authz = ext_authz::ExtAuthz::compile(&authz, scope)?;
-            return Ok(Some(HttpFilter::ExtAuthz(Box::new(authz))));
-        }
-        if let Some(config) = unpack::<HttpClientConfig>(any)? {
-            let mixer = HttpMixer::compile(&config, shared)?;
-            return Ok(Some(HttpFilter::Mixer(Box::new(mixer))));
-        }
-        Ok(None)
-    }
-
     fn on_complete(&self, completed: &Completed<'_>) {
         match self {
             HttpFilter::Mixer(mixer) => {
@@ -472,6 +404,10 @@ impl HttpFilter {
             | HttpFilter::Buffer(_)
             | HttpFilter::HeaderMutation(_)
             | HttpFilter::HealthCheck(_)
+            | HttpFilter::GrpcWeb(_)
+            | HttpFilter::GrpcHttp1Bridge(_)
+            | HttpFilter::StatefulSession(_)
+            | HttpFilter::RateLimit(_)
             | HttpFilter::ExtAuthz(_) => {}
             HttpFilter::GrpcStats(stats) => {
                 if let Some(active) = &completed.state.grpc_stats {
@@ -531,104 +467,6 @@ impl<'a> FilterContext<'a> {
     pub(crate) fn into_route(mut self, head: &RequestHead) -> Option<Selected> {
         self.route(head);
         self.selected
-    }
-}
-
-impl RouteFilterConfig {
-    /// Compiles an entry of `typed_per_filter_config`; `None` if it is optional and not known.
-    ///
-    /// # Errors
-    /// When it is not valid, or not known and not optional.
-    #[expect(
-        clippy::only_used_in_recursion,
-        reason = "filters that look up clusters or secrets need it; those we have do not yet"
-    )]
-    pub fn compile(
-        any: &pb::Any,
-        shared: &Shared,
-    ) -> Result<Option<RouteFilterConfig>, ConfigError> {
-        if let Some(wrapper) = unpack::<route_proto::FilterConfig>(any)? {
-            return match (wrapper.disabled, wrapper.config.as_ref()) {
-                (true, _) => Ok(Some(RouteFilterConfig::Disabled)),
-                (false, None) => Err(invalid("config", "absent")),
-                (false, Some(inner)) if inner.type_url.is_empty() => {
-                    Ok(Some(RouteFilterConfig::Enabled))
-                }
-                (false, Some(inner)) => match RouteFilterConfig::compile(inner, shared) {
-                    Err(error) if wrapper.is_optional => {
-                        tracing::warn!(%error, "optional filter configuration left out");
-                        Ok(None)
-                    }
-                    other => other,
-                },
-            };
-        }
-        if let Some(fault) = unpack::<HttpFault>(any)? {
-            return Ok(Some(RouteFilterConfig::Fault(Arc::new(
-                fault::FaultRules::compile(&fault)?,
-            ))));
-        }
-        if let Some(policy) = unpack::<CorsPolicy>(any)? {
-            return Ok(Some(RouteFilterConfig::Cors(Arc::new(
-                cors::CorsRules::compile(&policy)?,
-            ))));
-        }
-        if let Some(rbac) = unpack::<RbacPerRoute>(any)? {
-            return Ok(Some(RouteFilterConfig::Rbac(Arc::new(
-                rbac::RbacRules::compile_route(&rbac)?,
-            ))));
-        }
-        if let Some(buffer) = unpack::<BufferPerRoute>(any)? {
-            return buffer::Buffer::compile_route(&buffer).map(Some);
-        }
-        if let Some(mutation) = unpack::<HeaderMutationPerRoute>(any)? {
-            return Ok(Some(RouteFilterConfig::HeaderMutation(
-                header_mutation::Mutations::compile_route(&mutation)?,
-            )));
-        }
-        if let Some(authz) = unpack::<ExtAuthzPerRoute>(any)? {
-            return Ok(Some(RouteFilterConfig::ExtAuthz(Arc::new(
-                ext_authz::ExtAuthzRoute::compile(&authz)?,
-            ))));
-        }
-        if let Some(service) = unpack::<ServiceConfig>(any)? {
-            return Ok(Some(RouteFilterConfig::Mixer(Arc::new(
-                mixer::Service::compile(&service)?,
-            ))));
-        }
-        Err(invalid(
-            any.type_url.clone(),
-            "this filter configuration is not supported",
-        ))
-    }
-
-    /// Adds the old `cors` field of a route or virtual host, unless the filter has its own entry.
-    pub(crate) fn add_legacy_cors(
-        configs: &mut Vec<(Arc<str>, RouteFilterConfig)>,
-        policy: &route_proto::CorsPolicy,
-    ) -> Result<(), ConfigError> {
-        const NAME: &str = "envoy.filters.http.cors";
-        let policy = CorsPolicy {
-            allow_origin_string_match: policy.allow_origin_string_match.clone(),
-            allow_methods: policy.allow_methods.clone(),
-            allow_headers: policy.allow_headers.clone(),
-            expose_headers: policy.expose_headers.clone(),
-            max_age: policy.max_age.clone(),
-            allow_credentials: policy.allow_credentials,
-            shadow_enabled: policy.shadow_enabled.clone(),
-            allow_private_network_access: policy.allow_private_network_access,
-            forward_not_matching_preflights: policy.forward_not_matching_preflights,
-            filter_enabled: policy.enabled_specifier.clone().map(|specifier| {
-                let route_proto::cors_policy::EnabledSpecifier::FilterEnabled(enabled) = specifier;
-                enabled
-            }),
-        };
-        let config = RouteFilterConfig::Cors(Arc::new(cors::CorsRules::compile(&policy)?));
-        match configs.iter_mut().find(|(name, _)| **name == *NAME) {
-            Some((_, present)) => *present = config,
-            None => configs.push((NAME.into(), config)),
-        }
-        Ok(())
     }
 }
 

@@ -178,9 +178,10 @@ impl Upstream {
         message: &[u8],
         limit: usize,
     ) -> Result<Answer<M>, CallError> {
-        let mut headers = Headers::with_capacity(2 + metadata.len());
+        let mut headers = Headers::with_capacity(3 + metadata.len());
         headers.append(Known::ContentType, "application/grpc");
         headers.append(Known::Te, "trailers");
+        headers.append(Known::XEnvoyInternal, "true");
         for (name, value) in metadata {
             headers.append(name.clone(), value.clone());
         }

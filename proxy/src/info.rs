@@ -2,6 +2,7 @@
 //! access logs, metrics and the Mixer report. Envoy calls it `StreamInfo`.
 
 use std::{
+    collections::HashMap,
     fmt,
     net::SocketAddr,
     rc::Rc,
@@ -10,6 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use lateen_protocols::envoy::google::protobuf as pb;
 use tokio::time::Instant;
 
 use crate::head::Protocol;
@@ -185,6 +187,7 @@ flags! {
     DURATION_TIMEOUT = 20, "DT", "The connection's longest duration ran out.";
     UPSTREAM_PROTOCOL_ERROR = 21, "UPE", "The upstream broke the protocol.";
     DOWNSTREAM_REMOTE_RESET = 22, "DR", "The downstream reset the stream.";
+    RATE_LIMIT_SERVICE_ERROR = 23, "RLSE", "The rate limit service could not be asked.";
 }
 
 impl ResponseFlags {
@@ -296,8 +299,23 @@ pub struct StreamInfo {
     /// The router adds no `x-envoy-*` headers to request and response. Envoy:
     /// `Router.suppress_envoy_headers`.
     pub suppress_envoy_headers: bool,
+    /// The host that a filter wants instead of what the balancer would pick.
+    pub override_host: Option<Box<OverrideHost>>,
+    /// What filters say of the stream, by the filter's name. Envoy: dynamic metadata.
+    pub metadata: Option<Box<HashMap<String, pb::Struct>>>,
     /// What Mixer said, for the report: status code and message, and whether the cache answered.
     pub mixer: Option<MixerVerdict>,
+}
+
+/// A host asked for by address. Envoy: `setUpstreamOverrideHost`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OverrideHost {
+    /// Its address.
+    pub address: SocketAddr,
+    /// Rather fail than go elsewhere.
+    pub strict: bool,
+    /// Status when a strict request finds no such host.
+    pub not_found: u16,
 }
 
 /// The outcome of the Mixer filter for the report's `check.*` and `quota.*` attributes.
@@ -341,8 +359,20 @@ impl StreamInfo {
             grpc_status: None,
             health_check: false,
             suppress_envoy_headers: false,
+            override_host: None,
+            metadata: None,
             mixer: None,
         }
+    }
+
+    /// Adds to the metadata of a filter; fields of the same name are replaced.
+    pub fn add_metadata(&mut self, filter: &str, fields: pb::Struct) {
+        if fields.fields.is_empty() {
+            return;
+        }
+        let all = self.metadata.get_or_insert_default();
+        let present = all.entry(filter.to_owned()).or_default();
+        present.fields.extend(fields.fields);
     }
 }
 

@@ -62,6 +62,8 @@ pub struct Listener {
     pub(crate) shared: Arc<Shared>,
     /// Drains this listener's connections when it is removed.
     pub(crate) drain: Drain,
+    /// Drains all connections of the process.
+    process_drain: Drain,
     chains: FilterChains,
     inspectors: Inspectors,
     original_dst: bool,
@@ -168,7 +170,7 @@ impl Listener {
                 let manager = manager.clone();
                 // It holds what it needs; a chain that was replaced goes when its connections have begun.
                 drop(chain);
-                let drains = vec![self.shared.drain.clone(), self.drain.clone()];
+                let drains = vec![self.process_drain.clone(), self.drain.clone()];
                 Box::pin(manager.serve(transport, read, connection, drains)).await;
             }
             Terminal::Tcp(proxy, logs) => {
@@ -453,6 +455,10 @@ fn compile(config: &proto::Listener, shared: &Arc<Shared>) -> Result<Listener, C
             .map_or(1024, |size| size.value),
         shared: shared.clone(),
         drain: Drain::new(shared.drain.time()),
+        process_drain: match config.drain_type() {
+            proto::listener::DrainType::Default => shared.drain.clone(),
+            proto::listener::DrainType::ModifyOnly => shared.drain.clone().patient(),
+        },
         chains,
         inspectors,
         original_dst,

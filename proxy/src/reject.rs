@@ -114,15 +114,13 @@ impl Reject {
         let mut headers = Headers::with_capacity(self.headers.len() + 3);
         if grpc {
             let code = self.grpc_status.unwrap_or(grpc_status_of(self.status));
-            headers.append(Known::ContentType, "application/grpc");
-            headers.append(Known::GrpcStatus, code.to_string());
-            if !self.body.is_empty() {
-                headers.append(
-                    Known::GrpcMessage,
-                    percent_encode_grpc_message(self.body.as_bytes()),
-                );
-            }
             append_all(&mut headers, &self.headers);
+            headers.set(Known::ContentType, "application/grpc");
+            headers.set(Known::GrpcStatus, code.to_string());
+            if !self.body.is_empty() {
+                let message = percent_encode_grpc_message(self.body.as_bytes());
+                headers.set(Known::GrpcMessage, message);
+            }
             let head = ResponseHead {
                 status: 200,
                 headers,

@@ -9,7 +9,7 @@ use proto::virtual_host::TlsRequirementType;
 
 use crate::{
     config_error::ConfigError,
-    filter::RouteFilterConfig,
+    filter::{RouteFilterConfig, ratelimit::Policies},
     head::{Name, RequestHead},
     info::TlsInfo,
     proto::invalid,
@@ -61,6 +61,8 @@ pub struct VirtualHost {
     pub name: Arc<str>,
     /// Its routes in order.
     pub routes: Vec<Route>,
+    /// What the rate limit filter asks about.
+    pub rate_limits: Policies,
     require_tls: TlsRequirementType,
     request_headers: HeaderOps,
     response_headers: HeaderOps,
@@ -80,6 +82,10 @@ pub struct Route {
     /// `metadata.filter_metadata`, for access logs.
     pub metadata: HashMap<String, pb::Struct>,
     conditions: Conditions,
+    /// What the rate limit filter asks about.
+    pub rate_limits: Policies,
+    /// It asks about the virtual host's, too. Envoy: `include_vh_rate_limits`.
+    pub include_vhost_rate_limits: bool,
     request_headers: HeaderOps,
     response_headers: HeaderOps,
     filters: FilterConfigs,

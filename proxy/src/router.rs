@@ -4,6 +4,7 @@
 //! body: dropping either resets the upstream stream and gives back what was counted.
 
 mod hash;
+mod hedge;
 mod mirror;
 mod replay;
 mod response;
@@ -96,6 +97,7 @@ pub async fn forward_informed(
     };
     let timeouts = Timeouts::of(policy, head, !suppress);
     let retry = RetryState::new(policy.retry.as_ref(), head);
+    let hedged = timeouts.per_try.is_some() && hedge::wanted(policy, head) && retry.is_enabled();
     let caller = caller(head, &info.borrow());
     let kind = Upgrade::of(head);
     let upgrade = kind != Upgrade::None;
@@ -129,6 +131,7 @@ pub async fn forward_informed(
         hash: hashed.hash,
         replay: CancelOnDrop(replay),
         current: RefCell::default(),
+        hedged: RefCell::default(),
         left: upgrade.then(Rc::default),
         on_informational,
     };
@@ -143,7 +146,14 @@ pub async fn forward_informed(
     };
     let mut clock = Clock::new(timeouts.global);
     let result = {
-        let mut run = pin!(request.run(&mut attempts, head));
+        let mut run = pin!(async {
+            if hedged && !request.upgrade {
+                // Boxed, as it is rare.
+                Box::pin(request.run_hedged(&mut attempts, head)).await
+            } else {
+                request.run(&mut attempts, head).await
+            }
+        });
         // The timer goes first: when both are ready, time is up. Dropping the attempts resets their stream.
         poll_fn(|cx| {
             if clock.poll(&request.replay.0, cx).is_ready() {
@@ -235,6 +245,8 @@ struct Request<'a> {
     replay: CancelOnDrop,
     /// Where the attempt under way went.
     current: RefCell<Option<(Rc<LocalCluster>, Arc<Host>)>>,
+    /// Attempts that go on while another is under way, by number.
+    hedged: RefCell<Vec<(u32, Rc<LocalCluster>, Arc<Host>)>>,
     /// For a tunnel: whether the downstream has ended its half.
     left: Option<Rc<Cell<bool>>>,
     on_informational: OnInformational<'a>,
@@ -279,10 +291,21 @@ enum Ended {
 
 impl Request<'_> {
     fn timed_out(&self) -> Reject {
+        for (local, host) in self
+            .hedged
+            .borrow()
+            .iter()
+            .map(|(_, local, host)| (local, host))
+        {
+            let stats = &local.cluster.stats;
+            stats.upstream_rq_timeout.inc();
+            stats.answered(504, self.caller);
+            host.state.numbers.rq_timeout.fetch_add(1, Relaxed);
+            local.cluster.report(host, Outcome::TimedOut);
+        }
         if let Some((local, host)) = &*self.current.borrow() {
             let stats = &local.cluster.stats;
             stats.upstream_rq_timeout.inc();
-            stats.upstream_rq_tx_reset.inc();
             host.state.numbers.rq_timeout.fetch_add(1, Relaxed);
             local.cluster.report(host, Outcome::TimedOut);
         }
@@ -295,7 +318,13 @@ impl Request<'_> {
         head: &mut RequestHead,
     ) -> Result<Answer, Reject> {
         loop {
-            let outcome = self.attempt(attempts, head).await;
+            let outcome = match self.start(attempts, head) {
+                Ok((local, host)) => {
+                    let per_try = self.timeouts.per_try;
+                    self.send(&local, &host, head, per_try).await
+                }
+                Err(reject) => Ended::Final(reject),
+            };
             let again = match outcome {
                 Ended::Final(reject) => return Err(reject),
                 Ended::Answer(answer) => {
@@ -325,16 +354,7 @@ impl Request<'_> {
                             wait
                         }
                         None => {
-                            let mut refusal = reject(reset, attempts.number > 1);
-                            if let Some(reason) = &transport {
-                                refusal.details = format!(
-                                    "upstream_reset_before_response_started{{remote_connection_failure|{}}}",
-                                    reason.replace(' ', "_")
-                                )
-                                .into();
-                            }
-                            self.info.borrow_mut().upstream_transport_failure = transport;
-                            return Err(refusal);
+                            return Err(refusal(self, reset, transport, attempts.number > 1));
                         }
                     }
                 }
@@ -387,8 +407,12 @@ impl Request<'_> {
         Some(wait)
     }
 
-    /// Picks a host and sends the request to it once.
-    async fn attempt(&self, attempts: &mut Attempts<'_>, head: &mut RequestHead) -> Ended {
+    /// Picks a host for the next attempt, and makes the request one to it.
+    fn start(
+        &self,
+        attempts: &mut Attempts<'_>,
+        head: &mut RequestHead,
+    ) -> Result<(Rc<LocalCluster>, Arc<Host>), Reject> {
         // The cluster may have been replaced while an earlier attempt ran.
         if let Some(present) = self.worker.get(&self.target.cluster) {
             attempts.local = present;
@@ -400,12 +424,23 @@ impl Request<'_> {
         let Some(host) = self.pick(attempts, head) else {
             local.cluster.stats.upstream_cx_none_healthy.inc();
             self.info.borrow_mut().upstream_attempts = attempts.number + 1;
-            return Ended::Final(Reject::no_healthy_upstream());
+            return Err(self.no_host(&local));
         };
         attempts.number += 1;
         self.address_to(attempts, &host, head);
         *self.current.borrow_mut() = Some((local.clone(), host.clone()));
-        let pool = local.pool(&host, head, self.policy.high_priority);
+        Ok((local, host))
+    }
+
+    /// Sends the request to a host once.
+    async fn send(
+        &self,
+        local: &Rc<LocalCluster>,
+        host: &Arc<Host>,
+        head: &RequestHead,
+        per_try: Option<Duration>,
+    ) -> Ended {
+        let pool = local.pool(host, head, self.policy.high_priority);
         let mut resent = false;
         loop {
             let acquired = match pool.try_acquire() {
@@ -414,19 +449,19 @@ impl Request<'_> {
             };
             let lease = match acquired {
                 Ok(lease) => lease,
-                Err(refusal) => return self.refused(&local, &host, refusal),
+                Err(refusal) => return self.refused(local, host, refusal),
             };
             if let Some(facts) = lease.facts() {
                 let mut info = self.info.borrow_mut();
                 info.upstream_local = facts.local;
                 info.upstream_tls.clone_from(&facts.tls);
             }
-            local.cluster.report(&host, Outcome::Connected);
+            local.cluster.report(host, Outcome::Connected);
             let body = match &self.left {
                 Some(left) => response::noting_end(self.replay.0.take_source(), left.clone()),
                 None => self.replay.0.body(),
             };
-            let mut clock = Clock::new(self.timeouts.per_try);
+            let mut clock = Clock::new(per_try);
             clock.not_before = clock.limit.map(|_| Instant::now());
             let sent = {
                 let mut sending = pin!(lease.send(head, body, self.on_informational));
@@ -438,7 +473,7 @@ impl Request<'_> {
                 .await
             };
             let Some(sent) = sent else {
-                return self.try_timed_out(&local, &host);
+                return self.try_timed_out(local, host);
             };
             match sent {
                 Ok((answer, body)) => {
@@ -450,12 +485,12 @@ impl Request<'_> {
                         &numbers.rq_error
                     }
                     .fetch_add(1, Relaxed);
-                    local.cluster.report(&host, Outcome::Status(status));
+                    local.cluster.report(host, Outcome::Status(status));
                     return Ended::Answer(Answer {
                         head: answer,
                         body,
-                        local,
-                        host,
+                        local: local.clone(),
+                        host: host.clone(),
                     });
                 }
                 Err(failure) => {
@@ -481,7 +516,7 @@ impl Request<'_> {
                     }
                     if failure.reset != Reset::Local {
                         host.state.numbers.rq_error.fetch_add(1, Relaxed);
-                        local.cluster.report(&host, Outcome::Failed);
+                        local.cluster.report(host, Outcome::Failed);
                     }
                     return Ended::Reset {
                         reset: failure.reset,
@@ -494,6 +529,7 @@ impl Request<'_> {
     }
 
     fn pick(&self, attempts: &Attempts<'_>, head: &RequestHead) -> Option<Arc<Host>> {
+        let info = self.info.borrow();
         let retry = attempts
             .retry
             .policy()
@@ -501,7 +537,7 @@ impl Request<'_> {
         attempts.local.pick(&Pick {
             subset: self.target.subset.as_ref(),
             hash: self.hash,
-            original: original_destination(&self.info.borrow().connection),
+            original: original_destination(&info.connection),
             headers: Some(&head.headers),
             tried: &attempts.tried,
             other_hosts: retry.map_or(0, |retry| {
@@ -514,7 +550,22 @@ impl Request<'_> {
             other_priorities: retry
                 .and_then(|retry| retry.avoid_previous_priorities)
                 .is_some_and(|frequency| attempts.retry.retries() >= frequency),
+            // A retry goes where the balancer says.
+            wanted: (info.override_host.as_deref()).filter(|_| attempts.tried.is_empty()),
         })
+    }
+
+    /// The answer when there is no host to send the request to.
+    fn no_host(&self, local: &LocalCluster) -> Reject {
+        let mut reject = Reject::no_healthy_upstream();
+        let info = self.info.borrow();
+        let wanted = info.override_host.as_ref().filter(|wanted| wanted.strict);
+        if let Some(wanted) = wanted
+            && !local.knows(wanted.address)
+        {
+            reject.status = wanted.not_found;
+        }
+        reject
     }
 
     /// Writes into head and facts what depends on the host and the number of the attempt.
@@ -578,7 +629,6 @@ impl Request<'_> {
     fn try_timed_out(&self, local: &LocalCluster, host: &Arc<Host>) -> Ended {
         let stats = &local.cluster.stats;
         stats.upstream_rq_per_try_timeout.inc();
-        stats.upstream_rq_tx_reset.inc();
         host.state.numbers.rq_timeout.fetch_add(1, Relaxed);
         local.cluster.report(host, Outcome::TimedOut);
         Ended::TimedOut
@@ -629,6 +679,25 @@ fn outcome_status(head: &ResponseHead) -> u16 {
         Some(16) => 401,
         Some(_) => 500,
     }
+}
+
+/// The local reply for a reset, and why noted.
+fn refusal(
+    request: &Request<'_>,
+    reset: Reset,
+    transport: Option<String>,
+    retried: bool,
+) -> Reject {
+    let mut refusal = reject(reset, retried);
+    if let Some(reason) = &transport {
+        refusal.details = format!(
+            "upstream_reset_before_response_started{{remote_connection_failure|{}}}",
+            reason.replace(' ', "_")
+        )
+        .into();
+    }
+    request.info.borrow_mut().upstream_transport_failure = transport;
+    refusal
 }
 
 /// The local reply for a reset before the response, in Envoy's words. Why a connection could not be made
@@ -691,6 +760,7 @@ fn reject(reset: Reset, retried: bool) -> Reject {
 /// The downstream's body broke before there was a response; mostly nobody is left to read this.
 fn downstream_failed(error: &BodyError) -> Reject {
     match error {
+        BodyError::Refused(reject) => Reject::clone(reject),
         BodyError::TooLarge => Reject::new(
             413,
             "Payload Too Large",

@@ -29,8 +29,11 @@ pub(crate) use self::{
 };
 use crate::{
     balance::Balancer,
-    cluster::{Address, Cluster, ClusterManager, Discovery, Fallback, Host, HttpVersion, Subsets},
+    cluster::{
+        Address, Cluster, ClusterManager, Discovery, Fallback, Host, HostSet, HttpVersion, Subsets,
+    },
     head::{Headers, Known as Header, Name, Protocol, RequestHead},
+    info::OverrideHost,
     route::policy::SubsetMatch,
 };
 
@@ -245,6 +248,8 @@ pub(crate) struct Pick<'a> {
     pub(crate) other_hosts: u32,
     /// Whether priorities that were tried already are passed over.
     pub(crate) other_priorities: bool,
+    /// The host that is wanted before all others.
+    pub(crate) wanted: Option<&'a OverrideHost>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -283,6 +288,8 @@ struct Balancers {
     version: u64,
     all: Option<Balancer>,
     subsets: Vec<(SubsetMatch, Option<Balancer>)>,
+    /// All hosts, once one was wanted.
+    by_address: Option<HashMap<SocketAddr, Arc<Host>>>,
     /// Hosts of an ORIGINAL_DST cluster.
     original: HashMap<SocketAddr, Arc<Host>>,
 }
@@ -318,6 +325,14 @@ impl LocalCluster {
                 ..Balancers::default()
             };
         }
+        if let Some(wanted) = pick.wanted {
+            let host = balancers.by_address(&set, wanted.address);
+            let host =
+                host.filter(|host| self.cluster.config.override_health.allows(host.health()));
+            if host.is_some() || wanted.strict {
+                return host;
+            }
+        }
         let balancer = match (&self.cluster.config.subsets, pick.subset) {
             (None, _) => balancers.all.as_mut(),
             (Some(subsets), wanted) => balancers.subset(&self.cluster, subsets, wanted),
@@ -342,6 +357,13 @@ impl LocalCluster {
             host = balancer.pick(hash, avoid)?;
         }
         Some(host)
+    }
+
+    /// Whether there is a host of this address, be it well or not.
+    pub(crate) fn knows(&self, address: SocketAddr) -> bool {
+        let set = self.cluster.hosts();
+        let address = Address::Ip(address);
+        set.hosts.iter().any(|host| host.address == address)
     }
 
     /// The pool for requests like this one to `host`.
@@ -503,6 +525,14 @@ impl Balancers {
             self.original.insert(address, host.clone());
         }
         host
+    }
+
+    fn by_address(&mut self, set: &HostSet, address: SocketAddr) -> Option<Arc<Host>> {
+        let all = self.by_address.get_or_insert_with(|| {
+            let known = |host: &Arc<Host>| Some((host.address.socket()?, host.clone()));
+            set.hosts.iter().filter_map(known).collect()
+        });
+        all.get(&address).cloned()
     }
 
     fn subset(

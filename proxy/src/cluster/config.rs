@@ -27,6 +27,7 @@ use lateen_protocols::envoy::{
 
 use crate::{
     balance::{Algorithm, Policy},
+    cluster::host::OverrideHealth,
     config_error::ConfigError,
     head::Name,
     proto::{duration, invalid, optional_duration, timeout, unpack},
@@ -169,6 +170,8 @@ pub struct Config {
     pub bind: Option<SocketAddr>,
     /// TCP keep-alive.
     pub keepalive: Option<KeepAlive>,
+    /// Which hosts a filter may insist on.
+    pub override_health: OverrideHealth,
 }
 
 impl Config {
@@ -236,6 +239,7 @@ impl Config {
                 .map(Name::new),
             bind: bind(proto.upstream_bind_config.as_ref())?,
             keepalive: keepalive(proto),
+            override_health: OverrideHealth::read(proto),
         })
     }
 

@@ -12,6 +12,7 @@ use std::{
 
 use lateen_protocols::envoy::{
     envoy::config::{
+        cluster::v3::Cluster as Proto,
         core::v3::{self as core, HealthStatus},
         endpoint::v3::{self as endpoint, ClusterLoadAssignment, lb_endpoint::HostIdentifier},
     },
@@ -69,6 +70,48 @@ pub enum Health {
     Degraded,
     /// Only in panic.
     Unhealthy,
+}
+
+/// Which hosts a filter may insist on. Envoy: `override_host_status`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OverrideHealth {
+    healthy: bool,
+    degraded: bool,
+    unhealthy: bool,
+}
+
+impl OverrideHealth {
+    pub(super) fn read(proto: &Proto) -> OverrideHealth {
+        let common = proto.common_lb_config.as_ref();
+        match common.and_then(|common| common.override_host_status.as_ref()) {
+            None => OverrideHealth {
+                healthy: true,
+                degraded: true,
+                unhealthy: false,
+            },
+            Some(set) => {
+                let has = |status: &[HealthStatus]| set.statuses().any(|s| status.contains(&s));
+                OverrideHealth {
+                    healthy: has(&[HealthStatus::Unknown, HealthStatus::Healthy]),
+                    degraded: has(&[HealthStatus::Degraded]),
+                    unhealthy: has(&[
+                        HealthStatus::Unhealthy,
+                        HealthStatus::Draining,
+                        HealthStatus::Timeout,
+                    ]),
+                }
+            }
+        }
+    }
+
+    /// Whether a host of this health may be insisted on.
+    pub fn allows(self, health: Health) -> bool {
+        match health {
+            Health::Healthy => self.healthy,
+            Health::Degraded => self.degraded,
+            Health::Unhealthy => self.unhealthy,
+        }
+    }
 }
 
 /// What is remembered of an address while it is in the cluster, whatever else changes about it.

@@ -3,19 +3,20 @@
 //! The service speaks gRPC (`envoy.service.auth.v3.Authorization`) or plain HTTP. `encode` writes the
 //! question, `grpc` and `http` ask it, `decision` is what comes back; here is what becomes of the request.
 
-use std::{
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
-    time::SystemTime,
-};
+use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
-use lateen_protocols::envoy::envoy::{
-    config::core::v3::ApiVersion,
-    extensions::filters::http::ext_authz::v3::{
-        self as proto, check_settings::ServiceOverride, ext_authz::Services,
-        ext_authz_per_route::Override,
+use lateen_protocols::envoy::{
+    envoy::{
+        config::core::v3::ApiVersion,
+        extensions::filters::http::ext_authz::v3::{
+            self as proto, check_settings::ServiceOverride, ext_authz::Services,
+            ext_authz_per_route::Override,
+        },
+        r#type::matcher::v3::ListStringMatcher,
     },
-    r#type::matcher::v3::ListStringMatcher,
+    google::protobuf::{self as pb, value::Kind},
 };
+use tokio::time::Instant;
 
 use crate::{
     cluster::Caller,
@@ -42,6 +43,9 @@ mod tests;
 
 use decision::{Change, Decision};
 
+/// Where the filter's metadata stands.
+const METADATA: &str = "envoy.filters.http.ext_authz";
+
 /// Added when a request goes on although the service failed. Envoy: `failure_mode_allow_header_add`.
 const FAILURE_ALLOWED: &str = "x-envoy-auth-failure-mode-allowed";
 
@@ -59,6 +63,10 @@ pub struct ExtAuthz {
     charge: bool,
     max_denied_body: usize,
     validate: bool,
+    /// What the service says of the stream is kept for other filters.
+    takes_metadata: bool,
+    /// Whose metadata the service is shown.
+    shows_metadata: Vec<String>,
     shown: Shown,
     stats: Stats,
     stat_prefix: String,
@@ -66,13 +74,13 @@ pub struct ExtAuthz {
 }
 
 /// What a route says about the filter.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ExtAuthzRoute {
     disabled: bool,
     extensions: Vec<(String, String)>,
     no_body: bool,
     body: Option<BodyRule>,
-    service: Option<Service>,
+    service: Option<Arc<Service>>,
 }
 
 /// What the response still needs.
@@ -110,6 +118,7 @@ struct Stats {
     outcomes: Outcomes,
     disabled: Counter,
     invalid: Counter,
+    ignored_metadata: Counter,
 }
 
 /// Counted for the connection manager and for the cluster the request was to go to.
@@ -130,6 +139,7 @@ struct Question<'a> {
     remote: SocketAddr,
     started: SystemTime,
     size: u64,
+    metadata: Vec<(&'a str, pb::Struct)>,
     extensions: &'a [(String, String)],
     body: Option<Gathered>,
     body_as_bytes: bool,
@@ -232,9 +242,7 @@ impl ExtAuthz {
             "" => "ext_authz.".to_owned(),
             prefix => format!("ext_authz.{prefix}."),
         };
-        let on = |flag: Option<&lateen_protocols::envoy::google::protobuf::BoolValue>| {
-            flag.is_none_or(|flag| flag.value)
-        };
+        let on = |flag: Option<&pb::BoolValue>| flag.is_none_or(|flag| flag.value);
         Ok(ExtAuthz {
             service,
             failure_mode_allow: config.failure_mode_allow,
@@ -265,10 +273,13 @@ impl ExtAuthz {
                 tls_session: config.include_tls_session,
                 raw_headers: config.encode_raw_headers,
             },
+            shows_metadata: config.metadata_context_namespaces.clone(),
+            takes_metadata: on(config.enable_dynamic_metadata_ingestion.as_ref()),
             stats: Stats {
                 outcomes: Outcomes::new(scope, &prefix),
                 disabled: scope.counter(&format!("{prefix}disabled")),
                 invalid: scope.counter(&format!("{prefix}invalid")),
+                ignored_metadata: scope.counter(&format!("{prefix}ignored_dynamic_metadata")),
             },
             stat_prefix: prefix,
             clusters: PerCluster::default(),
@@ -317,16 +328,21 @@ impl ExtAuthz {
                 Some(read.cut(rule.limit))
             }
         };
-        let (connection, started, size) = {
+        let (connection, started, size, metadata) = {
             let info = cx.info.borrow();
+            let shown = self.shows_metadata.iter().filter_map(|filter| {
+                let fields = info.metadata.as_ref()?.get(filter)?;
+                Some((filter.as_str(), fields.clone()))
+            });
             (
                 info.connection.clone(),
                 info.start_time,
                 info.bytes_received,
+                shown.collect(),
             )
         };
         let service = own
-            .and_then(|own| own.service.as_ref())
+            .and_then(|own| own.service.as_deref())
             .unwrap_or(&self.service);
         let question = Question {
             id: rand::random(),
@@ -336,6 +352,7 @@ impl ExtAuthz {
             started,
             size,
             extensions: own.map_or(&[], |own| &own.extensions),
+            metadata,
             body: read,
             body_as_bytes: rule.is_some_and(|rule| rule.as_bytes),
             include_peer_certificate: self.shown.peer_certificate,
@@ -344,11 +361,25 @@ impl ExtAuthz {
             shown: &self.shown,
             always: service.always(),
         };
-        let decision = match service {
+        let asked = Instant::now();
+        let (decision, mut metadata) = match service {
             Service::Grpc(service) => service.ask(cx.shared, &question).await,
-            Service::Http(service) => service.ask(cx.shared, &question).await,
+            Service::Http(service) => (service.ask(cx.shared, &question).await, Default::default()),
         };
         drop(question);
+        if !metadata.fields.is_empty() {
+            if self.takes_metadata {
+                if matches!(decision, Decision::Allowed(_)) {
+                    let ms = asked.elapsed().as_secs_f64() * 1000.0;
+                    let ms = Kind::NumberValue(ms.trunc());
+                    let ms = pb::Value { kind: Some(ms) };
+                    metadata.fields.insert("ext_authz_duration".to_owned(), ms);
+                }
+                cx.info.borrow_mut().add_metadata(METADATA, metadata);
+            } else {
+                self.stats.ignored_metadata.inc();
+            }
+        }
         self.decide(cx, head, decision)
     }
 
@@ -441,21 +472,6 @@ fn is_upgrade(head: &RequestHead) -> bool {
     head.headers.known(crate::head::Known::Upgrade).is_some() || *head.method == *b"CONNECT"
 }
 
-/// Whose address questions carry in `x-forwarded-for`: ours, as the network sees it. Envoy: the address of
-/// `LocalInfo`. Nothing is sent to find it out.
-fn local_address() -> String {
-    let routed = || {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        socket.connect((Ipv4Addr::new(198, 51, 100, 1), 9))?;
-        socket.local_addr()
-    };
-    routed()
-        .map_or(Ipv4Addr::LOCALHOST.into(), |address: SocketAddr| {
-            address.ip()
-        })
-        .to_string()
-}
-
 fn within(field: &'static str) -> impl Fn(ConfigError) -> ConfigError {
     move |error| error.within(field)
 }
@@ -494,6 +510,18 @@ impl BodyRule {
 }
 
 impl ExtAuthzRoute {
+    /// What this says, with the context extensions that a less specific level adds.
+    pub(super) fn over(&self, base: &ExtAuthzRoute) -> ExtAuthzRoute {
+        let mut own = self.clone();
+        for (key, value) in &base.extensions {
+            if !self.extensions.iter().any(|(own, _)| own == key) {
+                own.extensions.push((key.clone(), value.clone()));
+            }
+        }
+        own.extensions.sort();
+        own
+    }
+
     /// Compiles a route's configuration.
     ///
     /// # Errors
@@ -517,9 +545,10 @@ impl ExtAuthzRoute {
         extensions.sort();
         let service = match settings.service_override.as_ref() {
             None => None,
-            Some(ServiceOverride::GrpcService(grpc)) => Some(Service::Grpc(Box::new(
-                grpc::GrpcService::compile(grpc).map_err(within("grpc_service"))?,
-            ))),
+            Some(ServiceOverride::GrpcService(grpc)) => {
+                let grpc = grpc::GrpcService::compile(grpc).map_err(within("grpc_service"))?;
+                Some(Arc::new(Service::Grpc(Box::new(grpc))))
+            }
             Some(ServiceOverride::HttpService(_)) => {
                 return Err(invalid("http_service", "not supported as an override"));
             }

@@ -73,6 +73,42 @@ pub(super) async fn read(body: &mut Body, limit: usize) -> Result<Gathered, Body
     Ok(Gathered { data, whole })
 }
 
+/// Takes all of a body, with its trailers.
+///
+/// # Errors
+/// [`BodyError::TooLarge`] beyond `limit` bytes, or what broke the body off.
+pub(super) async fn take(
+    body: &mut Body,
+    limit: usize,
+) -> Result<(Bytes, Option<Headers>), BodyError> {
+    let mut body = std::mem::take(body);
+    let mut data = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        match frame? {
+            Frame::Data(piece) if data.len() + piece.len() > limit => {
+                return Err(BodyError::TooLarge);
+            }
+            Frame::Data(piece) => data.extend_from_slice(&piece),
+            Frame::Trailers(trailers) => return Ok((data.freeze(), Some(trailers))),
+        }
+    }
+    Ok((data.freeze(), None))
+}
+
+/// A body that breaks off at once.
+pub(super) fn failing(error: BodyError) -> Body {
+    struct Failing(Option<BodyError>);
+    impl Source for Failing {
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame, BodyError>>> {
+            Poll::Ready(self.0.take().map(Err))
+        }
+    }
+    Body::stream(Failing(Some(error)))
+}
+
 /// 413, as Envoy answers when a body does not fit.
 pub(super) fn too_large() -> Reject {
     Reject::new(
@@ -127,26 +163,37 @@ impl Source for Again {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::VecDeque;
-
+pub(super) mod testing {
     use super::*;
-    use crate::head::Name;
 
-    struct Pieces(VecDeque<Frame>);
+    struct Pieces<F>(F);
 
-    impl Source for Pieces {
+    impl<F: FnMut() -> Option<Frame> + Unpin> Source for Pieces<F> {
         fn poll_frame(
             mut self: Pin<&mut Self>,
             _cx: &mut Context<'_>,
         ) -> Poll<Option<Result<Frame, BodyError>>> {
-            Poll::Ready(self.0.pop_front().map(Ok))
+            Poll::Ready((self.0)().map(Ok))
         }
     }
 
+    /// A body of what `next` gives.
+    pub(in crate::filter) fn pieces(next: impl FnMut() -> Option<Frame> + Unpin + 'static) -> Body {
+        Body::stream(Pieces(next))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+
+    use super::*;
+    use crate::head::Name;
+
     fn body(pieces: &[&'static str], trailers: Option<Headers>) -> Body {
         let data = pieces.iter().map(|piece| Frame::Data((*piece).into()));
-        Body::stream(Pieces(data.chain(trailers.map(Frame::Trailers)).collect()))
+        let all: Vec<_> = data.chain(trailers.map(Frame::Trailers)).collect();
+        let mut all = all.into_iter();
+        testing::pieces(move || all.next())
     }
 
     async fn drain(mut body: Body) -> (Vec<u8>, Option<Headers>) {

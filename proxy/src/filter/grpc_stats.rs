@@ -221,7 +221,7 @@ impl Methods {
 }
 
 /// Service and method of `/service/method`, if both are names.
-fn split(path: &[u8]) -> Option<(&str, &str)> {
+pub(super) fn split(path: &[u8]) -> Option<(&str, &str)> {
     let text = std::str::from_utf8(path).ok()?.strip_prefix('/')?;
     let (service, method) = text.split_once('/')?;
     let name = |text: &str| {

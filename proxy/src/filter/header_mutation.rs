@@ -26,6 +26,7 @@ use crate::{
 #[derive(Debug)]
 pub struct HeaderMutation {
     mutations: Mutations,
+    most_specific_wins: bool,
 }
 
 /// What is changed, in order.
@@ -50,6 +51,7 @@ impl HeaderMutation {
     pub fn compile(config: &FilterProto) -> Result<HeaderMutation, ConfigError> {
         Ok(HeaderMutation {
             mutations: Mutations::compile(config.mutations.as_ref())?,
+            most_specific_wins: config.most_specific_header_mutations_wins,
         })
     }
 
@@ -59,19 +61,16 @@ impl HeaderMutation {
         head: &mut RequestHead,
     ) -> Result<(), Reject> {
         let own = match cx.config(head) {
-            Some(RouteFilterConfig::HeaderMutation(own)) => Some(own.clone()),
-            _ => None,
+            Some(RouteFilterConfig::HeaderMutation(own)) => own.clone(),
+            _ => Vec::new(),
         };
         let info = cx.info;
-        let own = own.as_deref();
-        if self.mutations.request.is_empty() && own.is_none_or(|own| own.request.is_empty()) {
+        if self.in_order(&own).all(|level| level.request.is_empty()) {
             return Ok(());
         }
         let route = cx.route(head).cloned();
-        for mutations in [Some(&self.mutations), own].into_iter().flatten() {
-            for mutation in &mutations.request {
-                mutation.on_request(info, route.as_ref(), head);
-            }
+        for mutation in self.in_order(&own).flat_map(|level| &level.request) {
+            mutation.on_request(info, route.as_ref(), head);
         }
         Ok(())
     }
@@ -82,15 +81,26 @@ impl HeaderMutation {
         own: Option<&RouteFilterConfig>,
         head: &mut ResponseHead,
     ) {
-        let own = match own {
-            Some(RouteFilterConfig::HeaderMutation(own)) => Some(&**own),
-            _ => None,
+        let own: &[_] = match own {
+            Some(RouteFilterConfig::HeaderMutation(own)) => own,
+            _ => &[],
         };
-        for mutations in [Some(&self.mutations), own].into_iter().flatten() {
-            for mutation in &mutations.response {
-                mutation.on_response(cx, head);
-            }
+        for mutation in self.in_order(own).flat_map(|level| &level.response) {
+            mutation.on_response(cx, head);
         }
+    }
+
+    /// The filter's own mutations, then those of the route's levels, of which the last has the last word.
+    fn in_order<'a>(
+        &'a self,
+        levels: &'a [Arc<Mutations>],
+    ) -> impl Iterator<Item = &'a Mutations> + 'a {
+        let count = levels.len();
+        let of_levels = (0..count).filter_map(move |at| match self.most_specific_wins {
+            true => levels.get(at),
+            false => levels.get(count - 1 - at),
+        });
+        std::iter::once(&self.mutations).chain(of_levels.map(|level| &**level))
     }
 }
 

@@ -11,6 +11,7 @@ use lateen_protocols::envoy::envoy::{
         network::rbac::v3::{Rbac as NetworkProto, rbac::EnforcementType},
     },
 };
+use lateen_protocols::envoy::google::protobuf as pb;
 
 use crate::{
     config_error::ConfigError,
@@ -21,6 +22,10 @@ use crate::{
     reject::Reject,
     stats::{Counter, Registry, Scope},
 };
+
+/// Where metadata of the filters stands.
+const HTTP: &str = "envoy.filters.http.rbac";
+const NETWORK: &str = "envoy.filters.network.rbac";
 
 mod metadata;
 mod rule;
@@ -60,6 +65,8 @@ struct Stats {
     shadow_denied: Counter,
     /// Of each policy by its name, of the rules and of the shadow rules.
     policies: [Scope; 2],
+    /// Before the names of the shadow rules' metadata.
+    shadow: Box<str>,
 }
 
 /// One set of policies.
@@ -125,14 +132,19 @@ impl HttpRbac {
             _ => None,
         };
         let rules = own.as_deref().unwrap_or(&self.rules);
-        let info = info.borrow();
+        let facts = info.borrow();
         let subject = Subject {
             request: Some(head),
-            connection: &info.connection,
-            info: &info,
+            connection: &facts.connection,
+            info: &facts,
             route: cx.route(head).map(|selected| selected.route()),
         };
-        match self.stats.decide(rules, &subject) {
+        let (details, shadow) = self.stats.decide(rules, &subject);
+        drop(facts);
+        if let Some(shadow) = shadow {
+            info.borrow_mut().add_metadata(HTTP, shadow);
+        }
+        match details {
             None => Ok(()),
             Some(details) => Err(Reject::new(
                 403,
@@ -193,7 +205,11 @@ impl NetworkRbac {
             info,
             route: None,
         };
-        match self.stats.decide(&self.rules, &subject) {
+        let (details, shadow) = self.stats.decide(&self.rules, &subject);
+        if let Some(shadow) = shadow {
+            info.add_metadata(NETWORK, shadow);
+        }
+        match details {
             None => true,
             Some(details) => {
                 info.flags.set(ResponseFlags::UNAUTHORIZED_EXTERNAL_SERVICE);
@@ -223,6 +239,7 @@ fn joined(prefix: &str) -> String {
 
 impl Stats {
     fn new(scope: &Scope, rules: &str, shadow: &str) -> Stats {
+        let named = shadow;
         let (rules, shadow) = (joined(rules), joined(shadow));
         Stats {
             allowed: scope.counter(&format!("{rules}allowed")),
@@ -230,17 +247,24 @@ impl Stats {
             shadow_allowed: scope.counter(&format!("{shadow}shadow_allowed")),
             shadow_denied: scope.counter(&format!("{shadow}shadow_denied")),
             policies: [&rules, &shadow].map(|prefix| scope.scope(&format!("{prefix}policy."))),
+            shadow: named.into(),
         }
     }
 
-    /// Counts what the rules say; the details of a denial.
-    fn decide(&self, rules: &RbacRules, subject: &Subject<'_>) -> Option<String> {
+    /// Counts what the rules say; the details of a denial, and what the shadow rules say as metadata.
+    fn decide(
+        &self,
+        rules: &RbacRules,
+        subject: &Subject<'_>,
+    ) -> (Option<String>, Option<pb::Struct>) {
+        let mut metadata = None;
         if let Some(shadow) = &rules.shadow {
             let verdict = shadow.decide(subject);
             match verdict.allowed {
                 true => self.shadow_allowed.inc(),
                 false => self.shadow_denied.inc(),
             }
+            metadata = Some(verdict.metadata(&self.shadow));
             if rules.each {
                 count(
                     &self.policies[1],
@@ -249,16 +273,38 @@ impl Stats {
                 );
             }
         }
-        let verdict = rules.enforced.as_ref()?.decide(subject);
+        let Some(enforced) = &rules.enforced else {
+            return (None, metadata);
+        };
+        let verdict = enforced.decide(subject);
         if rules.each {
             count(&self.policies[0], &verdict, ["allowed", "denied"]);
         }
         if verdict.allowed {
             self.allowed.inc();
-            return None;
+            return (None, metadata);
         }
         self.denied.inc();
-        Some(details(verdict.policy))
+        (Some(details(verdict.policy)), metadata)
+    }
+}
+
+impl Verdict<'_> {
+    /// Envoy: dynamic metadata `shadow_effective_policy_id` and `shadow_engine_result`.
+    fn metadata(&self, prefix: &str) -> pb::Struct {
+        let text = |text: &str| pb::Value {
+            kind: Some(pb::value::Kind::StringValue(text.to_owned())),
+        };
+        let mut fields = pb::Struct::default();
+        let mut add = |name: &str, value: &str| {
+            fields.fields.insert(format!("{prefix}{name}"), text(value));
+        };
+        if let Some(policy) = self.policy {
+            add("shadow_effective_policy_id", policy);
+        }
+        let result = if self.allowed { "allowed" } else { "denied" };
+        add("shadow_engine_result", result);
+        fields
     }
 }
 

@@ -87,6 +87,7 @@ pub(super) enum Op {
     Downstream(Tls),
     Upstream(Tls),
     RouteMetadata(Vec<String>),
+    DynamicMetadata(Vec<String>),
     Environment(Option<String>),
     LocalReply,
     PathOnly,
@@ -241,18 +242,17 @@ impl Op {
                 Some(("ROUTE", path)) => {
                     Op::RouteMetadata(path.split(':').map(str::to_owned).collect())
                 }
+                Some(("DYNAMIC", path)) => {
+                    Op::DynamicMetadata(path.split(':').map(str::to_owned).collect())
+                }
                 // No other object of ours carries metadata that filters or configuration could set.
-                Some((
-                    "DYNAMIC" | "CLUSTER" | "UPSTREAM_HOST" | "LISTENER" | "VIRTUAL_HOST",
-                    _,
-                )) => Op::Absent,
+                Some(("CLUSTER" | "UPSTREAM_HOST" | "LISTENER" | "VIRTUAL_HOST", _)) => Op::Absent,
                 _ => return Err(invalid("format", "%METADATA% needs TYPE:NAMESPACE:KEY")),
             },
-            "DYNAMIC_METADATA"
-            | "CLUSTER_METADATA"
-            | "UPSTREAM_METADATA"
-            | "FILTER_STATE"
-            | "UPSTREAM_FILTER_STATE" => {
+            "DYNAMIC_METADATA" => {
+                Op::DynamicMetadata(needs()?.split(':').map(str::to_owned).collect())
+            }
+            "CLUSTER_METADATA" | "UPSTREAM_METADATA" | "FILTER_STATE" | "UPSTREAM_FILTER_STATE" => {
                 needs()?;
                 Op::Absent
             }

@@ -223,6 +223,10 @@ impl Op {
                 Some(route) => metadata(&route.route().metadata, path),
                 None => Value::Absent,
             },
+            Op::DynamicMetadata(path) => match &info.metadata {
+                Some(all) => metadata(all, path),
+                None => Value::Absent,
+            },
             Op::Environment(value) => Value::of(value.as_deref()),
             Op::LocalReply => Value::Text(Cow::Borrowed(facts.local_reply.as_bytes())),
             Op::PathOnly => Value::bytes(facts.request.map(|head| Cow::Borrowed(head.path_only()))),
@@ -263,12 +267,15 @@ fn header<'a>(facts: &Facts<'a>, section: Section, key: &HeaderKey) -> Option<Co
     value.filter(|value| !value.is_empty())
 }
 
-/// What the response says, or else what its status means to a gRPC client. Envoy: `Grpc::Common::getGrpcStatus`.
+/// What the response to a gRPC request says, or else what its status means to a gRPC client. Envoy:
+/// `Grpc::Common::getGrpcStatus`.
 fn grpc_status(facts: &Facts<'_>) -> Option<i32> {
+    if !facts.request?.is_grpc() {
+        return None;
+    }
     facts.info.grpc_status.or_else(|| {
-        let answered = facts.info.response_code > 0;
-        (answered && facts.request?.is_grpc())
-            .then(|| crate::reject::grpc_status_of(facts.info.response_code))
+        let code = facts.info.response_code;
+        (code > 0).then(|| crate::reject::grpc_status_of(code))
     })
 }
 
@@ -472,6 +479,7 @@ fn long_flags(short: &str) -> String {
         "DT" => "DurationTimeout",
         "UPE" => "UpstreamProtocolError",
         "DR" => "DownstreamRemoteReset",
+        "RLSE" => "RateLimitServiceError",
         _ => "",
     };
     short.split(',').map(long).collect::<Vec<_>>().join(",")

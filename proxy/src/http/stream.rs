@@ -261,7 +261,7 @@ async fn respond(
                 let end = connect::end(&manager.shared, policy, &target, head, body, &record.info);
                 return Box::pin(end).await;
             }
-            router::forward_informed(
+            let (mut head, mut body) = router::forward_informed(
                 &manager.shared,
                 policy,
                 &target,
@@ -270,7 +270,13 @@ async fn respond(
                 &record.info,
                 &|head| early.put(head),
             )
-            .await
+            .await?;
+            if manager.filters.holds_response(&record.state) {
+                // Boxed, as it is rare.
+                let filters = &manager.filters;
+                Box::pin(filters.hold_response(&record.state, &mut head, &mut body)).await?;
+            }
+            Ok((head, body))
         }
     }
 }

@@ -13,7 +13,10 @@ use super::{
     RouteTable, VirtualHost, headers::HeaderOps, matcher::RegexRewrite,
 };
 use crate::{
-    config_error::ConfigError, filter::RouteFilterConfig, head::Name, proto::invalid,
+    config_error::ConfigError,
+    filter::{RouteFilterConfig, ratelimit::Policies},
+    head::Name,
+    proto::invalid,
     shared::Shared,
 };
 
@@ -86,9 +89,6 @@ fn virtual_host(
     if vhost.matcher.is_some() || !vhost.route_specifiers.is_empty() {
         return Err(invalid("matcher", "not supported"));
     }
-    if !vhost.rate_limits.is_empty() {
-        return Err(invalid("rate_limits", "not supported"));
-    }
     if vhost.retry_policy_typed_config.is_some() {
         return Err(invalid("retry_policy_typed_config", "not supported"));
     }
@@ -110,6 +110,7 @@ fn virtual_host(
     Ok(VirtualHost {
         name: vhost.name.as_str().into(),
         routes,
+        rate_limits: Policies::compile(&vhost.rate_limits, &shared.layers)?,
         require_tls: vhost.require_tls(),
         request_headers: HeaderOps::compile(
             &vhost.request_headers_to_add,
@@ -142,6 +143,16 @@ fn route(
     .map_err(|error| error.within("match"))?;
     let mut filters = filter_configs(base, &route.typed_per_filter_config, shared)?;
     let mut weighted_filters = Vec::new();
+    let (rate_limits, include_vhost_rate_limits) = match route.action.as_ref() {
+        Some(proto::route::Action::Route(action)) => (
+            Policies::compile(&action.rate_limits, &shared.layers)?,
+            action
+                .include_vh_rate_limits
+                .as_ref()
+                .is_some_and(|include| include.value),
+        ),
+        _ => Default::default(),
+    };
     let action = match route.action.as_ref() {
         Some(proto::route::Action::Route(action)) => {
             if let Some(cors) = action.cors.as_ref() {
@@ -214,6 +225,8 @@ fn route(
             .as_ref()
             .map(|metadata| metadata.filter_metadata.clone())
             .unwrap_or_default(),
+        rate_limits,
+        include_vhost_rate_limits,
         conditions,
         request_headers: HeaderOps::compile(
             &route.request_headers_to_add,
@@ -288,7 +301,7 @@ fn filter_configs(
             continue;
         };
         match merged.iter_mut().find(|(n, _)| **n == **name) {
-            Some((_, present)) => *present = config,
+            Some((_, present)) => present.refine(config),
             None => merged.push((name.as_str().into(), config)),
         }
     }

@@ -52,6 +52,8 @@ pub struct ForwardPolicy {
     pub grpc_duration_offset: Option<Duration>,
     /// Whether and when to retry.
     pub retry: Option<RetryPolicy>,
+    /// An attempt that takes too long goes on while another is made. Envoy: `hedge_on_per_try_timeout`.
+    pub hedge: bool,
     /// Values the consistent-hash balancers use, in order.
     pub hash: Vec<HashPolicy>,
     /// Clusters that get a copy of the request.
@@ -212,12 +214,6 @@ impl ForwardPolicy {
         let spans = action.max_stream_duration.unwrap_or_default();
         let retry = action.retry_policy.as_ref().or(vhost.retry_policy.as_ref());
         let hedge = action.hedge_policy.as_ref().or(vhost.hedge_policy.as_ref());
-        if hedge.is_some_and(|hedge| hedge.hedge_on_per_try_timeout) {
-            return Err(invalid(
-                "hedge_policy.hedge_on_per_try_timeout",
-                "not supported",
-            ));
-        }
         let mirrors = if action.request_mirror_policies.is_empty() {
             &vhost.request_mirror_policies
         } else {
@@ -270,6 +266,7 @@ impl ForwardPolicy {
                 spans.grpc_timeout_header_offset.as_ref(),
             )?,
             retry: retry.map(RetryPolicy::compile).transpose()?,
+            hedge: hedge.is_some_and(|hedge| hedge.hedge_on_per_try_timeout),
             hash: action
                 .hash_policy
                 .iter()
@@ -342,7 +339,6 @@ fn refuse_unsupported(action: &proto::RouteAction) -> Result<(), ConfigError> {
             action.internal_redirect_policy.is_some(),
         ),
         ("early_data_policy", action.early_data_policy.is_some()),
-        ("rate_limits", !action.rate_limits.is_empty()),
     ];
     match unsupported.iter().find(|(_, present)| *present) {
         Some((field, _)) => Err(invalid(*field, "not supported")),

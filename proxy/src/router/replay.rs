@@ -95,17 +95,17 @@ impl Replay {
         })
     }
 
-    /// The body for the next attempt; bodies of earlier ones end with an error.
+    /// The body for the next attempt; bodies of earlier ones end with an error unless all of it has come.
     pub(super) fn body(&self) -> Body {
         let shared = match &self.0 {
             Kind::Whole { body, .. } => return body.try_clone().unwrap_or_default(),
             Kind::Parts(inner) => inner,
         };
         let mut inner = shared.borrow_mut();
-        inner.attempt += 1;
-        if inner.kept.is_empty() && matches!(inner.end, End::Came(_)) {
-            return Body::empty();
+        if matches!(inner.end, End::Came(_)) && !inner.lost {
+            return frames(inner.kept.clone());
         }
+        inner.attempt += 1;
         Body::stream(Attempt {
             inner: shared.clone(),
             number: inner.attempt,

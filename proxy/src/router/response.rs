@@ -196,10 +196,11 @@ impl Watched {
             }
             BodyError::Timeout => {
                 stats.upstream_rq_timeout.inc();
-                stats.upstream_rq_tx_reset.inc();
                 (ResponseFlags::UPSTREAM_REQUEST_TIMEOUT, "response_timeout")
             }
-            BodyError::TooLarge => (ResponseFlags::LOCAL_RESET, "response_payload_too_large"),
+            BodyError::TooLarge | BodyError::Refused(_) => {
+                (ResponseFlags::LOCAL_RESET, "response_payload_too_large")
+            }
         };
         let outcome = match error {
             BodyError::Timeout => Outcome::TimedOut,
@@ -280,15 +281,6 @@ impl Source for Watched {
 
     fn exact_length(&self) -> Option<u64> {
         self.body.exact_length()
-    }
-}
-
-impl Drop for Watched {
-    fn drop(&mut self) {
-        if !self.done {
-            // The downstream left: dropping the body resets the upstream stream.
-            self.local.cluster.stats.upstream_rq_tx_reset.inc();
-        }
     }
 }
 

@@ -482,6 +482,55 @@ fn one_slow_try_is_not_the_end() {
 }
 
 #[test]
+fn a_hedged_request_takes_the_first_good_answer() {
+    const HEDGED: &str = "timeout: 10s, hedge_policy: {hedge_on_per_try_timeout: true}, retry_policy: {retry_on: 5xx, \
+        num_retries: 1, per_try_timeout: 0.02s, retry_back_off: {base_interval: 0.001s}}";
+    run(async |world| {
+        // The first hangs, and is given up when the second has answered.
+        let server = Server::start(|n, _| if n == 0 { Reply::Hang } else { Reply::Ok("x") }).await;
+        world.cluster("a", &[server.address()], "");
+        let got = world
+            .get(&policy(&format!("cluster: a, {HEDGED}")), "/")
+            .await;
+        assert_eq!((got.status, got.attempts, &*got.flags), (200, 2, "-"));
+        assert_eq!(world.stat("cluster.a.upstream_rq_retry"), 1);
+        assert_eq!(world.stat("cluster.a.upstream_rq_per_try_timeout"), 0);
+        world.wait_stat("cluster.a.upstream_rq_active", 0).await;
+        // A bad answer waits for the others; when all are bad, the last is the answer.
+        let bad = Server::start(|n, _| {
+            if n == 0 {
+                Reply::Hang
+            } else {
+                Reply::Status(503)
+            }
+        })
+        .await;
+        world.cluster("b", &[bad.address()], "");
+        let short = HEDGED.replace("10s", "0.2s");
+        let got = world
+            .get(&policy(&format!("cluster: b, {short}")), "/")
+            .await;
+        assert_eq!((got.status, got.attempts, &*got.flags), (504, 2, "URX,UT"));
+        assert_eq!(world.stat("cluster.b.upstream_rq_retry_limit_exceeded"), 1);
+        let gone = Server::start(|n, _| match n {
+            0 => Reply::Hang,
+            _ => Reply::Close(""),
+        })
+        .await;
+        world.cluster("c", &[gone.address()], "");
+        let asked = head("GET", "/", &[("x-envoy-hedge-on-per-try-timeout", "false")]);
+        let hedged = policy(&format!("cluster: c, {HEDGED}"));
+        let got = world.send(&hedged, asked, Body::empty()).await;
+        assert_eq!((got.status, got.attempts, &*got.flags), (503, 2, "URX,UC"));
+        assert_eq!(
+            world.stat("cluster.c.upstream_rq_per_try_timeout"),
+            1,
+            "as the request asks"
+        );
+    });
+}
+
+#[test]
 fn beyond_the_breakers_is_503_uo() {
     run(async |world| {
         let server = Server::start(|n, _| if n == 0 { Reply::Hang } else { Reply::Ok("x") }).await;

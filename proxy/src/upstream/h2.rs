@@ -696,6 +696,10 @@ impl Open {
         if std::mem::replace(&mut self.over, true) {
             return;
         }
+        let failure = self.received().and_then(|received| received.failure);
+        if matches!(failure, None | Some(Failure::Protocol(_))) {
+            self.slot.pool.cluster.stats.upstream_rq_tx_reset.inc();
+        }
         let mut state = self.slot.conn.state.borrow_mut();
         state.codec.reset(self.id, GIVEN_UP);
         state.kick();

@@ -247,6 +247,11 @@ impl Drop for ConnGuard {
         }
         if self.with_request.get() {
             stats.upstream_cx_destroy_with_active_rq.inc();
+            if self.by_peer.get() {
+                stats.upstream_cx_destroy_remote_with_active_rq.inc();
+            } else {
+                stats.upstream_cx_destroy_local_with_active_rq.inc();
+            }
         }
         let ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         stats.upstream_cx_length_ms.record(ms);

@@ -3,6 +3,8 @@
 
 use std::{net::SocketAddr, time::UNIX_EPOCH};
 
+use prost::Message as _;
+
 use super::Question;
 use crate::{
     format::url_encoded_pem,
@@ -27,8 +29,14 @@ pub(super) fn check_request(question: &Question<'_>, out: &mut Vec<u8>) {
         for (key, value) in question.extensions {
             message(out, 10, |out| entry(out, key.as_bytes(), value.as_bytes()));
         }
-        // Metadata, of which there is none.
-        message(out, 11, |_| {});
+        message(out, 11, |out| {
+            for (filter, fields) in &question.metadata {
+                message(out, 1, |out| {
+                    text(out, 1, filter.as_bytes());
+                    text(out, 2, &fields.encode_to_vec());
+                });
+            }
+        });
         message(out, 13, |_| {});
         let name = question.connection.tls.as_ref();
         let name = name.and_then(|tls| tls.server_name.as_deref());

@@ -2,26 +2,20 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use lateen_protocols::envoy::envoy::{
-    config::core::v3::{
-        self as core, grpc_service::TargetSpecifier, header_value_option::HeaderAppendAction,
+use lateen_protocols::envoy::{
+    envoy::{
+        config::core::v3::{self as core, header_value_option::HeaderAppendAction},
+        service::auth::v3::{CheckResponse, DeniedHttpResponse, check_response::HttpResponse},
     },
-    service::auth::v3::{CheckResponse, DeniedHttpResponse, check_response::HttpResponse},
+    google::protobuf as pb,
 };
 
 use super::{
     Question,
     decision::{Allowed, Change, Decision, How, Refusal},
-    encode, local_address,
+    encode,
 };
-use crate::{
-    config_error::ConfigError,
-    grpc::Upstream,
-    head::{Known, Name},
-    proto::{invalid, timeout},
-    shared::Shared,
-};
+use crate::{config_error::ConfigError, filter::grpc_service, proto::timeout, shared::Shared};
 
 /// Envoy's default for the gRPC client of this filter.
 const DEFAULT_TIMEOUT: Duration = Duration::from_millis(200);
@@ -29,60 +23,54 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_millis(200);
 const MAX_ANSWER_BYTES: usize = 1 << 20;
 
 #[derive(Debug)]
-pub(super) struct GrpcService {
-    upstream: Upstream,
-    metadata: Vec<(Name, Bytes)>,
-}
+pub(super) struct GrpcService(grpc_service::GrpcService);
 
 impl GrpcService {
     pub(super) fn compile(service: &core::GrpcService) -> Result<GrpcService, ConfigError> {
-        let Some(TargetSpecifier::EnvoyGrpc(target)) = service.target_specifier.as_ref() else {
-            return Err(invalid("google_grpc", "only envoy_grpc is supported"));
-        };
-        if service.retry_policy.is_some() || target.retry_policy.is_some() {
-            return Err(invalid("retry_policy", "not supported"));
-        }
         // Envoy waits for ever when told 0; a bound is kept all the same.
         let timeout = timeout("timeout", service.timeout.as_ref(), Some(DEFAULT_TIMEOUT))?
             .unwrap_or(Duration::from_secs(3600));
-        let metadata = service.initial_metadata.iter().map(|header| {
-            if header.value.contains('%') {
-                return Err(invalid(
-                    header.key.clone(),
-                    "format strings are not supported",
-                ));
-            }
-            Ok((Name::new(&header.key), Bytes::from(header.value.clone())))
-        });
-        let from = (Known::XForwardedFor.into(), local_address().into());
-        Ok(GrpcService {
-            upstream: Upstream::new(&target.cluster_name, timeout)?
-                .with_authority(&target.authority),
-            metadata: metadata.chain([Ok(from)]).collect::<Result<_, _>>()?,
-        })
+        grpc_service::GrpcService::compile(service, timeout).map(GrpcService)
     }
 
-    pub(super) async fn ask(&self, shared: &Arc<Shared>, question: &Question<'_>) -> Decision {
+    /// The decision, and what the service says besides.
+    pub(super) async fn ask(
+        &self,
+        shared: &Arc<Shared>,
+        question: &Question<'_>,
+    ) -> (Decision, pb::Struct) {
         let mut message = Vec::with_capacity(1024);
         encode::check_request(question, &mut message);
         let answer = self
-            .upstream
+            .0
             .unary::<CheckResponse>(
                 shared,
                 "/envoy.service.auth.v3.Authorization/Check",
-                &self.metadata,
                 &message,
                 MAX_ANSWER_BYTES,
             )
             .await;
         match answer {
-            Ok(answer) => decision(answer.message),
+            Ok(mut answer) => {
+                let metadata = metadata(&mut answer);
+                (decision(answer), metadata)
+            }
             Err(error) => {
-                tracing::debug!(%error, cluster = %self.upstream.cluster(), "the authorization service cannot be asked");
-                Decision::Error(None)
+                tracing::debug!(%error, cluster = %self.0.cluster(), "the authorization service cannot be asked");
+                (Decision::Error(None), pb::Struct::default())
             }
         }
     }
+}
+
+/// Dynamic metadata; the old field goes before the new one.
+fn metadata(answer: &mut CheckResponse) -> pb::Struct {
+    let own = answer.dynamic_metadata.take();
+    match &mut answer.http_response {
+        Some(HttpResponse::OkResponse(ok)) => ok.dynamic_metadata.take().or(own),
+        _ => own,
+    }
+    .unwrap_or_default()
 }
 
 /// Reads the answer.

@@ -83,6 +83,7 @@ fn question<'a>(
         started: UNIX_EPOCH + Duration::new(5, 6),
         size: 300,
         extensions,
+        metadata: Vec::new(),
         body: Some(Gathered {
             data: "body".into(),
             whole: false,

@@ -1,5 +1,4 @@
-//! Conditions on metadata. Streams carry no dynamic metadata here, so a condition on it sees nothing; route
-//! metadata comes from configuration.
+//! Conditions on metadata: of the stream, as other filters left it, or of the route, as configuration has it.
 
 use lateen_protocols::{
     envoy::envoy::{
@@ -11,7 +10,12 @@ use lateen_protocols::{
 use pb::value::Kind;
 use proto::{double_matcher, list_matcher, value_matcher::MatchPattern};
 
-use crate::{config_error::ConfigError, proto::invalid, route::Route, route::matcher::StringMatch};
+use crate::{
+    config_error::ConfigError,
+    info::StreamInfo,
+    proto::invalid,
+    route::{Route, matcher::StringMatch},
+};
 
 /// Envoy's `MetadataMatcher`, compiled.
 #[derive(Debug)]
@@ -80,10 +84,12 @@ impl MetadataMatch {
         })
     }
 
-    pub(super) fn holds(&self, route: Option<&Route>) -> bool {
-        let value = route
-            .filter(|_| self.of_route)
-            .and_then(|route| self.find(route.metadata.get(&self.filter)?));
+    pub(super) fn holds(&self, route: Option<&Route>, info: &StreamInfo) -> bool {
+        let all = match self.of_route {
+            true => route.map(|route| &route.metadata),
+            false => info.metadata.as_deref(),
+        };
+        let value = all.and_then(|all| self.find(all.get(&self.filter)?));
         value.is_some_and(|kind| self.value.matches(kind)) != self.invert
     }
 

@@ -168,7 +168,7 @@ impl Rule {
                 };
                 range.contains(address)
             }
-            Rule::Metadata(metadata) => metadata.holds(subject.route),
+            Rule::Metadata(metadata) => metadata.holds(subject.route, subject.info),
         }
     }
 }
