@@ -49,14 +49,19 @@ use verify::{ClientRules, NoVerification, Rules, ServerRules};
 
 /// The one cryptography provider of this process.
 pub fn provider() -> &'static Arc<CryptoProvider> {
-    static PROVIDER: LazyLock<Arc<CryptoProvider>> =
-        LazyLock::new(|| Arc::new(preferring_aes_128()));
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(as_envoy()));
     &PROVIDER
 }
 
-/// rustls' suites in Envoy's order, which takes AES-128 first: it is the cheaper one and good for decades.
-fn preferring_aes_128() -> CryptoProvider {
+/// rustls' suites and groups in Envoy's order. It takes AES-128 first, the cheaper one and good for decades,
+/// and P-384 only where it is asked for.
+fn as_envoy() -> CryptoProvider {
     let mut provider = aws_lc_rs::default_provider();
+    provider.kx_groups = vec![
+        aws_lc_rs::kx_group::X25519MLKEM768,
+        aws_lc_rs::kx_group::X25519,
+        aws_lc_rs::kx_group::SECP256R1,
+    ];
     for suite in &mut provider.cipher_suites {
         *suite = with_our_hkdf(*suite);
     }
@@ -195,6 +200,23 @@ impl Common {
         self.certificates.iter().map(of).collect()
     }
 
+    /// The first of our groups that a client knows, as Envoy chooses; rustls would take the client's first.
+    fn group(&self, hello: &hello::ClientHello) -> Option<NamedGroup> {
+        let speaks = |version| self.versions.iter().any(|ours| ours.version == version);
+        let version = if hello.tls13 && speaks(ProtocolVersion::TLSv1_3) {
+            ProtocolVersion::TLSv1_3
+        } else {
+            ProtocolVersion::TLSv1_2
+        };
+        let mut usable = self
+            .provider
+            .kx_groups
+            .iter()
+            .filter(|group| group.usable_for_version(version))
+            .map(|group| group.name());
+        usable.find(|name| hello.groups.contains(&u16::from(*name)))
+    }
+
     fn trust(&self) -> Result<Option<Arc<Trust>>, NotReady> {
         let of = |slot: &Arc<SecretSlot>| slot.trust().ok_or_else(|| NotReady(slot.name().clone()));
         self.trust.as_ref().map(of).transpose()
@@ -312,7 +334,7 @@ fn parameters(
         };
         let limited = CryptoProvider {
             kx_groups,
-            ..preferring_aes_128()
+            ..as_envoy()
         };
         return Ok((Arc::new(limited), versions));
     }
@@ -322,7 +344,7 @@ fn parameters(
         .iter()
         .flat_map(|s| s.trim_matches(['[', ']']).split('|'))
         .collect();
-    let mut limited = preferring_aes_128();
+    let mut limited = as_envoy();
     if let Some(groups) = groups {
         limited.kx_groups = groups;
     }
@@ -529,18 +551,15 @@ impl ServerContext {
         if self.require_sni && name.is_none() {
             return Err(refused("the client sent no SNI"));
         }
+        let group = hello.as_ref().and_then(|hello| self.common.group(hello));
         let speaks = hello.is_none_or(|hello| {
             hello.protocols.is_empty()
                 || hello.protocols.iter().any(|p| self.common.alpn.contains(p))
         });
         // As Envoy: who offers only what we do not know goes on without ALPN; rustls would end it.
-        let config = if speaks {
-            &built.config.speaking
-        } else {
-            &built.config.silent
-        };
+        let config = built.config.choose(group, speaks).clone();
         let mutual = self.common.trust.is_some();
-        let stream = TlsStream::accept(io, read, config.clone(), mutual).await?;
+        let stream = TlsStream::accept(io, read, config, mutual).await?;
         let mut info = info(stream.common(), mutual, built.local.as_deref());
         info.server_name = name;
         Ok((stream, info))
@@ -549,11 +568,8 @@ impl ServerContext {
     fn build(&self) -> io::Result<(ServerConfigs, Option<Arc<PeerCertificate>>)> {
         let certificates = self.common.certificates()?;
         let local = certificates.first().map(|c| c.facts.clone());
-        let builder = ServerConfig::builder_with_provider(self.common.provider.clone())
-            .with_protocol_versions(&self.common.versions)
-            .map_err(broken)?;
-        let builder = match self.common.trust()? {
-            None => builder.with_no_client_auth(),
+        let verifier = match self.common.trust()? {
+            None => WebPkiClientVerifier::no_client_auth(),
             Some(trust) => {
                 let chains = WebPkiClientVerifier::builder_with_provider(
                     trust.roots.clone(),
@@ -568,30 +584,72 @@ impl ServerContext {
                     .build()
                     .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
                 let rules = vec![trust.rules.clone(), self.common.rules.clone()];
-                builder.with_client_cert_verifier(Arc::new(ClientRules::new(chains, rules)))
+                Arc::new(ClientRules::new(chains, rules))
             }
         };
-        let mut config = builder.with_cert_resolver(Arc::new(BySni { certificates }));
-        // As Envoy: our order of suites, not the client's.
-        config.ignore_client_order = true;
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        if self.resumption {
-            // Their keys change every few hours and are those of this configuration alone.
-            config.ticketer = aws_lc_rs::Ticketer::new().map_err(broken)?;
-            // Who resumes gets a new one; more would only be made to be thrown away.
-            config.send_tls13_tickets = 1;
+        let resolver = Arc::new(BySni { certificates });
+        // Its keys change every few hours and are those of these configurations alone.
+        let ticketer = if self.resumption {
+            Some(aws_lc_rs::Ticketer::new().map_err(broken)?)
         } else {
+            None
+        };
+        let with = |provider: Arc<CryptoProvider>| {
+            let mut config = ServerConfig::builder_with_provider(provider)
+                .with_protocol_versions(&self.common.versions)
+                .map_err(broken)?
+                .with_client_cert_verifier(verifier.clone())
+                .with_cert_resolver(resolver.clone());
+            // As Envoy: our order of suites, not the client's.
+            config.ignore_client_order = true;
+            config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;
+            if let Some(ticketer) = &ticketer {
+                config.ticketer = ticketer.clone();
+                // Who resumes gets a new one; more would only be made to be thrown away.
+                config.send_tls13_tickets = 1;
+            }
+            let silent = Arc::new(config.clone());
+            config.alpn_protocols.clone_from(&self.common.alpn);
+            let speaking = Arc::new(config);
+            Ok::<_, io::Error>(ByAlpn { speaking, silent })
+        };
+        let all = &self.common.provider;
+        let only = |group: &&'static dyn SupportedKxGroup| {
+            let limited = CryptoProvider {
+                kx_groups: vec![*group],
+                ..CryptoProvider::clone(all)
+            };
+            Ok::<_, io::Error>((group.name(), with(Arc::new(limited))?))
+        };
+        let configs = ServerConfigs {
+            by_group: all.kx_groups.iter().map(only).collect::<Result<_, _>>()?,
+            any: with(all.clone())?,
+        };
+        Ok((configs, local))
+    }
+}
+
+/// The same configuration for each group that we may choose, and for who knows none of them.
+struct ServerConfigs {
+    by_group: Vec<(NamedGroup, ByAlpn)>,
+    any: ByAlpn,
+}
+
+impl ServerConfigs {
+    fn choose(&self, group: Option<NamedGroup>, speaking: bool) -> &Arc<ServerConfig> {
+        let limited = self.by_group.iter().find(|(name, _)| Some(*name) == group);
+        let pair = limited.map_or(&self.any, |(_, pair)| pair);
+        if speaking {
+            &pair.speaking
+        } else {
+            &pair.silent
         }
-        let silent = Arc::new(config.clone());
-        config.alpn_protocols.clone_from(&self.common.alpn);
-        let speaking = Arc::new(config);
-        Ok((ServerConfigs { speaking, silent }, local))
     }
 }
 
 /// The same configuration with our protocols and without.
-struct ServerConfigs {
+struct ByAlpn {
     speaking: Arc<ServerConfig>,
     silent: Arc<ServerConfig>,
 }

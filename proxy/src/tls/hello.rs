@@ -1,4 +1,4 @@
-//! What a ClientHello asks for: server name and protocols, read before rustls sees it.
+//! What a ClientHello asks for: server name, protocols and groups, read before rustls sees it.
 
 use std::sync::Arc;
 
@@ -27,9 +27,14 @@ pub struct ClientHello {
     pub server_name: Option<Arc<str>>,
     /// ALPN, in the client's order.
     pub protocols: Vec<Vec<u8>>,
+    /// Groups for the key exchange, in the client's order.
+    pub groups: Vec<u16>,
+    /// It speaks TLS 1.3.
+    pub tls13: bool,
 }
 
-/// Reads the first bytes of a connection. RFC 8446 §4.1.2 and §5.1, RFC 6066 §3, RFC 7301 §3.1.
+/// Reads the first bytes of a connection. RFC 8446 §4.1.2, §4.2.1, §4.2.7 and §5.1,
+/// RFC 6066 §3, RFC 7301 §3.1.
 pub fn read(bytes: &[u8]) -> Hello {
     const HANDSHAKE: u8 = 22;
     const CLIENT_HELLO: u8 = 1;
@@ -85,7 +90,10 @@ pub fn read(bytes: &[u8]) -> Hello {
 
 fn client_hello(body: &[u8]) -> Option<ClientHello> {
     const SERVER_NAME: u16 = 0;
+    const SUPPORTED_GROUPS: u16 = 10;
     const ALPN: u16 = 16;
+    const SUPPORTED_VERSIONS: u16 = 43;
+    const TLS13: u16 = 0x0304;
     /// Version and random.
     const FIXED: usize = 2 + 32;
     let mut body = Reader(body);
@@ -111,6 +119,10 @@ fn client_hello(body: &[u8]) -> Option<ClientHello> {
                 while !list.0.is_empty() {
                     hello.protocols.push(list.vector8()?.to_vec());
                 }
+            }
+            SUPPORTED_GROUPS => hello.groups = Reader(Reader(value).vector16()?).numbers()?,
+            SUPPORTED_VERSIONS => {
+                hello.tls13 = Reader(Reader(value).vector8()?).numbers()?.contains(&TLS13);
             }
             _ => {}
         }
@@ -148,6 +160,14 @@ impl<'a> Reader<'a> {
 
     fn number(&mut self) -> Option<u16> {
         Some(u16::from_be_bytes(self.take(2)?.try_into().ok()?))
+    }
+
+    fn numbers(&mut self) -> Option<Vec<u16>> {
+        let mut numbers = Vec::with_capacity(self.0.len() / 2);
+        while !self.0.is_empty() {
+            numbers.push(self.number()?);
+        }
+        Some(numbers)
     }
 
     fn vector8(&mut self) -> Option<&'a [u8]> {
@@ -204,9 +224,16 @@ mod tests {
     #[test]
     fn name_and_protocols_are_read_however_the_bytes_come() {
         let whole = sent("A.example", &["h2", "http/1.1"]);
+        let groups: Vec<u16> = crate::tls::provider()
+            .kx_groups
+            .iter()
+            .map(|group| group.name().into())
+            .collect();
         let want = Hello::Complete(ClientHello {
             server_name: Some("a.example".into()),
             protocols: vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+            groups: groups.clone(),
+            tls13: true,
         });
         for record in [whole.clone(), split(&whole, 7), split(&whole, 100)] {
             assert_eq!(read(&record), want);
@@ -215,7 +242,12 @@ mod tests {
             }
         }
         let nameless = sent("127.0.0.1", &[]);
-        assert_eq!(read(&nameless), Hello::Complete(ClientHello::default()));
+        let want = Hello::Complete(ClientHello {
+            groups,
+            tls13: true,
+            ..ClientHello::default()
+        });
+        assert_eq!(read(&nameless), want);
     }
 
     #[test]

@@ -564,32 +564,33 @@ fn with_groups(
 }
 
 #[tokio::test]
-async fn a_client_that_guessed_another_group_is_asked_again() {
-    use aws_lc_rs::kx_group::{SECP256R1, X25519, X25519MLKEM768};
+async fn our_first_group_is_taken_and_who_guessed_another_is_asked_again() {
+    use aws_lc_rs::kx_group::{SECP256R1, SECP384R1, X25519, X25519MLKEM768};
     use rustls::HandshakeKind::{Full, FullWithHelloRetryRequest as Retried};
 
     let ca = Authority::new();
     let ours = ca.issue("", &["a.example"]);
-    let cases: [(&[&str], Vec<_>, _, _); 5] = [
+    // As Envoy 1.40: our first that the client knows, whether or not it has sent a key for it.
+    let cases: [(&[&str], Vec<_>, _, _); 6] = [
         (
             &[],
             vec![X25519MLKEM768, X25519],
             NamedGroup::X25519MLKEM768,
             Full,
         ),
-        // What it has sent a key for will do.
-        (&[], vec![X25519, X25519MLKEM768], NamedGroup::X25519, Full),
-        (&[], vec![SECP256R1, X25519], NamedGroup::secp256r1, Full),
+        (&[], vec![X25519, SECP256R1], NamedGroup::X25519, Full),
+        (&[], vec![SECP256R1, SECP384R1], NamedGroup::secp256r1, Full),
         (
-            &["X25519MLKEM768"],
+            &[],
             vec![X25519, X25519MLKEM768],
             NamedGroup::X25519MLKEM768,
             Retried,
         ),
+        (&[], vec![SECP256R1, X25519], NamedGroup::X25519, Retried),
         (
-            &["X25519"],
-            vec![SECP256R1, X25519],
-            NamedGroup::X25519,
+            &["P-384", "X25519"],
+            vec![X25519, SECP384R1],
+            NamedGroup::secp384r1,
             Retried,
         ),
     ];
@@ -620,6 +621,34 @@ async fn a_client_that_guessed_another_group_is_asked_again() {
         peer.read_exact(&mut got).await.unwrap();
         assert_eq!(&got, b"hello");
     }
+    // P-384 must be asked for.
+    let server = server(&downstream(common(Some(&ours), None, &[], &[]), false));
+    let (config, name) = with_groups(vec![SECP384R1], &ca.pem());
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let connector = tokio_rustls::TlsConnector::from(config);
+    let (accepted, connected) = tokio::join!(
+        server.accept(near.into(), Vec::new()),
+        connector.connect(name, far)
+    );
+    accepted.unwrap_err();
+    connected.unwrap_err();
+}
+
+#[tokio::test]
+async fn a_client_of_tls_1_2_gets_a_group_that_it_can_use() {
+    let ca = Authority::new();
+    let ours = ca.issue(SERVER, &[]);
+    let server = server(&downstream(common(Some(&ours), None, &[], &[]), false));
+    let mut context = common(None, Some(&ca.pem()), &[SERVER], &[]);
+    context.tls_params = Some(TlsParameters {
+        tls_maximum_protocol_version: TlsProtocol::TlSv12 as i32,
+        ecdh_curves: vec!["X25519MLKEM768".to_owned(), "P-256".to_owned()],
+        ..TlsParameters::default()
+    });
+    let client = client(&upstream(context, ""));
+    let (served, called) = meet(&server, &client, None).await;
+    assert_eq!(served.unwrap().version, "TLSv1.2");
+    called.unwrap();
 }
 
 #[tokio::test]
