@@ -143,10 +143,15 @@ impl Listener {
     }
 
     /// Serves an accepted connection to its end.
-    pub(crate) async fn serve(self: Arc<Self>, socket: TcpStream, accepted: Instant) {
+    pub(crate) async fn serve(
+        self: Arc<Self>,
+        socket: TcpStream,
+        peer: SocketAddr,
+        accepted: Instant,
+    ) {
         let _open = Open::new(&self.stats, accepted);
         // Boxed each, so that a connection that waits weighs no more than what it waits in.
-        let Some(prepared) = Box::pin(self.prepare(socket, accepted)).await else {
+        let Some(prepared) = Box::pin(self.prepare(socket, peer, accepted)).await else {
             return;
         };
         let Prepared {
@@ -181,12 +186,13 @@ impl Listener {
 
     /// What comes before the first network filter: inspectors, the choice of a chain, TLS. `None` if the
     /// connection is not to be served.
-    async fn prepare(&self, mut socket: TcpStream, accepted: Instant) -> Option<Prepared> {
-        let (Ok(direct_remote), Ok(socket_local)) = (socket.peer_addr(), socket.local_addr())
-        else {
-            return None; // the peer has left already
-        };
-        drop(socket.set_nodelay(true));
+    async fn prepare(
+        &self,
+        mut socket: TcpStream,
+        direct_remote: SocketAddr,
+        accepted: Instant,
+    ) -> Option<Prepared> {
+        let socket_local = socket.local_addr().ok()?;
         let mut read = BytesMut::new();
         let mut sniffed = Sniffed::default();
         if self.inspectors.any() {

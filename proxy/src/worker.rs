@@ -285,6 +285,8 @@ fn bind(address: SocketAddr, backlog: u32) -> io::Result<StdListener> {
         socket.set_only_v6(true)?;
     }
     socket.set_nonblocking(true)?;
+    // What is accepted inherits it from the socket it was accepted on, as on Linux any option of TCP.
+    socket.set_tcp_nodelay(true)?;
     socket.bind(&address.into())?;
     socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
     Ok(socket.into())
@@ -345,10 +347,10 @@ async fn accept(
             _ = accepting.changed() => return,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
                 taken += 1;
                 let listener = listener.load_full();
-                tokio::task::spawn_local(listener.serve(stream, Instant::now()));
+                tokio::task::spawn_local(listener.serve(stream, peer, Instant::now()));
             }
             Err(error) => {
                 // Mostly a lack of file descriptors; accepting at once again would only burn the CPU.
@@ -356,5 +358,21 @@ async fn accept(
                 tokio::time::sleep(OUT_OF_FILES).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn accepted_sockets_wait_for_no_acknowledgement() {
+        let bound = bind("127.0.0.1:0".parse().unwrap(), 8).unwrap();
+        let address = bound.local_addr().unwrap();
+        let listener = TcpListener::from_std(bound).unwrap();
+        let (near, far) = tokio::join!(tokio::net::TcpStream::connect(address), listener.accept());
+        let (accepted, peer) = far.unwrap();
+        assert!(accepted.nodelay().unwrap());
+        assert_eq!(peer, near.unwrap().local_addr().unwrap());
     }
 }
