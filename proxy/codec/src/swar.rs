@@ -53,6 +53,34 @@ pub(crate) fn any(text: &[u8], bad: impl Fn(u64) -> u64) -> bool {
         != 0
 }
 
+/// Whether both are the same: words that overlap, and no call for what is short.
+#[inline]
+pub(crate) fn same(one: &[u8], other: &[u8]) -> bool {
+    if one.len() != other.len() {
+        return false;
+    }
+    if let (Some(one_end), Some(other_end)) = (one.last_chunk::<8>(), other.last_chunk::<8>()) {
+        if one_end != other_end {
+            return false;
+        }
+        if one.len() > 64 {
+            return one == other;
+        }
+        let (one, _) = one.as_chunks::<8>();
+        let (other, _) = other.as_chunks::<8>();
+        return one.iter().zip(other).all(|(one, other)| one == other);
+    }
+    if let (Some(one_begin), Some(one_end), Some(other_begin), Some(other_end)) = (
+        one.first_chunk::<4>(),
+        one.last_chunk::<4>(),
+        other.first_chunk::<4>(),
+        other.last_chunk::<4>(),
+    ) {
+        return one_begin == other_begin && one_end == other_end;
+    }
+    one.iter().zip(other).all(|(one, other)| one == other)
+}
+
 /// Makes ASCII lower case.
 #[inline]
 pub(crate) fn make_lower(text: &mut [u8]) {
@@ -142,6 +170,20 @@ mod tests {
                 let mut text = text.clone();
                 text[at] = 0;
                 assert!(any(&text, |word| below_or_del(word, b' ')), "{text:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_is_what_is_equal() {
+        for len in 0..80 {
+            let text: Vec<u8> = (0..len).collect();
+            assert!(same(&text, &text.clone()));
+            assert!(!same(&text, &[&text[..], b"x"].concat()));
+            for at in 0..text.len() {
+                let mut other = text.clone();
+                other[at] ^= 0x80;
+                assert!(!same(&text, &other));
             }
         }
     }

@@ -1,12 +1,17 @@
 //! What a block of headers must be to be a message. RFC 9113 §8.
 
+use std::mem::take;
+
 use bytes::Bytes;
 
 use super::{
     Options,
     hpack::{Field, Name},
 };
-use crate::head::{Headers, Known, Protocol, RequestHead, ResponseHead};
+use crate::{
+    head::{Headers, Known, KnownSet, Protocol, RequestHead, ResponseHead},
+    swar,
+};
 
 /// Envoy's details of a message that as a whole breaks RFC 9113 §8.
 pub(super) const MESSAGING: &str = "http2.violation.of.messaging.rule";
@@ -26,27 +31,29 @@ pub(super) fn valid(name: Name, text: &[u8], value: &[u8]) -> bool {
         Name::Scheme => {
             all(value, SCHEME_CHAR) && value.first().is_some_and(u8::is_ascii_alphabetic)
         }
-        Name::Authority => all(value, AUTHORITY_CHAR),
+        Name::Authority => valid_authority(value),
         Name::Path => valid_path(value),
     }
 }
 
 /// No control characters but tabs. RFC 9110 §5.5.
+#[inline]
 fn valid_value(value: &[u8]) -> bool {
-    // No early end, so that the compiler makes vectors of it.
-    !value.iter().fold(false, |bad, byte| {
-        bad | ((*byte < b' ') & (*byte != b'\t')) | (*byte == 0x7f)
+    !swar::any(value, |word| {
+        swar::below_or_del(word, b' ') & swar::differs(word, b'\t')
     })
 }
 
 fn valid_path(path: &[u8]) -> bool {
     match path.first() {
-        Some(b'/') => !path
-            .iter()
-            .fold(false, |bad, byte| bad | (*byte <= b' ') | (*byte == 0x7f)),
+        Some(b'/') => !swar::any(path, |word| swar::below_or_del(word, b'!')),
         Some(b'*') => path.len() == 1, // and only with OPTIONS
         _ => false,
     }
+}
+
+fn valid_authority(authority: &[u8]) -> bool {
+    !authority.is_empty() && swar::is_plain_host(authority) || all(authority, AUTHORITY_CHAR)
 }
 
 /// Whether there are characters and all are of a class.
@@ -100,6 +107,19 @@ const fn is_in(byte: u8, list: &[u8]) -> bool {
     }
     false
 }
+
+/// Well-known names with rules of their own.
+const DECIDED: KnownSet = KnownSet::of(&[
+    Known::Connection,
+    Known::ContentLength,
+    Known::Cookie,
+    Known::Host,
+    Known::KeepAlive,
+    Known::ProxyConnection,
+    Known::Te,
+    Known::TransferEncoding,
+    Known::Upgrade,
+]);
 
 /// Which rules hold for a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,27 +202,44 @@ impl Message {
     }
 
     /// Adds a header. After a fault they are only counted.
+    #[inline]
     pub(super) fn add(&mut self, field: Field<'_>) {
         self.bytes += field.bytes();
         self.count += 1;
         if self.fault.is_some() {
             return;
         }
-        if self.bytes > self.max_bytes {
-            return self.fail(TOO_LARGE);
+        if self.bytes > self.max_bytes || self.count > self.max_count || !field.valid {
+            return self.refuse();
         }
-        if self.count > self.max_count {
-            return self.fail(TOO_MANY);
-        }
-        if !field.valid {
-            return self.fail(INVALID_FIELD);
-        }
-        let value = field.value;
         match field.name {
+            Name::Known(known) if !DECIDED.contains(known) => {
+                self.regular = true;
+                self.headers
+                    .append_lower(Some(known), field.text, field.value);
+            }
+            name => self.decide(name, field.text, field.value),
+        }
+    }
+
+    #[cold]
+    fn refuse(&mut self) {
+        self.fail(if self.bytes > self.max_bytes {
+            TOO_LARGE
+        } else if self.count > self.max_count {
+            TOO_MANY
+        } else {
+            INVALID_FIELD
+        });
+    }
+
+    /// Adds a header that is not simply a part of the list.
+    fn decide(&mut self, name: Name, text: &[u8], value: &[u8]) {
+        match name {
             Name::Known(known) => self.known(known, value),
             Name::Other => {
                 self.regular = true;
-                self.headers.append_lower(None, field.text, value);
+                self.headers.append_lower(None, text, value);
             }
             Name::Method => {
                 if self.first(METHOD, Kind::Request) {
@@ -265,7 +302,7 @@ impl Message {
                 if self.host.is_some() {
                     return self.fail(INVALID_FIELD);
                 }
-                if !all(value, AUTHORITY_CHAR) {
+                if !valid_authority(value) {
                     return self.fail(INVALID_FIELD);
                 }
                 self.host = Some(Bytes::copy_from_slice(value));
@@ -303,11 +340,11 @@ impl Message {
         self.content_length
     }
 
-    /// The head of a request.
+    /// Takes the head of a request.
     ///
     /// # Errors
     /// With Envoy's details when it breaks the rules.
-    pub(super) fn request(mut self, allow_connect: bool) -> Result<RequestHead, &'static str> {
+    pub(super) fn request(&mut self, allow_connect: bool) -> Result<RequestHead, &'static str> {
         if let Some(fault) = self.fault {
             return Err(fault);
         }
@@ -341,24 +378,24 @@ impl Message {
             self.headers.append(Known::Cookie, &self.cookies);
         }
         Ok(RequestHead {
-            method: self.method,
+            method: take(&mut self.method),
             scheme: if self.scheme.is_empty() {
                 Bytes::from_static(b"http")
             } else {
-                self.scheme
+                take(&mut self.scheme)
             },
-            authority: self.authority,
-            path: self.path,
+            authority: take(&mut self.authority),
+            path: take(&mut self.path),
             protocol: Protocol::Http2,
-            headers: self.headers,
+            headers: take(&mut self.headers),
         })
     }
 
-    /// The head of a response.
+    /// Takes the head of a response.
     ///
     /// # Errors
     /// With Envoy's details when it breaks the rules.
-    pub(super) fn response(self) -> Result<ResponseHead, &'static str> {
+    pub(super) fn response(&mut self) -> Result<ResponseHead, &'static str> {
         if let Some(fault) = self.fault {
             return Err(fault);
         }
@@ -368,18 +405,18 @@ impl Message {
         }
         Ok(ResponseHead {
             status: self.status,
-            headers: self.headers,
+            headers: take(&mut self.headers),
         })
     }
 
-    /// Trailers.
+    /// Takes trailers.
     ///
     /// # Errors
     /// With Envoy's details when they break the rules.
-    pub(super) fn trailers(self) -> Result<Headers, &'static str> {
+    pub(super) fn trailers(&mut self) -> Result<Headers, &'static str> {
         match self.fault {
             Some(fault) => Err(fault),
-            None => Ok(self.headers),
+            None => Ok(take(&mut self.headers)),
         }
     }
 }

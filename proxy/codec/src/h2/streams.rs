@@ -62,6 +62,16 @@ pub(super) struct Waiting {
     pub(super) trailers: Option<Headers>,
 }
 
+/// What counts of a stream that is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Removed {
+    pub(super) id: u32,
+    /// Bytes that came and did not go on.
+    pub(super) unconsumed: u32,
+    /// Bytes that waited.
+    pub(super) queued: usize,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Streams {
     places: Vec<Stream>,
@@ -72,14 +82,16 @@ pub(super) struct Streams {
 }
 
 impl Streams {
+    #[inline]
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
     /// A stream by number.
+    #[inline]
     pub(super) fn find(&self, id: u32) -> Option<u32> {
         let mask = self.table.len().checked_sub(1)?;
-        let mut at = hash(id) & mask;
+        let mut at = hash(id, mask);
         loop {
             let slot = self.table[at].checked_sub(1)?;
             if self.places[slot as usize].id == id {
@@ -90,6 +102,7 @@ impl Streams {
     }
 
     /// The stream, unless it is closed.
+    #[inline]
     pub(super) fn get(&mut self, stream: StreamId) -> Option<&mut Stream> {
         self.places
             .get_mut(stream.slot as usize)
@@ -97,11 +110,13 @@ impl Streams {
     }
 
     /// The stream at a place; of a free one `id` is 0.
+    #[inline]
     pub(super) fn at(&mut self, slot: u32) -> &mut Stream {
         &mut self.places[slot as usize]
     }
 
     /// The stream at a place, if one is there.
+    #[inline]
     pub(super) fn open_at(&mut self, slot: u32) -> Option<&mut Stream> {
         self.places
             .get_mut(slot as usize)
@@ -136,17 +151,22 @@ impl Streams {
     }
 
     /// Frees the place of a stream.
-    pub(super) fn remove(&mut self, slot: u32) -> Stream {
-        let id = self.places[slot as usize].id;
-        self.unlink(id);
+    pub(super) fn remove(&mut self, slot: u32) -> Removed {
+        let stream = &self.places[slot as usize];
+        let removed = Removed {
+            id: stream.id,
+            unconsumed: stream.unconsumed,
+            queued: stream.queued,
+        };
+        self.unlink(removed.id, slot);
+        self.places[slot as usize] = Stream::default();
         self.len -= 1;
-        let stream = std::mem::take(&mut self.places[slot as usize]);
         if self.len == 0 && self.places.len() > KEPT {
             *self = Streams::default();
         } else {
             self.free.push(slot);
         }
-        stream
+        removed
     }
 
     #[cfg(test)]
@@ -155,43 +175,37 @@ impl Streams {
             + (self.free.capacity() + self.table.capacity()) * 4
     }
 
+    #[inline]
     fn link(&mut self, id: u32, slot: u32) {
         let mask = self.table.len() - 1;
-        let mut at = hash(id) & mask;
+        let mut at = hash(id, mask);
         while self.table[at] != 0 {
             at = (at + 1) & mask;
         }
         self.table[at] = slot + 1;
     }
 
-    /// Takes a number out of the table, where it is.
-    fn unlink(&mut self, id: u32) {
+    /// Takes a number, whose place is `slot`, out of the table.
+    fn unlink(&mut self, id: u32, slot: u32) {
         let mask = self.table.len() - 1;
-        let mut at = hash(id) & mask;
-        while self.id_at(at) != id {
+        let mut at = hash(id, mask);
+        while self.table[at] != slot + 1 {
             at = (at + 1) & mask;
         }
         // Those behind it that belong at the hole or before move up.
         let mut hole = at;
         loop {
             at = (at + 1) & mask;
-            if self.table[at] == 0 {
+            let Some(next) = self.table[at].checked_sub(1) else {
                 break;
-            }
-            let home = hash(self.id_at(at)) & mask;
+            };
+            let home = hash(self.places[next as usize].id, mask);
             if at.wrapping_sub(home) & mask >= at.wrapping_sub(hole) & mask {
-                self.table[hole] = self.table[at];
+                self.table[hole] = next + 1;
                 hole = at;
             }
         }
         self.table[hole] = 0;
-    }
-
-    fn id_at(&self, at: usize) -> u32 {
-        match self.table[at] {
-            0 => 0,
-            slot => self.places[slot as usize - 1].id,
-        }
     }
 
     fn grow(&mut self) {
@@ -205,9 +219,13 @@ impl Streams {
     }
 }
 
-/// Numbers of one side count up by two.
-fn hash(id: u32) -> usize {
-    (id >> 1) as usize
+/// Spreads numbers, which count up by two, over a table of `mask + 1` places: side by side they would be one long
+/// run, and taking one out would look at all of it.
+#[inline]
+fn hash(id: u32, mask: usize) -> usize {
+    // By the golden ratio: the high bits of the product are far apart for numbers in a row.
+    let spread = (id >> 1).wrapping_mul(0x9e37_79b9);
+    (spread >> (mask as u32).leading_zeros()) as usize
 }
 
 #[cfg(test)]

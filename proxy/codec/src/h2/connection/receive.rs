@@ -385,7 +385,7 @@ impl Connection {
         if depends_on_itself {
             target = Target::Refused(Code::PROTOCOL_ERROR);
         }
-        let message = match target {
+        let mut message = match target {
             Target::Nobody | Target::Refused(_) => Message::nobody(),
             Target::Request => Message::new(Kind::Request, &self.options),
             Target::Open(slot) => match (self.role, self.streams.at(slot).head_received) {
@@ -394,23 +394,21 @@ impl Connection {
             },
         };
         self.decoder.begin();
-        let mut block = Block {
-            id: head.id,
-            end,
-            target,
-            message,
-            rest: Vec::new(),
-            fragments: 0,
-        };
-        let used = self.fragment(fragment, &mut block.message)?;
+        let used = self.fragment(fragment, &mut message)?;
         if head.has(flag::END_HEADERS) {
             if used < fragment.len() {
                 return Err(fatal(Code::COMPRESSION_ERROR, CODEC));
             }
-            return self.block(block, on);
+            return self.block(head.id, end, target, &mut message, on);
         }
-        block.rest.extend_from_slice(&fragment[used..]);
-        self.block = Some(Box::new(block));
+        self.block = Some(Box::new(Block {
+            id: head.id,
+            end,
+            target,
+            message,
+            rest: fragment[used..].to_vec(),
+            fragments: 0,
+        }));
         Ok(())
     }
 
@@ -436,7 +434,7 @@ impl Connection {
             if used < bytes.len() {
                 return Err(fatal(Code::COMPRESSION_ERROR, CODEC));
             }
-            return self.block(*block, on);
+            return self.block(block.id, block.end, block.target, &mut block.message, on);
         }
         bytes.drain(..used);
         block.rest = bytes;
@@ -486,14 +484,14 @@ impl Connection {
     }
 
     /// A block of headers is complete.
-    fn block(&mut self, block: Block, on: &mut impl FnMut(Event)) -> Result<(), Fatal> {
-        let Block {
-            id,
-            end,
-            target,
-            message,
-            ..
-        } = block;
+    fn block(
+        &mut self,
+        id: u32,
+        end: bool,
+        target: Target,
+        message: &mut Message,
+        on: &mut impl FnMut(Event),
+    ) -> Result<(), Fatal> {
         match target {
             Target::Nobody => Ok(()),
             Target::Refused(code) => {
@@ -520,7 +518,7 @@ impl Connection {
         &mut self,
         id: u32,
         end: bool,
-        message: Message,
+        message: &mut Message,
         on: &mut impl FnMut(Event),
     ) -> Result<(), Fatal> {
         let length = message.content_length();
@@ -553,7 +551,7 @@ impl Connection {
         &mut self,
         stream: StreamId,
         end: bool,
-        message: Message,
+        message: &mut Message,
         on: &mut impl FnMut(Event),
     ) -> Result<(), Fatal> {
         let length = message.content_length();
@@ -599,7 +597,7 @@ impl Connection {
         &mut self,
         stream: StreamId,
         end: bool,
-        message: Message,
+        message: &mut Message,
         on: &mut impl FnMut(Event),
     ) -> Result<(), Fatal> {
         let left = self.streams.at(stream.slot).content_left;

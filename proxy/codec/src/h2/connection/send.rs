@@ -13,7 +13,7 @@ use super::{
     },
     Connection,
 };
-use crate::head::{Headers, Known, RequestHead, ResponseHead};
+use crate::head::{Headers, Known, KnownSet, RequestHead, ResponseHead};
 
 /// Bytes in the output from which on no more DATA is framed: it waits with its stream, so that other streams
 /// and resets have their turn.
@@ -484,21 +484,30 @@ impl Connection {
 fn encode(encoder: &mut Encoder, headers: &Headers, out: &mut Vec<u8>) {
     for (name, value) in headers.iter() {
         let code = match name.known() {
-            Some(
-                Known::Connection
-                | Known::Host
-                | Known::KeepAlive
-                | Known::ProxyConnection
-                | Known::TransferEncoding
-                | Known::Upgrade,
-            ) => continue,
-            Some(Known::Te) if !value.eq_ignore_ascii_case(b"trailers") => continue,
-            Some(known) => Name::Known(known),
+            Some(known) => {
+                if HOP.contains(known) {
+                    continue;
+                }
+                if known == Known::Te && !value.eq_ignore_ascii_case(b"trailers") {
+                    continue;
+                }
+                Name::Known(known)
+            }
             None => Name::Other,
         };
         encoder.header(code, name.as_bytes(), value, out);
     }
 }
+
+/// What concerns an HTTP/1 connection, or is a pseudo header.
+const HOP: KnownSet = KnownSet::of(&[
+    Known::Connection,
+    Known::Host,
+    Known::KeepAlive,
+    Known::ProxyConnection,
+    Known::TransferEncoding,
+    Known::Upgrade,
+]);
 
 /// A frame of four bytes.
 fn word_frame(kind: u8, id: u32, word: u32) -> [u8; HEAD + 4] {

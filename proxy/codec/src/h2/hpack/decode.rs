@@ -20,6 +20,7 @@ pub struct Field<'a> {
 
 impl Field<'_> {
     /// What the header counts in a header list (RFC 9113 §6.5.2 without the overhead, as Envoy counts).
+    #[inline]
     pub fn bytes(&self) -> usize {
         self.text.len() + self.value.len()
     }
@@ -117,7 +118,11 @@ impl Decoder {
         while let Some(&first) = block.get(used) {
             let rest = &block[used..];
             if first & 0x80 != 0 {
-                let Some((index, len)) = integer(rest, 7)? else {
+                let (index, len) = if first < 0xff {
+                    (usize::from(first & 0x7f), 1)
+                } else if let Some(integer) = integer(rest, 7)? {
+                    integer
+                } else {
                     break;
                 };
                 self.began()?;
@@ -242,6 +247,7 @@ impl Decoder {
     }
 }
 
+#[inline]
 fn row(table: &Dynamic, index: usize) -> Result<Row<'_>, DecodeError> {
     let place = index.checked_sub(1).ok_or(DecodeError::Index)?;
     match STATIC.get(place) {

@@ -10,7 +10,7 @@ use crate::head::Known;
 const PLACES: usize = 64;
 
 /// Names with a number of their own: `number`.
-const NAMES: usize = 64;
+const NAMES: usize = Known::ALL.len() + 6;
 
 /// How a header is sent.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -94,17 +94,21 @@ fn policy(name: Name, value: &[u8]) -> Policy {
     }
 }
 
-/// The number of a name that needs no hash.
+/// The number of a name that is no other's. These are the values that the compiler has for the names, so
+/// nothing is computed.
+#[inline]
 fn number(name: Name) -> Option<usize> {
-    let number = match name {
-        Name::Known(known) => known as usize + 4,
-        Name::Authority => 0,
-        Name::Path => 1,
-        Name::Status => 2,
-        Name::Protocol => 3,
-        Name::Method | Name::Scheme | Name::Other => return None,
-    };
-    (number < NAMES).then_some(number)
+    let after = Known::ALL.len();
+    Some(match name {
+        Name::Known(known) => known as usize,
+        Name::Authority => after,
+        Name::Method => after + 1,
+        Name::Path => after + 2,
+        Name::Protocol => after + 3,
+        Name::Scheme => after + 4,
+        Name::Status => after + 5,
+        Name::Other => return None,
+    })
 }
 
 /// The static entry with this name, from 1; 0 is none.
@@ -140,25 +144,34 @@ fn static_name(name: Name) -> usize {
 
 /// The static entry with this name and value, from 1; 0 is none.
 fn static_row(name: Name, value: &[u8]) -> usize {
-    if let Name::Other | Name::Authority = name {
-        return 0;
-    }
-    match (name, value) {
-        (Name::Method, b"GET") => 2,
-        (Name::Method, b"POST") => 3,
-        (Name::Path, b"/") => 4,
-        (Name::Path, b"/index.html") => 5,
-        (Name::Scheme, b"http") => 6,
-        (Name::Scheme, b"https") => 7,
-        (Name::Status, b"200") => 8,
-        (Name::Status, b"204") => 9,
-        (Name::Status, b"206") => 10,
-        (Name::Status, b"304") => 11,
-        (Name::Status, b"400") => 12,
-        (Name::Status, b"404") => 13,
-        (Name::Status, b"500") => 14,
-        (Name::Known(Known::AcceptEncoding), b"gzip, deflate") => 16,
-        _ => 0,
+    match name {
+        Name::Method => match value {
+            b"GET" => 2,
+            b"POST" => 3,
+            _ => 0,
+        },
+        Name::Path => match value {
+            b"/" => 4,
+            b"/index.html" => 5,
+            _ => 0,
+        },
+        Name::Scheme => match value {
+            b"http" => 6,
+            b"https" => 7,
+            _ => 0,
+        },
+        Name::Status => match value {
+            b"200" => 8,
+            b"204" => 9,
+            b"206" => 10,
+            b"304" => 11,
+            b"400" => 12,
+            b"404" => 13,
+            b"500" => 14,
+            _ => 0,
+        },
+        Name::Known(Known::AcceptEncoding) if value == b"gzip, deflate" => 16,
+        Name::Authority | Name::Protocol | Name::Known(_) | Name::Other => 0,
     }
 }
 
@@ -233,6 +246,7 @@ impl Encoder {
     }
 
     /// Appends one header. `text` is the name's, lower case.
+    #[inline]
     pub fn header(&mut self, name: Name, text: &[u8], value: &[u8], out: &mut Vec<u8>) {
         // Most headers say what the last of their name said. What must not be in the table is not.
         if let Some(number) = number(name)
@@ -244,6 +258,10 @@ impl Encoder {
                 return;
             }
         }
+        self.unlike_the_last(name, text, value, out);
+    }
+
+    fn unlike_the_last(&mut self, name: Name, text: &[u8], value: &[u8], out: &mut Vec<u8>) {
         let index = static_row(name, value);
         if index != 0 {
             out.push(0x80 | index as u8);

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::Name;
-use crate::head::Known;
+use crate::{head::Known, swar};
 
 /// What RFC 7541 §4.1 counts for an entry beside its bytes.
 pub(super) const OVERHEAD: usize = 32;
@@ -178,19 +178,21 @@ impl Dynamic {
     }
 
     /// The entry that was added as the `index`th last, from 0.
+    #[inline]
     pub(super) fn get(&self, index: usize) -> Option<Row<'_>> {
         let entry = self
             .entries
             .get(self.entries.len().checked_sub(index + 1)?)?;
         let at = entry.at.wrapping_sub(self.base) as usize;
-        let (text, rest) = self
+        let name_len = usize::from(entry.name_len);
+        let all = self
             .text
-            .get(at..)?
-            .split_at_checked(usize::from(entry.name_len))?;
+            .get(at..at + name_len + usize::from(entry.value_len))?;
+        let (text, value) = all.split_at_checked(name_len)?;
         Some(Row {
             name: entry.name,
             text,
-            value: rest.get(..usize::from(entry.value_len))?,
+            value,
             valid: entry.valid,
         })
     }
@@ -209,7 +211,10 @@ impl Dynamic {
         let at = entry.at.wrapping_sub(self.base) as usize + usize::from(entry.name_len);
         entry.name == name
             && usize::from(entry.value_len) == value.len()
-            && self.text.get(at..at + value.len()) == Some(value)
+            && self
+                .text
+                .get(at..at + value.len())
+                .is_some_and(|text| swar::same(text, value))
     }
 
     /// Adds an entry, after those it pushes out. One that is larger than the table empties it. Whether it
