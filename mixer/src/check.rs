@@ -19,9 +19,10 @@ use crate::{
     config::{
         Snapshot,
         instance::Instance,
-        rule::{FailMode, Rule},
+        rule::{Action, FailMode, Rule},
     },
     encode,
+    explain::{Explanation, QuotaTold},
     handler::LiveHandler,
     merge::{Merged, Outputs, Reuse, Verdict},
     metrics::Metrics,
@@ -42,6 +43,7 @@ struct Check<'a> {
 }
 
 /// Answers `request` by `snapshot`. The caller learns of configuration changes by itself if `knows_generation`.
+/// What decided is added to `explanation`, if there is one.
 ///
 /// # Errors
 /// When the request makes no sense; a request that is denied is no error.
@@ -51,6 +53,7 @@ pub async fn check(
     request: CheckRequest,
     call: &Call,
     knows_generation: bool,
+    mut explanation: Option<&mut Explanation>,
 ) -> Result<CheckResponse, RpcStatus> {
     if request.quotas.len() > MAX_QUOTAS {
         let count = request.quotas.len();
@@ -79,11 +82,14 @@ pub async fn check(
     let mut tracker = Tracker::new();
     let denied = preprocess(snapshot, metrics, &mut check.bag, &mut tracker, call).await;
     let after_preprocess = tracker.clone();
-    let merged = match denied {
+    let mut merged = match denied {
         Err(status) => Merged::denied(status),
-        Ok(()) => check.precondition(&mut tracker).await?,
+        Ok(()) => {
+            check
+                .precondition(&mut tracker, explanation.as_deref_mut())
+                .await?
+        }
     };
-    let mut merged = merged;
     let mut quotas = std::collections::HashMap::new();
     if merged.status.is_ok() {
         // In the order of their names, so that the same request takes them in the same order.
@@ -97,10 +103,14 @@ pub async fn check(
                     &request.deduplication_id,
                     &mut tracker,
                     &mut merged,
+                    explanation.as_deref_mut(),
                 )
                 .await?;
             quotas.insert(name, result);
         }
+    }
+    if let Some(explanation) = explanation {
+        explanation.conclude(&merged.status, &check.bag, &tracker);
     }
     Ok(CheckResponse {
         precondition: Some(check.encode(merged, &tracker)),
@@ -108,16 +118,20 @@ pub async fn check(
     })
 }
 
-/// Where a verdict comes from: an answer, or one that was settled without asking.
-enum Asked<F> {
+/// Where a verdict comes from.
+struct Asked<'a, F> {
+    /// The rule that asks, and which of those that matched it is.
+    rule: &'a Arc<Rule>,
+    matched: usize,
+    /// Who is asked with what; `None`: it was settled without asking.
+    sent: Option<(&'a Action, &'a Arc<Instance>)>,
+    answer: Answer<F>,
+}
+
+/// An answer that is to come, or one that was settled without asking.
+enum Answer<F> {
     Settled(Verdict),
-    Waiting {
-        handler: Arc<LiveHandler>,
-        fail_mode: FailMode,
-        /// Which of the rules that matched asks, and what it calls the output.
-        output: (usize, Arc<str>),
-        answer: F,
-    },
+    Waiting(F),
 }
 
 /// An instance of a check of either variety.
@@ -143,7 +157,11 @@ impl Made {
 }
 
 impl Check<'_> {
-    async fn precondition(&self, tracker: &mut Tracker) -> Result<Merged, RpcStatus> {
+    async fn precondition(
+        &self,
+        tracker: &mut Tracker,
+        mut explanation: Option<&mut Explanation>,
+    ) -> Result<Merged, RpcStatus> {
         let selected = self
             .snapshot
             .check
@@ -155,33 +173,49 @@ impl Check<'_> {
             let Some(rule) = one.rule.actions().first() else {
                 continue;
             };
+            let settled = |verdict: Verdict, sent| Asked {
+                rule,
+                matched: usize::MAX,
+                sent,
+                answer: Answer::Settled(verdict),
+            };
+            if let Some(explanation) = explanation
+                .as_deref_mut()
+                .filter(|_| one.applies() || one.denies().is_some())
+            {
+                explanation.applied(rule);
+            }
             if let Some(error) = one.denies() {
                 self.metrics.match_failed(&rule.name);
-                asked.push(Asked::Settled(match_failed(rule, error)));
+                asked.push(settled(match_failed(rule, error), None));
                 continue;
             }
             if !one.applies() {
                 self.metrics.match_failed(&rule.name);
                 continue;
             }
+            if rule.refused.is_some() {
+                asked.push(settled(refused(rule), None));
+                continue;
+            }
             matched.push(rule);
             for action in &rule.actions {
                 let with_output = action.instances(Variety::CheckWithOutput);
                 for instance in action.instances(Variety::Check).chain(with_output) {
+                    let sent = Some((action, instance));
                     match self.check_instance(instance, tracker) {
-                        Ok(made) => asked.push(Asked::Waiting {
-                            handler: Arc::clone(&action.handler),
-                            fail_mode: rule.fail_mode,
-                            output: (matched.len() - 1, Arc::clone(&action.name)),
-                            answer: made.ask(&action.handler, self.call),
+                        Ok(made) => asked.push(Asked {
+                            rule,
+                            matched: matched.len() - 1,
+                            sent,
+                            answer: Answer::Waiting(made.ask(&action.handler, self.call)),
                         }),
                         Err(reason) => {
                             self.metrics.instance_failed(&rule.name);
                             if rule.fail_mode == FailMode::Closed {
                                 let source = &action.handler.name;
-                                asked.push(Asked::Settled(instance_failed(
-                                    source, instance, &reason,
-                                )));
+                                let verdict = instance_failed(source, instance, &reason);
+                                asked.push(settled(verdict, sent));
                             }
                         }
                     }
@@ -190,39 +224,58 @@ impl Check<'_> {
         }
         // All at once; the order of the verdicts is that of the rules, whoever answers first.
         let told = join_all(asked.into_iter().map(|asked| async move {
-            match asked {
-                Asked::Settled(verdict) => (verdict, None),
-                Asked::Waiting {
-                    handler,
-                    fail_mode,
-                    output: (rule, name),
-                    answer,
-                } => match answer.await {
-                    Ok((result, output)) => {
-                        let found = (rule, name, output);
-                        (verdict(&handler, fail_mode, Ok(result)), Some(found))
+            let Asked {
+                rule,
+                matched,
+                sent,
+                answer,
+            } = asked;
+            let (verdict, output) = match (answer, sent) {
+                (Answer::Settled(verdict), _) => (verdict, Output::new()),
+                (Answer::Waiting(answer), sent) => {
+                    let handler = sent.map(|(action, _)| &*action.handler);
+                    match answer.await {
+                        Ok((result, output)) => {
+                            (verdict(handler, rule.fail_mode, Ok(result)), output)
+                        }
+                        Err(error) => (verdict(handler, rule.fail_mode, Err(error)), Output::new()),
                     }
-                    Err(error) => (verdict(&handler, fail_mode, Err(error)), None),
-                },
-            }
+                }
+            };
+            (rule, matched, sent, verdict, output)
         }))
         .await;
         let mut verdicts = Vec::with_capacity(told.len());
         let mut outputs: Vec<Outputs> = vec![Outputs::new(); matched.len()];
-        for (verdict, found) in told {
+        for (rule, matched, sent, mut verdict, output) in told {
+            if let Some(explanation) = explanation.as_deref_mut() {
+                let sent = sent.map(|(action, instance)| (&*action.handler, &**instance));
+                explanation.answered(rule, sent, &verdict);
+            }
+            if rule.is_dry_run {
+                // It counts what it would do, as often as it would be asked.
+                self.metrics.tried(&rule.name, verdict.status.code.name());
+                verdict.status = Status::ok();
+            }
             verdicts.push(verdict);
-            if let Some((rule, name, output)) = found
+            if let (Some((action, _)), Some(of_rule)) = (sent, outputs.get_mut(matched))
                 && !output.is_empty()
-                && let Some(of_rule) = outputs.get_mut(rule)
             {
-                of_rule.push((name, output));
+                of_rule.push((Arc::clone(&action.name), output));
             }
         }
         let mut merged = Merged::new(verdicts);
         if merged.status.is_ok() {
             for (rule, outputs) in matched.iter().zip(&outputs) {
-                merged.directive.apply(rule, outputs, &self.bag, tracker);
+                if !rule.is_dry_run {
+                    merged.directive.apply(rule, outputs, &self.bag, tracker);
+                }
             }
+        }
+        if let Some(explanation) = explanation {
+            let namespace = self.snapshot.check.namespace(&self.bag, tracker);
+            let all = self.snapshot.check.rules_for(namespace.map(|n| n.as_str()));
+            explanation.others(all.flat_map(|rule| rule.actions()));
         }
         Ok(merged)
     }
@@ -265,7 +318,21 @@ impl Check<'_> {
         deduplication_id: &str,
         tracker: &mut Tracker,
         merged: &mut Merged,
+        mut explanation: Option<&mut Explanation>,
     ) -> Result<QuotaResult, RpcStatus> {
+        let mut tell = |rule: Option<&Rule>, handler: &str, granted: i64, status: &Status| {
+            if let Some(explanation) = explanation.as_deref_mut() {
+                explanation.quotas.push(QuotaTold {
+                    quota: name.to_owned(),
+                    rule: rule.map_or(String::new(), |r| r.name.to_string()),
+                    place: rule.map_or(String::new(), |r| r.place.to_string()),
+                    handler: handler.to_owned(),
+                    asked: params.amount,
+                    granted,
+                    message: status.message.clone(),
+                });
+            }
+        };
         let selected = self
             .snapshot
             .quota
@@ -281,6 +348,11 @@ impl Check<'_> {
             if let Some(error) = one.denies() {
                 self.metrics.match_failed(&rule.name);
                 let status = match_failed(rule, error).status;
+                tell(Some(rule), "", 0, &status);
+                if rule.is_dry_run {
+                    self.metrics.tried(&rule.name, status.code.name());
+                    continue;
+                }
                 return Ok(self.granted(0, status, Reuse::NEVER, tracker));
             }
             if !one.applies() {
@@ -302,6 +374,11 @@ impl Check<'_> {
                         continue;
                     }
                     let status = instance_failed(&handler.name, instance, &reason).status;
+                    tell(Some(rule), &handler.name, 0, &status);
+                    if rule.is_dry_run {
+                        self.metrics.tried(&rule.name, status.code.name());
+                        continue;
+                    }
                     return Ok(self.granted(0, status, Reuse::NEVER, tracker));
                 }
             };
@@ -313,7 +390,22 @@ impl Check<'_> {
                 amount: params.amount,
                 best_effort: params.best_effort,
             };
-            return Ok(match handler.quota(made, &args, self.call).await {
+            let answer = handler.quota(made, &args, self.call).await;
+            let (granted, status) = match &answer {
+                Ok(result) => (result.granted, result.status.clone()),
+                Err(_) if rule.fail_mode == FailMode::Open => (params.amount, Status::ok()),
+                Err(error) => (0, Status::new(error.code, error.to_string())),
+            };
+            tell(Some(rule), &handler.name, granted, &status);
+            if rule.is_dry_run {
+                let code = match granted {
+                    0 if status.is_ok() && params.amount > 0 => Code::ResourceExhausted,
+                    _ => status.code,
+                };
+                self.metrics.tried(&rule.name, code.name());
+                continue;
+            }
+            return Ok(match answer {
                 Ok(result) => {
                     if let Some(window) = result.window.filter(|_| rule.tells_quota) {
                         merged.tell_quota(window, result.granted > 0);
@@ -336,11 +428,13 @@ impl Check<'_> {
             });
         }
         if self.snapshot.has_quota(name, &self.bag, tracker) {
+            tell(None, "", params.amount, &Status::ok());
             return Ok(self.granted(params.amount, Status::ok(), Reuse::BRIEFLY, tracker));
         }
         self.metrics.unknown_quota();
         let message = format!("no rule has a quota named {name}");
         let status = Status::new(Code::FailedPrecondition, message);
+        tell(None, "", 0, &status);
         Ok(self.granted(0, status, Reuse::NEVER, tracker))
     }
 
@@ -367,6 +461,17 @@ fn match_failed(rule: &Rule, error: &EvalError) -> Verdict {
     }
 }
 
+/// A rule that is refused, and says that it fails closed. What is wrong with it is for operators, not for callers.
+fn refused(rule: &Rule) -> Verdict {
+    Verdict {
+        status: Status::new(
+            Code::PermissionDenied,
+            format!("{}:the rule is refused", rule.name),
+        ),
+        reuse: Reuse::MOST,
+    }
+}
+
 fn instance_failed(source: &str, instance: &Instance, reason: &str) -> Verdict {
     Verdict {
         status: Status::new(
@@ -378,10 +483,11 @@ fn instance_failed(source: &str, instance: &Instance, reason: &str) -> Verdict {
 }
 
 fn verdict(
-    handler: &LiveHandler,
+    handler: Option<&LiveHandler>,
     fail_mode: FailMode,
     answer: Result<CheckResult, HandlerError>,
 ) -> Verdict {
+    let name = handler.map_or("", |handler| &handler.name);
     match answer {
         Ok(CheckResult {
             mut status,
@@ -389,7 +495,7 @@ fn verdict(
             valid_use_count,
         }) => {
             if !status.is_ok() {
-                status.message = format!("{}:{}", handler.name, status.message);
+                status.message = format!("{name}:{}", status.message);
             }
             let reuse = Reuse::new(valid_duration, valid_use_count);
             Verdict { status, reuse }
@@ -405,7 +511,7 @@ fn verdict(
                 Code::Ok | Code::Internal | Code::Unknown => Code::Unavailable,
                 code => code,
             };
-            let status = Status::new(code, format!("{}:{error}", handler.name));
+            let status = Status::new(code, format!("{name}:{error}"));
             Verdict {
                 status,
                 reuse: Reuse::NEVER,

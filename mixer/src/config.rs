@@ -15,6 +15,8 @@ pub mod vendor;
 pub mod api_spec;
 pub mod instance;
 pub mod recipe;
+pub mod annotation;
+pub mod sampling;
 pub mod rule;
 pub mod doubts;
 pub mod snapshot;
@@ -88,6 +90,10 @@ pub async fn run(
             .set(i64::try_from(next.generation).unwrap_or(i64::MAX));
         metrics.rules.set(next.rules.len() as i64);
         metrics.problems.set(next.problems.len() as i64);
+        metrics
+            .refused
+            .set(objects(&next.problems, |p| p.is_refused));
+        metrics.held.set(objects(&next.problems, |p| p.is_held));
         metrics.workloads.set(workloads.len() as i64);
         for reply in replies {
             // Whoever asked may have gone.
@@ -96,4 +102,11 @@ pub async fn run(
         snapshot.store(Arc::new(next));
         applied();
     }
+}
+
+/// How many objects have a problem that `is_such`.
+fn objects(problems: &[Problem], is_such: impl Fn(&Problem) -> bool) -> i64 {
+    let such = problems.iter().filter(|p| is_such(p));
+    let names: std::collections::BTreeSet<&str> = such.map(|p| p.object.as_str()).collect();
+    i64::try_from(names.len()).unwrap_or(i64::MAX)
 }

@@ -11,6 +11,7 @@ pub mod serve;
 pub mod attribute;
 pub mod preprocess;
 pub mod check;
+pub mod explain;
 pub mod report;
 pub mod merge;
 pub mod encode;

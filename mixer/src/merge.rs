@@ -20,10 +20,11 @@ pub struct Reuse {
 }
 
 impl Reuse {
-    /// When no adapter had a say: only a configuration change can change the verdict.
+    /// When no adapter had a say: only a configuration change can change the verdict, so callers who learn of those
+    /// need not ask again about such requests. An hour, lest a mistake about that last for ever.
     pub const MOST: Self = Self {
-        duration: Duration::from_secs(60),
-        uses: 10_000,
+        duration: Duration::from_secs(3600),
+        uses: -1,
     };
     /// For callers who do not learn of configuration changes. docs/adr/0003-check-cache-generation.md
     pub const BRIEFLY: Self = Self {

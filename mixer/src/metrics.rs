@@ -75,6 +75,12 @@ struct RuleLabels {
     rule: Name,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TriedLabels {
+    rule: Name,
+    code: &'static str,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelSet)]
 struct EventLabels {
     handler: Name,
@@ -145,6 +151,8 @@ pub struct Metrics {
     dispatch_seconds: Family<HandlerLabels, Histogram, fn() -> Histogram>,
     match_errors: Family<RuleLabels, Counter>,
     instance_errors: Family<RuleLabels, Counter>,
+    tried: Family<TriedLabels, Counter>,
+    sampled_out: Family<RuleLabels, Counter>,
     unknown_quotas: Counter,
     reported: Counter,
     ignored_attributes: Counter,
@@ -152,6 +160,8 @@ pub struct Metrics {
     pub(crate) generation: Gauge,
     pub(crate) rules: Gauge,
     pub(crate) problems: Gauge,
+    pub(crate) refused: Gauge,
+    pub(crate) held: Gauge,
     pub(crate) workloads: Gauge,
 }
 
@@ -164,6 +174,8 @@ impl Metrics {
             dispatch_seconds: Family::new_with_constructor(seconds),
             match_errors: Family::default(),
             instance_errors: Family::default(),
+            tried: Family::default(),
+            sampled_out: Family::default(),
             unknown_quotas: Counter::default(),
             reported: Counter::default(),
             ignored_attributes: Counter::default(),
@@ -171,6 +183,8 @@ impl Metrics {
             generation: Gauge::default(),
             rules: Gauge::default(),
             problems: Gauge::default(),
+            refused: Gauge::default(),
+            held: Gauge::default(),
             workloads: Gauge::default(),
         };
         let m = &metrics;
@@ -198,6 +212,16 @@ impl Metrics {
             m.instance_errors.clone(),
         );
         mixer.register(
+            "dry_run_verdicts",
+            "What rules that are only tried would have done",
+            m.tried.clone(),
+        );
+        mixer.register(
+            "sampled_out",
+            "Reports that sampling left out",
+            m.sampled_out.clone(),
+        );
+        mixer.register(
             "unknown_quotas",
             "Quotas asked for that no rule has",
             m.unknown_quotas.clone(),
@@ -218,6 +242,12 @@ impl Metrics {
             "config_problems",
             "Objects refused or doubtful",
             m.problems.clone(),
+        );
+        mixer.register("config_refused", "Objects refused", m.refused.clone());
+        mixer.register(
+            "config_held",
+            "Objects refused whose last good version is in force",
+            m.held.clone(),
         );
         mixer.register("workloads", "Workloads known", m.workloads.clone());
         Arc::new(metrics)
@@ -263,6 +293,16 @@ impl Metrics {
                 rule: Name(Arc::clone(rule)),
             })
             .inc();
+    }
+
+    pub(crate) fn tried(&self, rule: &Arc<str>, code: &'static str) {
+        let rule = Name(Arc::clone(rule));
+        self.tried.get_or_create(&TriedLabels { rule, code }).inc();
+    }
+
+    pub(crate) fn sampled_out(&self, rule: &Arc<str>) {
+        let rule = Name(Arc::clone(rule));
+        self.sampled_out.get_or_create(&RuleLabels { rule }).inc();
     }
 
     pub(crate) fn unknown_quota(&self) {

@@ -38,6 +38,14 @@ pub async fn report(snapshot: &Snapshot, metrics: &Metrics, bags: Vec<Bag>, call
                 metrics.match_failed(&rule.name);
                 continue;
             }
+            if rule.sampling.as_ref().is_some_and(|s| !s.takes(&bag)) {
+                metrics.sampled_out(&rule.name);
+                continue;
+            }
+            if rule.is_dry_run {
+                metrics.tried(&rule.name, "OK");
+                continue;
+            }
             for action in &rule.actions {
                 for instance in action.instances(Variety::Report) {
                     let made = instance

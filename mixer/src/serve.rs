@@ -1,6 +1,13 @@
 //! The API: `istio.mixer.v1.Mixer`.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use lateen_adapter::Call;
@@ -12,12 +19,13 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use tonic::{
     Request, Response, Status,
-    metadata::{AsciiMetadataValue, MetadataMap},
+    metadata::{AsciiMetadataValue, MetadataMap, MetadataValue},
 };
 
 use crate::{
     attribute, check,
     config::Snapshot,
+    explain::Explanation,
     handler::deadline,
     metrics::{Method, Metrics},
     report,
@@ -38,6 +46,36 @@ pub const GENERATION: &str = "lateen-config-generation";
 /// The request header of callers who obey it.
 pub const KNOWS_GENERATION: &str = "lateen-cache-generation";
 
+/// The request header of callers who want to know why.
+pub const EXPLAIN: &str = "lateen-explain";
+/// The response header with an [`Explanation`], in JSON.
+pub const EXPLANATION: &str = "lateen-explanation-bin";
+/// The response header with the verdict's id.
+pub const VERDICT: &str = "lateen-verdict-id";
+
+/// Names verdicts: no two Mixers have the same, nor has one after a restart.
+#[derive(Debug)]
+struct VerdictIds {
+    base: u64,
+    next: AtomicU64,
+}
+
+/// Sixteen hexadecimal digits of the Mixer, and a number.
+#[derive(Clone, Copy, Debug)]
+struct VerdictId(u64, u64);
+
+impl VerdictIds {
+    fn next(&self) -> VerdictId {
+        VerdictId(self.base, self.next.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+impl fmt::Display for VerdictId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}-{:x}", self.0, self.1)
+    }
+}
+
 /// Serves checks and reports by the newest snapshot.
 #[derive(Clone, Debug)]
 pub struct Service(Arc<Inner>);
@@ -48,6 +86,7 @@ struct Inner {
     metrics: Arc<Metrics>,
     checks: Semaphore,
     reports: Semaphore,
+    verdicts: VerdictIds,
     tracker: TaskTracker,
 }
 
@@ -63,6 +102,10 @@ impl Service {
             metrics,
             checks: Semaphore::new(MAX_CHECKS),
             reports: Semaphore::new(MAX_REPORTS),
+            verdicts: VerdictIds {
+                base: rand::random(),
+                next: AtomicU64::new(1),
+            },
             tracker,
         }))
     }
@@ -95,11 +138,46 @@ impl Mixer for Service {
                 .metadata()
                 .get(KNOWS_GENERATION)
                 .is_some_and(|v| v == "1");
-            let answer =
-                check::check(&snapshot, metrics, request.into_inner(), &call, knows).await?;
-            Ok((answer, snapshot.generation))
+            let id = self.0.verdicts.next();
+            let mut explanation = request.metadata().get(EXPLAIN).map(|_| Explanation {
+                id: id.to_string(),
+                generation: snapshot.generation.to_string(),
+                ..Explanation::default()
+            });
+            let request = request.into_inner();
+            let answer = check::check(
+                &snapshot,
+                metrics,
+                request,
+                &call,
+                knows,
+                explanation.as_mut(),
+            );
+            let answer = answer.await?;
+            let status = answer.precondition.as_ref().and_then(|p| p.status.as_ref());
+            if let Some(status) = status.filter(|status| status.code != 0) {
+                tracing::debug!(%id, code = status.code, reason = status.message, "denied");
+            }
+            Ok((answer, snapshot.generation, id, explanation))
         };
-        respond(answer.await, Method::Check, metrics)
+        let (answer, told) = match answer.await {
+            Ok((answer, generation, id, explanation)) => {
+                (Ok((answer, generation)), Some((id, explanation)))
+            }
+            Err(status) => (Err(status), None),
+        };
+        let mut response = respond(answer, Method::Check, metrics)?;
+        if let Some((id, explanation)) = told {
+            let metadata = response.metadata_mut();
+            if let Ok(id) = id.to_string().parse() {
+                metadata.insert(VERDICT, id);
+            }
+            if let Some(explanation) = explanation {
+                let json = MetadataValue::from_bytes(explanation.to_json().as_bytes());
+                metadata.insert_bin(EXPLANATION, json);
+            }
+        }
+        Ok(response)
     }
 
     async fn report(

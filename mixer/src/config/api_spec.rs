@@ -146,7 +146,7 @@ fn check_attributes(attributes: &Attributes, at: &str) -> Result<(), Fault> {
             let same = |known: &&str| {
                 known.eq_ignore_ascii_case(&key.chars().filter(|c| *c != '_').collect::<String>())
             };
-            VALUES.iter().any(|known| same(&known))
+            VALUES.iter().any(same)
         };
         if value.len() != 1 || !value.keys().all(is_known) {
             let reason = format!("it has one value, which is one of {}", VALUES.join(", "));

@@ -186,9 +186,12 @@ impl Builder {
             };
             let mut uses = in_force.instances.clone();
             uses.extend(in_force.handlers.iter().map(|(handler, _)| handler.clone()));
+            let is_guard = draft.is_guard();
             rules.extend(draft.finish(|key| in_force.handler(key)).map(Arc::new));
             fingerprint.push((source.clone(), uses));
-            good.rules.insert(source.key, in_force);
+            if !is_guard {
+                good.rules.insert(source.key, in_force);
+            }
         }
         // What frozen rules still use is there to be taken over when their handlers are good again.
         for (handler, live) in good.rules.values().flat_map(|r| &r.handlers) {
@@ -519,11 +522,18 @@ impl Builder {
                             })
                         })
                     });
-                    problems.extend(tell(source, faults, held.is_some()));
                     if last.is_some() && held.is_none() {
                         attempt.lost.push(source.key.clone());
                     }
-                    held
+                    let drafted = held.or_else(|| {
+                        Some(Drafted {
+                            draft: Draft::guard(source, &attempt.table, &faults)?,
+                            is_frozen: false,
+                        })
+                    });
+                    let is_held = drafted.as_ref().is_some_and(|d| !d.draft.is_guard());
+                    problems.extend(tell(source, faults, is_held));
+                    drafted
                 }
             };
             attempt.drafts.extend(drafted);

@@ -53,20 +53,24 @@ impl Source {
         self.key == other.key && self.spec == other.spec && self.annotations == other.annotations
     }
 
-    /// A problem of this object at `field` of its spec.
-    pub fn problem(&self, severity: Severity, field: &str, reason: impl Into<String>) -> Problem {
+    /// `FILE:LINE` of `field` of its spec; empty when it comes from no file.
+    pub fn place(&self, field: &str) -> String {
         let path = if field.is_empty() {
             "spec".to_owned()
         } else {
             format!("spec.{field}")
         };
-        let place = match &self.origin {
+        match &self.origin {
             Some(origin) => format!("{}:{}", origin.file, origin.line_of(&path)),
             None => String::new(),
-        };
+        }
+    }
+
+    /// A problem of this object at `field` of its spec.
+    pub fn problem(&self, severity: Severity, field: &str, reason: impl Into<String>) -> Problem {
         Problem {
             object: self.key.to_string(),
-            place,
+            place: self.place(field),
             field: field.to_owned(),
             reason: reason.into(),
             is_refused: severity == Severity::Error,

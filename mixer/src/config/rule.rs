@@ -8,18 +8,13 @@ use serde::Deserialize;
 use serde_json::Value as Json;
 
 use super::{
+    annotation::{Annotations, DRY_RUN},
     instance::Instance,
     object::{Fault, Key, Source},
     output::{HeaderValue, Named, Scope},
+    sampling::Sampling,
 };
 use crate::handler::LiveHandler;
-
-/// The annotation that says what a rule does when it cannot do its work.
-pub const FAIL_MODE: &str = "policy.istio.io/fail-mode";
-/// The annotation that puts a rule before those with a lower number; 0 is usual.
-pub const PRIORITY: &str = "policy.istio.io/priority";
-/// The annotation that has callers told how their quota stands, in `RateLimit` header fields.
-pub const RATE_LIMIT_HEADERS: &str = "policy.istio.io/rate-limit-headers";
 
 /// What a check comes to when its match fails, or its handler does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,6 +41,14 @@ pub struct Rule {
     pub priority: i32,
     /// Whether callers are told how their quota stands.
     pub tells_quota: bool,
+    /// Whether it is only tried.
+    pub is_dry_run: bool,
+    /// Which reports it takes.
+    pub sampling: Option<Sampling>,
+    /// `FILE:LINE` of it; empty when it comes from no file.
+    pub place: Arc<str>,
+    /// Why it is refused: it only stands in the way of requests that it might have denied.
+    pub refused: Option<String>,
     /// What is sent to whom.
     pub actions: Vec<Action>,
     /// Changes to the request's headers.
@@ -70,7 +73,7 @@ impl Rule {
 
     /// Whether it may deny a request.
     pub fn checks(&self) -> bool {
-        self.has(Variety::Check) || self.has(Variety::CheckWithOutput)
+        self.refused.is_some() || self.has(Variety::Check) || self.has(Variety::CheckWithOutput)
     }
 
     /// Whether any instance is of `variety`.
@@ -191,9 +194,9 @@ pub struct Draft {
     /// As written.
     pub source: Source,
     condition: Option<Expression>,
-    fail_mode: FailMode,
-    priority: i32,
-    tells_quota: bool,
+    annotations: Annotations,
+    sampling: Option<Sampling>,
+    refused: Option<String>,
     /// The handler of each action and its instances.
     pub actions: Vec<Resolved>,
     /// What the output of each is called.
@@ -232,46 +235,16 @@ impl Draft {
             spec => RawRule::deserialize(spec).map_err(|e| vec![Fault::new("", e)])?,
         };
         let mut faults = Vec::new();
-        if !raw.sampling.is_null() {
-            faults.push(Fault::new("sampling", "sampling is not supported"));
-        }
-        let fail_mode = match source.annotations.get(FAIL_MODE).map(String::as_str) {
-            None | Some("closed") => FailMode::Closed,
-            Some("open") => FailMode::Open,
-            Some(other) => {
-                faults.push(Fault::new(
-                    "",
-                    format!("{FAIL_MODE} is {other:?}, not open or closed"),
-                ));
-                FailMode::Closed
-            }
-        };
-        let priority = source
-            .annotations
-            .get(PRIORITY)
-            .map_or(Ok(0), |text| text.parse());
-        if priority.is_err() {
-            faults.push(Fault::new("", format!("{PRIORITY} is not an integer")));
-        }
-        let tells_quota = match source
-            .annotations
-            .get(RATE_LIMIT_HEADERS)
-            .map(String::as_str)
-        {
-            None | Some("false") => false,
-            Some("true") => true,
-            Some(other) => {
-                faults.push(Fault::new(
-                    "",
-                    format!("{RATE_LIMIT_HEADERS} is {other:?}, not true or false"),
-                ));
-                false
-            }
-        };
+        let annotations = Annotations::read(source, &mut faults);
         let language = source.language().unwrap_or_else(|fault| {
             faults.push(fault);
             Language::default()
         });
+        let sampling = Sampling::read(&raw.sampling, &source.key.full_name(), language, table)
+            .unwrap_or_else(|fault| {
+                faults.push(fault);
+                None
+            });
         let expressions = Expressions { language, table };
         let condition = expressions.condition(&raw.condition, &mut faults);
         let mut actions = Vec::new();
@@ -309,15 +282,27 @@ impl Draft {
                 "the rule does nothing; give it an action",
             ));
         }
+        let sent = || actions.iter().flat_map(|(_, sent)| sent);
+        let variety = |(_, instance): &(Key, Arc<Instance>)| instance.template.variety;
+        if sampling.is_some() && sent().any(|i| variety(i) != Variety::Report) {
+            faults.push(Fault::new(
+                "sampling",
+                "only reports can be sampled; give checks and quota a rule of their own",
+            ));
+        }
+        if annotations.is_dry_run && sent().any(|i| variety(i) == Variety::AttributeGenerator) {
+            faults.push(Fault::new(
+                "",
+                format!("{DRY_RUN}: what a rule that is only tried generates is of use to nobody"),
+            ));
+        }
         if faults.is_empty() {
-            let source = source.clone();
-            let priority = priority.unwrap_or_default();
             Ok(Self {
-                source,
+                source: source.clone(),
                 condition,
-                fail_mode,
-                priority,
-                tells_quota,
+                annotations,
+                sampling,
+                refused: None,
                 actions,
                 names,
                 request_headers,
@@ -326,6 +311,36 @@ impl Draft {
         } else {
             Err(faults)
         }
+    }
+
+    /// What stands in for a rule that is refused and has no good version, if it says itself that it fails closed:
+    /// it denies what its match holds for, or all requests of its namespace when that is what is wrong.
+    pub fn guard(source: &Source, table: &AttributeTable, faults: &[Fault]) -> Option<Self> {
+        let mut wrong = Vec::new();
+        let annotations = Annotations::read(source, &mut wrong);
+        if !annotations.says_closed || annotations.is_dry_run {
+            return None;
+        }
+        let language = source.language().unwrap_or_default();
+        let expressions = Expressions { language, table };
+        let condition = expressions.condition(&source.spec["match"], &mut wrong);
+        let reasons: Vec<&str> = faults.iter().map(|fault| &*fault.reason).collect();
+        Some(Self {
+            source: source.clone(),
+            condition,
+            annotations,
+            sampling: None,
+            refused: Some(reasons.join("; ")),
+            actions: Vec::new(),
+            names: Vec::new(),
+            request_headers: Vec::new(),
+            response_headers: Vec::new(),
+        })
+    }
+
+    /// Whether it is a [`Draft::guard`].
+    pub fn is_guard(&self) -> bool {
+        self.refused.is_some()
     }
 
     /// The rule, with its handlers.
@@ -344,11 +359,15 @@ impl Draft {
         }
         Some(Rule {
             name: self.source.key.full_name(),
-            namespace: self.source.key.namespace,
+            namespace: Arc::clone(&self.source.key.namespace),
             condition: self.condition,
-            fail_mode: self.fail_mode,
-            priority: self.priority,
-            tells_quota: self.tells_quota,
+            place: Arc::from(self.source.place("")),
+            fail_mode: self.annotations.fail_mode,
+            priority: self.annotations.priority,
+            tells_quota: self.annotations.tells_quota,
+            is_dry_run: self.annotations.is_dry_run,
+            sampling: self.sampling,
+            refused: self.refused,
             actions,
             request_headers: self.request_headers,
             response_headers: self.response_headers,

@@ -190,6 +190,9 @@ impl Snapshot {
                     "name": *rule.name,
                     "match": rule.condition.as_ref().map(|c| c.text()),
                     "failMode": format!("{:?}", rule.fail_mode).to_lowercase(),
+                    "dryRun": rule.is_dry_run,
+                    "refused": rule.refused,
+                    "place": *rule.place,
                     "priority": rule.priority,
                     "actions": actions,
                 })

@@ -21,4 +21,5 @@ mod quota;
 mod rbac;
 mod redis;
 mod redisquota;
+mod rules;
 mod telemetry;
