@@ -13,11 +13,15 @@ pub mod listchecker;
 pub mod memquota;
 pub mod noop;
 pub mod opa;
+pub mod opentelemetry;
 pub mod prometheus;
 pub mod rbac;
 pub mod redisquota;
+mod series;
+mod span;
 pub mod statsd;
 pub mod stdio;
+pub mod zipkin;
 
 use std::sync::Arc;
 
@@ -52,6 +56,8 @@ impl Inventory {
             .with(Arc::new(fluentd::Fluentd))
             .with(Arc::new(statsd::Statsd))
             .with(Arc::new(dogstatsd::Dogstatsd))
+            .with(Arc::new(opentelemetry::OpenTelemetry))
+            .with(Arc::new(zipkin::Zipkin))
             .with(Arc::new(noop::Noop))
     }
 

@@ -1,7 +1,8 @@
 //! Keeps metrics and shows them to Prometheus.
 //!
 //! All handlers write to one [`Exposition`]. A series that was not written to for the handler's expiry time
-//! (10 minutes unless configured) disappears; a metric has at most [`MAX_SERIES`] series, more are refused and counted.
+//! (10 minutes unless configured) disappears; what exceeds a metric's [budget](MAX_SERIES) is counted together, in
+//! a series whose labels say `overflow`.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -12,19 +13,18 @@ use std::{
 
 use futures::{FutureExt as _, future::BoxFuture};
 use lateen_adapter::{
-    Adapter, BuildError, Call, Candidate, Clock, Code, Env, Handler, HandlerError, Info,
+    Adapter, BuildError, Call, Candidate, Clock, Counter, Env, Handler, HandlerError, Info,
     ReportHandler, Text, Value, ValueType,
     instance::{Metric, ReportInstance},
     params, template, value,
 };
 use serde::Deserialize;
 
-/// Series of one metric. Labels come from requests: without a bound a caller could fill our memory.
-pub const MAX_SERIES: usize = 10_000;
+pub use super::series::MAX_SERIES;
+use super::series::{Buckets, Kind, Recorded, Shape, Table};
+
 /// A series that nobody writes to goes, unless the parameters say when, or with `0s`, that it stays.
 const DEFAULT_EXPIRY: Duration = Duration::from_secs(600); // what Istio's charts configure
-/// Bounds of a histogram.
-const MAX_BUCKETS: usize = 200;
 
 /// The adapter.
 #[derive(Debug)]
@@ -72,97 +72,10 @@ struct MetricInfo {
     #[serde(alias = "instance_name")]
     instance_name: String,
     description: String,
-    kind: RawKind,
+    kind: Option<Kind>,
     buckets: Option<Buckets>,
     #[serde(alias = "label_names")]
     label_names: Vec<String>,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-enum RawKind {
-    #[default]
-    Unspecified,
-    Gauge,
-    Counter,
-    Distribution,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-enum Buckets {
-    #[serde(rename = "linearBuckets", alias = "linear_buckets")]
-    Linear(Linear),
-    #[serde(rename = "exponentialBuckets", alias = "exponential_buckets")]
-    Exponential(Exponential),
-    #[serde(rename = "explicitBuckets", alias = "explicit_buckets")]
-    Explicit(Explicit),
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Linear {
-    #[serde(alias = "num_finite_buckets", deserialize_with = "params::integer")]
-    num_finite_buckets: u32,
-    width: f64,
-    #[serde(default)]
-    offset: f64,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Exponential {
-    #[serde(alias = "num_finite_buckets", deserialize_with = "params::integer")]
-    num_finite_buckets: u32,
-    #[serde(alias = "growth_factor")]
-    growth_factor: f64,
-    scale: f64,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Explicit {
-    bounds: Vec<f64>,
-}
-
-const DEFAULT_BOUNDS: &[f64] = &[
-    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
-]; // the client libraries'
-
-impl Buckets {
-    fn bounds(&self) -> Result<Vec<f64>, String> {
-        let finite = match self {
-            Self::Linear(b) => b.num_finite_buckets,
-            Self::Exponential(b) => b.num_finite_buckets,
-            Self::Explicit(b) => u32::try_from(b.bounds.len()).unwrap_or(u32::MAX),
-        };
-        if finite as usize >= MAX_BUCKETS {
-            return Err(format!("buckets: {finite} are more than {MAX_BUCKETS}"));
-        }
-        let bounds: Vec<f64> = match self {
-            Self::Linear(b) => (0..=finite)
-                .map(|i| b.offset + f64::from(i) * b.width)
-                .collect(),
-            Self::Exponential(b) => {
-                let mut bound = b.scale;
-                (0..=finite)
-                    .map(|_| {
-                        let this = bound;
-                        bound *= b.growth_factor;
-                        this
-                    })
-                    .collect()
-            }
-            Self::Explicit(b) => b.bounds.clone(),
-        };
-        let grow = bounds
-            .windows(2)
-            .all(|pair| matches!(pair, [a, b] if a < b));
-        if !grow || bounds.iter().any(|b| !b.is_finite()) {
-            return Err("buckets: bounds must grow".into());
-        }
-        Ok(bounds)
-    }
 }
 
 impl MetricInfo {
@@ -176,20 +89,7 @@ impl MetricInfo {
         if self.name.is_empty() {
             return Err("metrics: a metric has no name".into());
         }
-        let kind = match self.kind {
-            RawKind::Gauge => Kind::Gauge,
-            RawKind::Counter => Kind::Counter,
-            RawKind::Distribution => Kind::Distribution,
-            RawKind::Unspecified => {
-                return Err(fail("kind must be COUNTER, GAUGE or DISTRIBUTION".into()));
-            }
-        };
-        let bounds = match (kind, &self.buckets) {
-            (Kind::Distribution, Some(buckets)) => buckets.bounds().map_err(fail)?,
-            (Kind::Distribution, None) => DEFAULT_BOUNDS.to_vec(),
-            (_, Some(_)) => return Err(fail("buckets are for DISTRIBUTION".into())),
-            (_, None) => Vec::new(),
-        };
+        let shape = Shape::new(self.kind, self.buckets.as_ref(), expiry).map_err(fail)?;
         let labels: Vec<String> = self.label_names.iter().map(|l| safe_name(l)).collect();
         for (i, label) in labels.iter().enumerate() {
             if labels.iter().take(i).any(|l| l == label) {
@@ -206,10 +106,8 @@ impl MetricInfo {
             } else {
                 self.description.clone()
             },
-            kind,
             labels,
-            bounds,
-            expiry,
+            shape,
         })
     }
 }
@@ -308,7 +206,7 @@ impl Adapter for Prometheus {
         problems
     }
 
-    fn build(&self, candidate: &Candidate<'_>, _env: Env) -> Result<Handler, BuildError> {
+    fn build(&self, candidate: &Candidate<'_>, env: Env) -> Result<Handler, BuildError> {
         let definitions =
             definitions(candidate.params).map_err(|problems| BuildError(problems.join("; ")))?;
         let mut by_instance: HashMap<String, Vec<Measured>> = HashMap::new();
@@ -328,6 +226,7 @@ impl Adapter for Prometheus {
         Ok(Handler::new().with_report(Arc::new(Recorder {
             by_instance,
             clock: self.exposition.clock.clone(),
+            overflow: env.counter("series_overflow"),
         })))
     }
 }
@@ -335,6 +234,8 @@ impl Adapter for Prometheus {
 struct Recorder {
     by_instance: HashMap<String, Vec<Measured>>,
     clock: Clock,
+    /// Samples beyond the budget of their metric.
+    overflow: Counter,
 }
 
 struct Measured {
@@ -387,7 +288,14 @@ impl Recorder {
                     found.map_or(Text::EMPTY, |(_, v)| label_text(v))
                 })
                 .collect();
-            family.record(&labels, sample, now)?;
+            let definition = &family.definition;
+            let recorded = family
+                .series
+                .record(&definition.shape, &labels, sample, now)
+                .map_err(|e| HandlerError::invalid(format!("{}: {e}", definition.name)))?;
+            if recorded == Recorded::Together {
+                self.overflow.inc();
+            }
         }
         Ok(())
     }
@@ -414,36 +322,18 @@ struct Owned {
     family: Weak<Family>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Counter,
-    Gauge,
-    Distribution,
-}
-
 #[derive(Clone, Debug, PartialEq)]
 struct Definition {
     name: String,
     help: String,
-    kind: Kind,
     labels: Vec<String>,
-    bounds: Vec<f64>,
-    expiry: Option<Duration>,
+    shape: Shape,
 }
 
 #[derive(Debug)]
 struct Family {
     definition: Definition,
-    series: Mutex<HashMap<Box<[Text]>, Series>>,
-}
-
-#[derive(Debug)]
-struct Series {
-    written: Duration,
-    /// The value, or the sum of a distribution.
-    value: f64,
-    /// Observations per bucket, the last one beyond all bounds.
-    buckets: Box<[u64]>,
+    series: Table,
 }
 
 impl Exposition {
@@ -468,8 +358,8 @@ impl Exposition {
             if family.definition == definition {
                 return Ok(family);
             }
-            let differ = family.definition.kind != definition.kind
-                || family.definition.bounds != definition.bounds;
+            let differ = family.definition.shape.kind != definition.shape.kind
+                || family.definition.shape.bounds != definition.shape.bounds;
             if differ && other.handler != handler {
                 return Err(format!(
                     "metric {} is defined differently by {}",
@@ -479,7 +369,7 @@ impl Exposition {
         }
         let family = Arc::new(Family {
             definition,
-            series: Mutex::default(),
+            series: Table::default(),
         });
         owned.push(Owned {
             handler: handler.to_owned(),
@@ -512,118 +402,53 @@ impl Exposition {
 }
 
 impl Family {
-    fn record(&self, labels: &[Text], sample: f64, now: Duration) -> Result<(), HandlerError> {
-        if self.definition.kind == Kind::Counter && sample < 0.0 {
-            return Err(HandlerError::invalid(format!(
-                "counter {} cannot go down by {sample}",
-                self.definition.name
-            )));
-        }
-        let mut all = self.series.lock().unwrap_or_else(PoisonError::into_inner);
-        if !all.contains_key(labels) {
-            if all.len() >= MAX_SERIES {
-                self.expire(&mut all, now);
-            }
-            if all.len() >= MAX_SERIES {
-                return Err(HandlerError {
-                    code: Code::ResourceExhausted,
-                    message: format!(
-                        "metric {} has {MAX_SERIES} series; which label has so many values?",
-                        self.definition.name
-                    ),
-                });
-            }
-            let buckets = match self.definition.kind {
-                Kind::Distribution => vec![0; self.definition.bounds.len() + 1],
-                Kind::Counter | Kind::Gauge => Vec::new(),
-            };
-            // The texts are parts of the request they came in; a series outlives it.
-            let own: Box<[Text]> = labels.iter().map(Text::compact).collect();
-            all.insert(
-                own,
-                Series {
-                    written: now,
-                    value: 0.0,
-                    buckets: buckets.into(),
-                },
-            );
-        }
-        if let Some(series) = all.get_mut(labels) {
-            series.written = now;
-            match self.definition.kind {
-                Kind::Counter => series.value += sample,
-                Kind::Gauge => series.value = sample,
-                Kind::Distribution => {
-                    series.value += sample;
-                    let bucket = self
-                        .definition
-                        .bounds
-                        .partition_point(|bound| *bound < sample);
-                    if let Some(count) = series.buckets.get_mut(bucket) {
-                        *count += 1;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn expire(&self, all: &mut HashMap<Box<[Text]>, Series>, now: Duration) {
-        if let Some(expiry) = self.definition.expiry {
-            all.retain(|_, series| now.saturating_sub(series.written) < expiry);
-        }
-    }
-
     fn render(&self, now: Duration, has_head: &mut bool, out: &mut String) {
         let Definition {
             name,
             help,
-            kind,
             labels,
-            bounds,
-            ..
+            shape,
         } = &self.definition;
-        let mut all = self.series.lock().unwrap_or_else(PoisonError::into_inner);
-        self.expire(&mut all, now);
-        if all.is_empty() {
-            return;
-        }
-        if !std::mem::replace(has_head, true) {
-            let kind = match kind {
-                Kind::Counter => "counter",
-                Kind::Gauge => "gauge",
-                Kind::Distribution => "histogram",
-            };
-            let help = help.replace('\\', "\\\\").replace('\n', "\\n");
-            let _infallible = write!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
-        }
-        let mut sorted: Vec<_> = all.iter().collect();
-        sorted.sort_by(|a, b| a.0.cmp(b.0));
-        for (values, series) in sorted {
-            let pairs: Vec<String> = labels
-                .iter()
-                .zip(values.iter())
-                .map(|(label, value)| format!("{label}=\"{}\"", escape(value)))
-                .collect();
-            let pairs = pairs.join(",");
-            if *kind != Kind::Distribution {
-                line(out, name, "", &pairs, &go_float(series.value));
-                continue;
+        self.series.read(shape, now, |all| {
+            if all.is_empty() {
+                return;
             }
-            let comma = if pairs.is_empty() { "" } else { "," };
-            let mut count = 0;
-            let texts = bounds
-                .iter()
-                .map(|b| go_float(*b))
-                .chain(["+Inf".to_owned()]);
-            for (bound, observed) in texts.zip(series.buckets.iter()) {
-                count += observed;
-                let pairs = format!("{pairs}{comma}le=\"{bound}\"");
-                line(out, name, "_bucket", &pairs, &count.to_string());
+            if !std::mem::replace(has_head, true) {
+                let kind = match shape.kind {
+                    Kind::Counter => "counter",
+                    Kind::Gauge => "gauge",
+                    Kind::Distribution => "histogram",
+                };
+                let help = help.replace('\\', "\\\\").replace('\n', "\\n");
+                let _infallible = write!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
             }
-            line(out, name, "_sum", &pairs, &go_float(series.value));
-            line(out, name, "_count", &pairs, &count.to_string());
-        }
+            for (values, series) in all {
+                let pairs: Vec<String> = labels
+                    .iter()
+                    .zip(values.iter())
+                    .map(|(label, value)| format!("{label}=\"{}\"", escape(value)))
+                    .collect();
+                let pairs = pairs.join(",");
+                if shape.kind != Kind::Distribution {
+                    line(out, name, "", &pairs, &go_float(series.value));
+                    continue;
+                }
+                let comma = if pairs.is_empty() { "" } else { "," };
+                let mut count = 0;
+                let texts = shape
+                    .bounds
+                    .iter()
+                    .map(|b| go_float(*b))
+                    .chain(["+Inf".to_owned()]);
+                for (bound, observed) in texts.zip(series.buckets.iter()) {
+                    count += observed;
+                    let pairs = format!("{pairs}{comma}le=\"{bound}\"");
+                    line(out, name, "_bucket", &pairs, &count.to_string());
+                }
+                line(out, name, "_sum", &pairs, &go_float(series.value));
+                line(out, name, "_count", &pairs, &count.to_string());
+            }
+        });
     }
 }
 
@@ -673,10 +498,19 @@ mod tests {
         Definition {
             name: "istio_x".into(),
             help: "x".into(),
-            kind,
             labels: vec!["a".into(), "b".into()],
-            bounds: bounds.to_vec(),
-            expiry: Some(Duration::from_secs(60)),
+            shape: Shape {
+                kind,
+                bounds: bounds.to_vec(),
+                expiry: Some(Duration::from_secs(60)),
+            },
+        }
+    }
+
+    impl Family {
+        fn record(&self, labels: &[Text], sample: f64, now: Duration) -> Result<Recorded, String> {
+            self.series
+                .record(&self.definition.shape, labels, sample, now)
         }
     }
 
@@ -753,22 +587,24 @@ mod tests {
     }
 
     #[test]
-    fn idle_series_expire_and_crowds_are_refused() {
+    fn idle_series_expire_and_crowds_are_counted_together() {
         let clock = Clock::manual();
         let exposition = Exposition::new(clock.clone());
         let family = exposition
-            .define("h", definition(Kind::Gauge, &[]))
+            .define("h", definition(Kind::Counter, &[]))
             .unwrap();
-        for i in 0..MAX_SERIES {
-            family
-                .record(&labels(&i.to_string(), ""), 1.0, clock.now())
-                .unwrap();
+        for i in 0..MAX_SERIES + 5 {
+            let recorded = family.record(&labels(&i.to_string(), ""), 1.0, clock.now());
+            let want = if i < MAX_SERIES {
+                Recorded::Apart
+            } else {
+                Recorded::Together
+            };
+            assert_eq!(recorded, Ok(want));
         }
-        assert!(
-            family
-                .record(&labels("one more", ""), 1.0, clock.now())
-                .is_err()
-        );
+        let shown = exposition.render();
+        assert_eq!(shown.lines().count(), 2 + MAX_SERIES + 1);
+        assert!(shown.contains("istio_x{a=\"overflow\",b=\"overflow\"} 5\n"));
         family.record(&labels("7", ""), 1.0, clock.now()).unwrap();
         clock.advance(Duration::from_secs(60));
         family
