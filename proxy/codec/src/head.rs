@@ -93,12 +93,34 @@ pub(crate) struct Place {
 }
 
 /// A header as it is to be written.
-#[derive(Debug)]
-pub(crate) enum Written<'a> {
-    /// A line that was read from HTTP/1: where it is in [`Headers::text`].
-    Line(Range<usize>),
-    /// A name and a value that may be anything.
-    Parts(&'a [u8], &'a [u8]),
+#[derive(Clone, Copy)]
+pub(crate) struct Written<'a> {
+    entry: &'a Entry,
+    text: &'a [u8],
+}
+
+impl<'a> Written<'a> {
+    #[inline]
+    pub(crate) fn known(self) -> Option<Known> {
+        self.entry.known
+    }
+
+    /// Where in [`Headers::text`] it is a whole line of HTTP/1, if it is one.
+    #[inline]
+    pub(crate) fn line(self) -> Option<Range<usize>> {
+        let end = self.entry.value_at as usize + self.entry.value_len as usize + 2;
+        self.entry.line.then_some(self.entry.name_at as usize..end)
+    }
+
+    #[inline]
+    pub(crate) fn name(self) -> &'a [u8] {
+        name_ref(self.text, self.entry).text
+    }
+
+    #[inline]
+    pub(crate) fn value(self) -> &'a [u8] {
+        value_of(self.text, self.entry)
+    }
 }
 
 /// Headers (or trailers) in order; a name may occur more than once.
@@ -215,12 +237,16 @@ impl Headers {
     /// The text in which the places are, `more` bytes beside. Names become lower case if `upper` says
     /// that some are not.
     pub(crate) fn set_text(&mut self, text: &[u8], more: usize, upper: bool) {
-        self.text.reserve_exact(text.len() + more);
+        self.text = Vec::with_capacity(text.len() + more);
         self.text.extend_from_slice(text);
         if upper {
             for entry in &self.list {
                 let at = entry.name_at as usize;
-                swar::make_lower(&mut self.text[at..at + entry.name_len as usize]);
+                let name = &mut self.text[at..at + entry.name_len as usize];
+                match entry.known {
+                    Some(_) => swar::set_bit_5(name),
+                    None => swar::make_lower(name),
+                }
             }
         }
     }
@@ -423,20 +449,14 @@ impl Headers {
 
     /// All entries in order, as they are to be written in HTTP/1.
     #[inline]
-    pub(crate) fn written(&self) -> impl Iterator<Item = (Option<Known>, &[u8], Written<'_>)> {
-        self.list.iter().map(|entry| {
-            let value = self.value(entry);
-            let written = if entry.line {
-                let end = entry.value_at as usize + entry.value_len as usize + 2;
-                Written::Line(entry.name_at as usize..end)
-            } else {
-                Written::Parts(name_ref(&self.text, entry).text, value)
-            };
-            (entry.known, value, written)
+    pub(crate) fn written(&self) -> impl Iterator<Item = Written<'_>> {
+        self.list.iter().map(|entry| Written {
+            entry,
+            text: &self.text,
         })
     }
 
-    /// What [`Written::Line`] refers to.
+    /// What [`Written::line`] refers to.
     #[inline]
     pub(crate) fn text(&self) -> &[u8] {
         &self.text

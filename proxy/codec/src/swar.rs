@@ -7,13 +7,6 @@ pub(crate) const HIGH: u64 = 0x80 * ONES;
 /// The other bits. A sum of two bytes without the highest bit does not carry into the next byte.
 pub(crate) const LOW: u64 = !HIGH;
 
-/// The eight bytes from `at` on, the first lowest.
-#[inline]
-pub(crate) fn word(text: &[u8], at: usize) -> Option<u64> {
-    let chunk = text.get(at..)?.first_chunk::<8>()?;
-    Some(u64::from_le_bytes(*chunk))
-}
-
 /// The highest bit of each byte that is less than `least` (at most 0x80), and of no other.
 #[inline]
 pub(crate) fn below(word: u64, least: u8) -> u64 {
@@ -84,27 +77,38 @@ pub(crate) fn same(one: &[u8], other: &[u8]) -> bool {
 /// Makes ASCII lower case.
 #[inline]
 pub(crate) fn make_lower(text: &mut [u8]) {
-    if let Some(end) = text.last_chunk_mut::<8>() {
-        *end = lower(*end);
-        let (words, _) = text.as_chunks_mut::<8>();
-        for word in words {
-            *word = lower(*word);
-        }
-        return;
-    }
-    let half = |bytes: [u8; 4]| {
-        let [a, b, c, d, ..] = bytes;
-        let [a, b, c, d, ..] = lower([a, b, c, d, 0, 0, 0, 0]);
-        [a, b, c, d]
+    each(text, |word| {
+        let low = word & LOW;
+        let from_a = low + (0x80 - u64::from(b'A')) * ONES;
+        let above_z = low + (0x7f - u64::from(b'Z')) * ONES;
+        word | ((from_a & !above_z & !word & HIGH) >> 2)
+    });
+}
+
+/// Sets bit 5 of each byte: lower case of letters, digits and `-`.
+#[inline]
+pub(crate) fn set_bit_5(text: &mut [u8]) {
+    each(text, |word| word | (0x20 * ONES));
+}
+
+/// Changes all words, of which some bytes may be changed twice.
+#[inline]
+fn each(text: &mut [u8], change: impl Fn(u64) -> u64) {
+    let long = |bytes: &mut [u8; 8]| *bytes = change(u64::from_le_bytes(*bytes)).to_le_bytes();
+    let short = |bytes: &mut [u8; 4]| {
+        *bytes = (change(u32::from_le_bytes(*bytes).into()) as u32).to_le_bytes();
     };
-    if let Some(begin) = text.first_chunk_mut::<4>() {
-        *begin = half(*begin);
-        if let Some(end) = text.last_chunk_mut::<4>() {
-            *end = half(*end);
+    if let Some(end) = text.last_chunk_mut::<8>() {
+        long(end);
+        text.as_chunks_mut::<8>().0.iter_mut().for_each(long);
+    } else if let Some(end) = text.last_chunk_mut::<4>() {
+        short(end);
+        text.as_chunks_mut::<4>().0.iter_mut().for_each(short);
+    } else {
+        for byte in text {
+            *byte = change(u64::from(*byte)) as u8;
         }
-        return;
     }
-    text.make_ascii_lowercase();
 }
 
 /// Whether all are of what hosts and ports mostly have: letters, digits, `-`, `.` and `:`.
@@ -121,16 +125,6 @@ pub(crate) fn is_plain_host(text: &[u8]) -> bool {
         let digit = from_dash & !above_colon & differs(word, b'/');
         (!(letter | digit) | word) & HIGH
     })
-}
-
-#[inline]
-fn lower(word: [u8; 8]) -> [u8; 8] {
-    let word = u64::from_le_bytes(word);
-    let low = word & LOW;
-    let from_a = low + (0x80 - u64::from(b'A')) * ONES;
-    let above_z = low + (0x7f - u64::from(b'Z')) * ONES;
-    let upper = from_a & !above_z & !word & HIGH;
-    (word | (upper >> 2)).to_le_bytes()
 }
 
 #[cfg(test)]
@@ -211,6 +205,13 @@ mod tests {
                 let mut text = all[at..at + len].to_vec();
                 make_lower(&mut text);
                 assert_eq!(text, all[at..at + len].to_ascii_lowercase());
+                let mut text = all[at..at + len].to_vec();
+                set_bit_5(&mut text);
+                assert!(
+                    text.iter()
+                        .zip(&all[at..])
+                        .all(|(b, was)| *b == *was | 0x20)
+                );
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Blocks of headers for the HPACK decoder, in fragments; what it made of them goes through our encoder and back.
 #![no_main]
 
-use lateen_codec::h2::hpack::{Decoder, Encoder, Name};
+use lateen_codec::h2::hpack::{Decoder, Encoder, Field, Name};
 use libfuzzer_sys::fuzz_target;
 
 type Headers = Vec<(Vec<u8>, Vec<u8>)>;
@@ -15,7 +15,7 @@ fn decode(decoder: &mut Decoder, block: &[u8], step: usize) -> Option<Headers> {
     for fragment in block.chunks(step) {
         carry.extend_from_slice(fragment);
         let used = decoder
-            .decode(&carry, |_, _, _| true, |field| {
+            .decode(&carry, |_, _, _| true, &mut |field: Field<'_>| {
                 assert_eq!(field.name, Name::of(field.text));
                 bytes += field.bytes();
                 if bytes < 1 << 20 {

@@ -5,7 +5,7 @@
 
 use crate::{
     head::Place,
-    swar::{HIGH, LOW, ONES, below_or_del, differs, word},
+    swar::{HIGH, LOW, ONES, below_or_del, differs},
 };
 
 /// The first line of a request.
@@ -33,21 +33,23 @@ pub(super) fn request_line(text: &[u8]) -> Option<RequestLine<'_>> {
     if method == 0 || text.get(method) != Some(&b' ') {
         return None;
     }
-    let begin = method + 1;
-    let end = visible_end(text, begin)?;
-    if end == begin {
+    let target = text.get(method + 1..)?;
+    let rest = after_visible(target);
+    let target = target.get(..target.len() - rest.len())?;
+    if target.is_empty() {
         return None;
     }
-    let http_10 = match text.get(end..)?.first_chunk::<11>()? {
+    let (version, rest) = rest.split_first_chunk::<11>()?;
+    let http_10 = match version {
         b" HTTP/1.1\r\n" => false,
         b" HTTP/1.0\r\n" => true,
         _ => return None,
     };
     Some(RequestLine {
         method: text.get(..method)?,
-        target: text.get(begin..end)?,
+        target,
         http_10,
-        used: end + 11,
+        used: text.len() - rest.len(),
     })
 }
 
@@ -79,56 +81,62 @@ pub(super) fn headers<'a>(
     most: usize,
     mut each: impl FnMut(&'a [u8], &'a [u8], &Place),
 ) -> Option<(usize, bool)> {
-    let mut at = 0;
+    let mut rest = text;
     let mut left = most;
     let mut upper = 0;
     loop {
-        let name = token_end(text, at, &mut upper);
-        match text.get(name)? {
-            b':' if name > at => {}
-            b'\r' if name == at && text.get(at + 1) == Some(&b'\n') => {
-                return Some((at + 2, upper != 0));
+        let line = rest;
+        rest = after_token(rest, &mut upper);
+        let name = line.get(..line.len() - rest.len())?;
+        rest = match rest {
+            [b':', rest @ ..] if !name.is_empty() => rest,
+            [b'\r', b'\n', rest @ ..] if name.is_empty() => {
+                return Some((text.len() - rest.len(), upper != 0));
             }
             _ => return None,
-        }
-        left = left.checked_sub(1)?;
-        let mut begin = name + 1;
-        match text.get(begin..)? {
-            [b' ', next, ..] if *next > b' ' => begin += 1,
-            rest => {
-                begin += rest
-                    .iter()
-                    .take_while(|b| matches!(b, b' ' | b'\t'))
-                    .count();
-            }
-        }
-        let line_end = value_end(text, begin)?;
-        if text.get(line_end..line_end + 2)? != b"\r\n" {
-            return None;
-        }
-        let mut end = line_end;
-        while end > begin && matches!(text.get(end - 1)?, b' ' | b'\t') {
-            end -= 1;
-        }
-        let place = Place {
-            name: at..name,
-            value: begin..end,
-            line: end == line_end && begin == name + 2 && text.get(name + 1) == Some(&b' '),
         };
-        each(text.get(at..name)?, text.get(begin..end)?, &place);
-        at = line_end + 2;
+        left = left.checked_sub(1)?;
+        let mut line_as_written = false;
+        rest = match rest {
+            [b' ', next, ..] if !matches!(next, b' ' | b'\t') => {
+                line_as_written = true;
+                rest.get(1..)?
+            }
+            _ => {
+                let spaces = rest.iter().take_while(|b| matches!(b, b' ' | b'\t'));
+                rest.get(spaces.count()..)?
+            }
+        };
+        let value = rest;
+        rest = after_value(rest);
+        let value_at = text.len() - value.len();
+        let mut value = value.get(..value.len() - rest.len())?;
+        while let [trimmed @ .., b' ' | b'\t'] = value {
+            value = trimmed;
+            line_as_written = false;
+        }
+        let [b'\r', b'\n', next @ ..] = rest else {
+            return None;
+        };
+        rest = next;
+        let name_at = text.len() - line.len();
+        let place = Place {
+            name: name_at..name_at + name.len(),
+            value: value_at..value_at + value.len(),
+            line: line_as_written,
+        };
+        each(name, value, &place);
     }
 }
 
-/// The first byte from `at` on that no token has, or the end. `upper` becomes other than 0 if the token may
-/// have upper case.
+/// What follows a token. `upper` becomes other than 0 if the token may have upper case.
 #[inline]
-fn token_end(text: &[u8], mut at: usize, upper: &mut u64) -> usize {
+fn after_token<'a>(mut text: &'a [u8], upper: &mut u64) -> &'a [u8] {
     loop {
         // Letters and `-`, of which nearly all names are.
-        while let Some(word) = word(text, at) {
-            let low = word & LOW;
-            let folded = low | (0x20 * ONES);
+        while let Some((word, rest)) = text.split_first_chunk::<8>() {
+            let word = u64::from_le_bytes(*word);
+            let folded = (word & LOW) | (0x20 * ONES);
             let from_a = folded + (0x80 - u64::from(b'a')) * ONES;
             let above_z = folded + (0x7f - u64::from(b'z')) * ONES;
             let stop = (!from_a | above_z | word) & differs(word, b'-') & HIGH;
@@ -136,57 +144,64 @@ fn token_end(text: &[u8], mut at: usize, upper: &mut u64) -> usize {
             let before = stop.wrapping_sub(1) & !stop;
             *upper |= !word & before & (0x20 * ONES);
             if stop == 0 {
-                at += 8;
+                text = rest;
                 continue;
             }
-            at += stop.trailing_zeros() as usize / 8;
+            text = text.get(first(stop)..).unwrap_or_default();
             break;
         }
-        match text.get(at) {
-            Some(byte) if TOKEN[usize::from(*byte)] => {
+        match text {
+            [byte, rest @ ..] if TOKEN[usize::from(*byte)] => {
                 *upper |= u64::from(byte.is_ascii_uppercase());
-                at += 1;
+                text = rest;
             }
-            _ => return at,
+            _ => return text,
         }
     }
 }
 
-/// The first byte from `at` on that no value has.
+/// What follows the bytes that a value may have.
 #[inline]
-fn value_end(text: &[u8], mut at: usize) -> Option<usize> {
+fn after_value(mut text: &[u8]) -> &[u8] {
     loop {
-        while let Some(word) = word(text, at) {
-            let stop = below_or_del(word, b' ');
+        while let Some((word, rest)) = text.split_first_chunk::<8>() {
+            let stop = below_or_del(u64::from_le_bytes(*word), b' ');
             if stop == 0 {
-                at += 8;
+                text = rest;
                 continue;
             }
-            at += stop.trailing_zeros() as usize / 8;
+            text = text.get(first(stop)..).unwrap_or_default();
             break;
         }
-        match text.get(at)? {
-            b'\t' | b' '..=b'~' | 0x80.. => at += 1,
-            _ => return Some(at),
+        match text {
+            [b'\t' | b' '..=b'~' | 0x80.., rest @ ..] => text = rest,
+            _ => return text,
         }
     }
 }
 
-/// The first byte from `at` on that is not visible ASCII.
+/// Which byte is the first whose highest bit is set.
 #[inline]
-fn visible_end(text: &[u8], mut at: usize) -> Option<usize> {
-    while let Some(word) = word(text, at) {
+fn first(found: u64) -> usize {
+    found.trailing_zeros() as usize / 8
+}
+
+/// What follows visible ASCII.
+#[inline]
+fn after_visible(mut text: &[u8]) -> &[u8] {
+    while let Some((word, rest)) = text.split_first_chunk::<8>() {
+        let word = u64::from_le_bytes(*word);
         let stop = below_or_del(word, b'!') | word & HIGH;
         if stop == 0 {
-            at += 8;
+            text = rest;
             continue;
         }
-        return Some(at + stop.trailing_zeros() as usize / 8);
+        return text.get(first(stop)..).unwrap_or_default();
     }
-    let rest = text.get(at..)?;
-    rest.iter()
-        .position(|b| !b.is_ascii_graphic())
-        .map(|end| at + end)
+    while let [b'!'..=b'~', rest @ ..] = text {
+        text = rest;
+    }
+    text
 }
 
 /// RFC 9110 §5.6.2.

@@ -6,7 +6,7 @@ use bytes::BytesMut;
 
 use crate::{
     h1::{Framing, parse::content_length},
-    head::{Headers, Known, KnownSet, RequestHead, ResponseHead, Written},
+    head::{Headers, Known, KnownSet, RequestHead, ResponseHead},
     swar,
 };
 
@@ -287,11 +287,11 @@ impl<'a> HeadWriter<'a> {
     fn headers(&mut self, headers: &Headers, length: Length, connection: bool) -> Found {
         let mut found = Found::default();
         let mut run = 0..0;
-        for (known, value, written) in headers.written() {
-            if let Some(known) = known.filter(|known| DECIDED.contains(*known)) {
+        for header in headers.written() {
+            if let Some(known) = header.known().filter(|known| DECIDED.contains(*known)) {
                 match known {
                     Known::ContentLength => {
-                        if found.content_length || !length.allows(value) {
+                        if found.content_length || !length.allows(header.value()) {
                             continue;
                         }
                         found.content_length = true;
@@ -306,18 +306,18 @@ impl<'a> HeadWriter<'a> {
                     _ => continue,
                 }
             }
-            match written {
-                Written::Line(line) if line.start == run.end => run.end = line.end,
-                Written::Line(line) => {
+            match header.line() {
+                Some(line) if line.start == run.end => run.end = line.end,
+                Some(line) => {
                     self.read_lines(headers, run);
                     run = line;
                 }
-                Written::Parts(name, value) => {
+                None => {
                     self.read_lines(headers, run);
                     run = 0..0;
-                    self.put(name);
+                    self.put(header.name());
                     self.put(b": ");
-                    self.put(value);
+                    self.put(header.value());
                     self.end_line();
                 }
             }

@@ -350,7 +350,7 @@ impl Connection {
         if self.role == Role::Server {
             self.requests_closed = self.requests_closed.saturating_add(1);
         }
-        if self.streams.len() == 0 {
+        if self.streams.len() == 0 && self.ready.capacity() + self.wanting.capacity() > 0 {
             self.ready = VecDeque::new();
             self.wanting = VecDeque::new();
         }

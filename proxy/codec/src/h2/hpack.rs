@@ -5,7 +5,7 @@ mod encode;
 mod huffman;
 mod table;
 
-pub use decode::{DecodeError, Decoder, Field};
+pub use decode::{DecodeError, Decoder, Field, Fields};
 pub use encode::Encoder;
 
 use crate::head::Known;

@@ -64,7 +64,7 @@ impl Output {
     /// Lets `write` append to the buffer.
     pub(super) fn write(&mut self, count: u32, write: impl FnOnce(&mut Vec<u8>)) {
         if self.small.capacity() == 0 {
-            self.small.reserve(FIRST);
+            self.small = Vec::with_capacity(FIRST);
         }
         let before = self.small.len();
         write(&mut self.small);
@@ -116,7 +116,9 @@ impl Output {
         if self.pending == 0 {
             self.small = Vec::new();
             self.at = 0;
-            self.large = VecDeque::new();
+            if self.large.capacity() > 0 {
+                self.large = VecDeque::new();
+            }
             return;
         }
         while left > 0 {

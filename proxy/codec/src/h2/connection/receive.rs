@@ -444,7 +444,7 @@ impl Connection {
 
     fn fragment(&mut self, bytes: &[u8], message: &mut Message) -> Result<usize, Fatal> {
         self.decoder
-            .decode(bytes, message::valid, |field| message.add(field))
+            .decode(bytes, message::valid, message)
             .map_err(|_| fatal(Code::COMPRESSION_ERROR, CODEC))
     }
 

@@ -64,7 +64,7 @@ impl Connection {
         });
         self.headers_frame(id, end, |encoder, out| {
             let mut pseudo = |name, text: &str, value: &[u8]| {
-                encoder.header(name, text.as_bytes(), value, out);
+                encoder.pseudo(name, text, value, out);
             };
             match protocol {
                 Some(_) => pseudo(Name::Method, ":method", b"CONNECT"),
@@ -139,7 +139,7 @@ impl Connection {
         let digit = |n: u16| b'0' + (n % 10) as u8;
         let text = [digit(status / 100), digit(status / 10), digit(status)];
         self.headers_frame(id, end, |encoder, out| {
-            encoder.header(Name::Status, b":status", &text, out);
+            encoder.pseudo(Name::Status, ":status", &text, out);
             encode(encoder, headers, out);
         });
     }

@@ -26,6 +26,18 @@ impl Field<'_> {
     }
 }
 
+/// What takes decoded headers, one after the other: a message in the making, or a closure.
+pub trait Fields {
+    /// Takes one.
+    fn add(&mut self, field: Field<'_>);
+}
+
+impl<F: FnMut(Field<'_>)> Fields for F {
+    fn add(&mut self, field: Field<'_>) {
+        self(field);
+    }
+}
+
 /// The block of headers is malformed: a COMPRESSION_ERROR of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
@@ -101,7 +113,7 @@ impl Decoder {
         self.resizable = true;
     }
 
-    /// Decodes a block or a fragment of one and tells `each` its headers. `check` judges a name and value
+    /// Decodes a block or a fragment of one and gives `fields` its headers. `check` judges a name and value
     /// once; entries of the table remember the verdict. Returns how many bytes were used: fewer than given only
     /// when a fragment ends within a header; the rest belongs before the next fragment.
     ///
@@ -110,8 +122,8 @@ impl Decoder {
     pub fn decode(
         &mut self,
         block: &[u8],
-        check: impl Fn(Name, &[u8], &[u8]) -> bool,
-        mut each: impl FnMut(Field<'_>),
+        check: fn(Name, &[u8], &[u8]) -> bool,
+        fields: &mut impl Fields,
     ) -> Result<usize, DecodeError> {
         let mut plain = Vec::new(); // Huffman-coded strings, decoded
         let mut used = 0;
@@ -127,7 +139,7 @@ impl Decoder {
                 };
                 self.began()?;
                 let row = row(&self.table, index)?;
-                each(Field {
+                fields.add(Field {
                     name: row.name,
                     text: row.text,
                     value: row.value,
@@ -147,7 +159,7 @@ impl Decoder {
                 used += len;
             } else {
                 let indexed = first & 0x40 != 0;
-                let Some(len) = self.literal(rest, indexed, &mut plain, &check, &mut each)? else {
+                let Some(len) = self.literal(rest, indexed, &mut plain, check, fields)? else {
                     break;
                 };
                 used += len;
@@ -165,14 +177,15 @@ impl Decoder {
         Ok(())
     }
 
-    /// A literal header; `None` when it is not all there.
+    /// A literal header; `None` when it is not all there. What takes it is called, so that it can be a part of the
+    /// loop over indexed headers, which most are.
     fn literal(
         &mut self,
         rest: &[u8],
         indexed: bool,
         plain: &mut Vec<u8>,
-        check: &impl Fn(Name, &[u8], &[u8]) -> bool,
-        each: &mut impl FnMut(Field<'_>),
+        check: fn(Name, &[u8], &[u8]) -> bool,
+        fields: &mut dyn Fields,
     ) -> Result<Option<usize>, DecodeError> {
         let prefix = if indexed { 6 } else { 4 };
         let Some((index, mut used)) = integer(rest, prefix)? else {
@@ -223,7 +236,7 @@ impl Decoder {
             }
         };
         let valid = check(name, text, value);
-        each(Field {
+        fields.add(Field {
             name,
             text,
             value,

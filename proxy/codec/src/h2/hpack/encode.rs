@@ -261,6 +261,15 @@ impl Encoder {
         self.unlike_the_last(name, text, value, out);
     }
 
+    /// Appends a pseudo header.
+    #[inline]
+    pub fn pseudo(&mut self, name: Name, text: &str, value: &[u8], out: &mut Vec<u8>) {
+        match static_row(name, value) {
+            0 => self.header(name, text.as_bytes(), value, out),
+            index => out.push(0x80 | index as u8),
+        }
+    }
+
     fn unlike_the_last(&mut self, name: Name, text: &[u8], value: &[u8], out: &mut Vec<u8>) {
         let index = static_row(name, value);
         if index != 0 {

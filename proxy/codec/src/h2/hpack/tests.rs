@@ -19,17 +19,13 @@ fn hex(text: &str) -> Vec<u8> {
 fn decode(decoder: &mut Decoder, block: &[u8]) -> Result<String, DecodeError> {
     let mut text = String::new();
     decoder.begin();
-    let used = decoder.decode(
-        block,
-        |_, _, _| true,
-        |field| {
-            text += &format!(
-                "{}: {}\n",
-                String::from_utf8_lossy(field.text),
-                String::from_utf8_lossy(field.value)
-            );
-        },
-    )?;
+    let used = decoder.decode(block, |_, _, _| true, &mut |field: Field<'_>| {
+        text += &format!(
+            "{}: {}\n",
+            String::from_utf8_lossy(field.text),
+            String::from_utf8_lossy(field.value)
+        );
+    })?;
     if used == block.len() {
         Ok(text)
     } else {
@@ -198,7 +194,7 @@ proptest! {
                 let (now, later) = rest.split_at(cuts.next().unwrap().min(rest.len()));
                 rest = later;
                 carry.extend_from_slice(now);
-                let used = decoder.decode(&carry, |_, _, _| true, |field| {
+                let used = decoder.decode(&carry, |_, _, _| true, &mut |field: Field<'_>| {
                     assert_eq!(field.name, Name::of(field.text));
                     got.push((String::from_utf8(field.text.to_vec()).unwrap(), field.value.to_vec()));
                 }).unwrap();
