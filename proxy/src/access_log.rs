@@ -30,7 +30,7 @@ use crate::{
 mod sink;
 
 use sink::Sink;
-pub use sink::{flush, reopen};
+pub use sink::{count, flush, reopen};
 
 /// Envoy's format when none is given.
 pub const DEFAULT_FORMAT: &str = "[%START_TIME%] \"%REQ(:METHOD)% \

@@ -377,6 +377,7 @@ impl Admin {
             .scope("server.")
             .gauge("uptime")
             .set(self.started.elapsed().as_secs());
+        self.count_late();
         let selection = stats::Selection {
             filter: query.regex("filter")?,
             used_only: query.has("usedonly"),
@@ -447,8 +448,37 @@ impl Admin {
         })
     }
 
+    /// Brings up to date what is only counted when somebody looks.
+    fn count_late(&self) {
+        let shared = self.control.shared();
+        crate::access_log::count(&shared.stats);
+        let scope = shared.stats.scope("server.");
+        let open = self.control.workers().active();
+        scope.gauge("total_connections").set(open);
+        scope
+            .gauge("memory_physical_size")
+            .set(memory_pages().get(1).copied().unwrap_or(0) * PAGE);
+        let slots = shared.secrets.held();
+        let ends = slots.iter().flat_map(|slot| {
+            let chain = slot.certificate().map(|c| c.facts.not_after);
+            let roots = slot.trust().into_iter().flat_map(|trust| {
+                let read = |der| PeerCertificate::read(der).ok();
+                let all: Vec<_> = trust.authorities.iter().filter_map(read).collect();
+                all.into_iter().map(|facts| facts.not_after)
+            });
+            chain.into_iter().chain(roots).collect::<Vec<_>>()
+        });
+        // Without certificates nothing expires. Envoy: the largest number there is.
+        let days = ends.min().map_or(u64::from(u32::MAX), |end| {
+            let left = end.duration_since(SystemTime::now()).unwrap_or_default();
+            left.as_secs() / 86_400
+        });
+        scope.gauge("days_until_first_cert_expiring").set(days);
+        shared.layers.count(&shared.stats.scope("runtime."));
+    }
+
     fn certs(&self) -> Value {
-        let slots = self.control.shared().secrets.wanted();
+        let slots = self.control.shared().secrets.held();
         let entries = slots.iter().filter(|slot| slot.is_ready()).map(|slot| {
             let chain = slot
                 .certificate()
@@ -522,15 +552,20 @@ fn details(facts: &PeerCertificate, path: &str) -> Value {
     })
 }
 
+/// Bytes of a page, on all Linux targets we build for.
+const PAGE: u64 = 4096;
+
+/// `/proc/self/statm`.
+fn memory_pages() -> Vec<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let numbers = statm.split_whitespace().filter_map(|n| n.parse().ok());
+    numbers.collect()
+}
+
 /// From the kernel's view of this process, in Envoy's fields.
 fn memory() -> Value {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages: Vec<u64> = statm
-        .split_whitespace()
-        .filter_map(|n| n.parse().ok())
-        .collect();
-    let page = 4096; // all Linux targets we build for
-    let at = |index: usize| (pages.get(index).copied().unwrap_or(0) * page).to_string();
+    let pages = memory_pages();
+    let at = |index: usize| (pages.get(index).copied().unwrap_or(0) * PAGE).to_string();
     json!({
         "allocated": at(1),
         "heap_size": at(5),

@@ -77,6 +77,7 @@ pub struct ConnectionManager {
     pub(crate) access_log: Vec<AccessLog>,
     pub(crate) tracer: Option<Arc<Tracer>>,
     pub(crate) stats: Stats,
+    stats_h1: Http1Stats,
     stats_h2: Http2Stats,
     routes: Routes,
     codec: CodecType,
@@ -168,6 +169,9 @@ stats! {
     cx_destroy: counter = "downstream_cx_destroy",
     cx_destroy_local: counter = "downstream_cx_destroy_local",
     cx_destroy_remote: counter = "downstream_cx_destroy_remote",
+    cx_destroy_active_rq: counter = "downstream_cx_destroy_active_rq",
+    cx_destroy_local_active_rq: counter = "downstream_cx_destroy_local_active_rq",
+    cx_destroy_remote_active_rq: counter = "downstream_cx_destroy_remote_active_rq",
     cx_idle_timeout: counter = "downstream_cx_idle_timeout",
     cx_max_duration_reached: counter = "downstream_cx_max_duration_reached",
     cx_max_requests_reached: counter = "downstream_cx_max_requests_reached",
@@ -217,6 +221,24 @@ struct Http2Stats {
     keepalive_timeout: Counter,
     tx_flush_timeout: Counter,
     requests_rejected_with_underscores_in_headers: Counter,
+    dropped_headers_with_underscores: Counter,
+}
+
+/// `http1.*`.
+#[derive(Debug)]
+struct Http1Stats {
+    requests_rejected_with_underscores_in_headers: Counter,
+    dropped_headers_with_underscores: Counter,
+}
+
+impl Http1Stats {
+    fn new(scope: &Scope) -> Http1Stats {
+        Http1Stats {
+            requests_rejected_with_underscores_in_headers: scope
+                .counter("requests_rejected_with_underscores_in_headers"),
+            dropped_headers_with_underscores: scope.counter("dropped_headers_with_underscores"),
+        }
+    }
 }
 
 impl Http2Stats {
@@ -230,6 +252,7 @@ impl Http2Stats {
             tx_flush_timeout: scope.counter("tx_flush_timeout"),
             requests_rejected_with_underscores_in_headers: scope
                 .counter("requests_rejected_with_underscores_in_headers"),
+            dropped_headers_with_underscores: scope.counter("dropped_headers_with_underscores"),
             scope,
         }
     }
@@ -243,6 +266,19 @@ impl Http2Stats {
 }
 
 impl Stats {
+    /// Counts the end of a connection; `busy` says whether requests were under way.
+    fn count_end(&self, by_peer: bool, busy: bool) {
+        let (all, with_requests) = match by_peer {
+            true => (&self.cx_destroy_remote, &self.cx_destroy_remote_active_rq),
+            false => (&self.cx_destroy_local, &self.cx_destroy_local_active_rq),
+        };
+        all.inc();
+        if busy {
+            with_requests.inc();
+            self.cx_destroy_active_rq.inc();
+        }
+    }
+
     /// Counts a response.
     fn count_status(&self, status: u16) {
         match status {
@@ -257,6 +293,14 @@ impl Stats {
 }
 
 impl ConnectionManager {
+    /// Counts a connection whose handshake failed: to Envoy it was one of HTTP before it was one of TLS.
+    pub(crate) fn count_stillborn(&self) {
+        self.stats.cx_total.inc();
+        self.stats.cx_ssl_total.inc();
+        self.stats.cx_destroy.inc();
+        self.stats.count_end(true, false);
+    }
+
     /// Compiles Envoy's `HttpConnectionManager`; `direction` is its listener's.
     ///
     /// # Errors
@@ -305,6 +349,7 @@ impl ConnectionManager {
                     .map_err(|error| error.within("tracing"))?,
             },
             stats: Stats::new(&scope),
+            stats_h1: Http1Stats::new(&shared.stats.scope("http1.")),
             stats_h2: Http2Stats::new(shared.stats.scope("http2.")),
             routes: routes(config, &scope, shared)?,
             codec: config.codec_type(),

@@ -2,7 +2,7 @@
 //! interface. Static layers and the admin layer; a value that nobody asks for costs nothing.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -22,6 +22,7 @@ use serde_json::json;
 use crate::{
     config_error::ConfigError,
     proto::{Chance, invalid},
+    stats::Scope,
 };
 
 /// No layer has a value.
@@ -140,6 +141,21 @@ impl RuntimeLayers {
             }
         }
         Ok(())
+    }
+
+    /// Sets `runtime.*`.
+    pub fn count(&self, scope: &Scope) {
+        let state = self.lock();
+        let keys = |admin: bool| {
+            let layers = state.layers.iter().filter(|layer| !admin || layer.admin);
+            let keys: BTreeSet<_> = layers.flat_map(|layer| layer.values.keys()).collect();
+            keys.len() as u64
+        };
+        scope.gauge("num_keys").set(keys(false));
+        scope.gauge("num_layers").set(state.layers.len() as u64);
+        scope
+            .gauge("admin_overrides_active")
+            .set(u64::from(keys(true) > 0));
     }
 
     /// The form of `/runtime`.

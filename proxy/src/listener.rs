@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     rc::Rc,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -34,11 +34,11 @@ use crate::{
     filter_chain::{Candidate, FilterChain, FilterChains, Terminal},
     format::Facts,
     info::{ConnectionInfo, ResponseFlags, StreamInfo},
-    inspector::{Inspectors, Sniffed},
+    inspector::{InspectError, Inspectors, Sniffed},
     net::Transport,
     proto::{invalid, timeout as optional_timeout, unpack},
     shared::Shared,
-    stats::{Counter, Gauge, Histogram, Scope},
+    stats::{self, Counter, Gauge, Histogram, Registry, Scope},
     tcp_proxy::TcpProxy,
     tls::stats::TlsStats,
 };
@@ -92,12 +92,59 @@ struct Stats {
     no_filter_chain: Counter,
     pre_timeout: Counter,
     inspect_error: Counter,
+    inspecting: Gauge,
+    tls_inspector: TlsInspectorStats,
     tls: TlsStats,
     handshake_timeout: Counter,
+    /// Of each worker, made when it takes its first connection: `worker_N.downstream_cx_total` and `…_active`.
+    workers: Box<[OnceLock<(Counter, Gauge)>]>,
+    scope: Scope,
+}
+
+/// `tls_inspector.*`.
+#[derive(Debug)]
+struct TlsInspectorStats {
+    tls_found: Counter,
+    tls_not_found: Counter,
+    alpn_found: Counter,
+    alpn_not_found: Counter,
+    sni_found: Counter,
+    sni_not_found: Counter,
+    connection_closed: Counter,
+}
+
+impl TlsInspectorStats {
+    fn new(scope: &Scope) -> TlsInspectorStats {
+        TlsInspectorStats {
+            tls_found: scope.counter("tls_found"),
+            tls_not_found: scope.counter("tls_not_found"),
+            alpn_found: scope.counter("alpn_found"),
+            alpn_not_found: scope.counter("alpn_not_found"),
+            sni_found: scope.counter("sni_found"),
+            sni_not_found: scope.counter("sni_not_found"),
+            connection_closed: scope.counter("connection_closed"),
+        }
+    }
+
+    fn count(&self, sniffed: &Sniffed) {
+        if !sniffed.tls {
+            self.tls_not_found.inc();
+            return;
+        }
+        self.tls_found.inc();
+        match sniffed.protocols.is_empty() {
+            false => self.alpn_found.inc(),
+            true => self.alpn_not_found.inc(),
+        }
+        match sniffed.server_name {
+            Some(_) => self.sni_found.inc(),
+            None => self.sni_not_found.inc(),
+        }
+    }
 }
 
 impl Stats {
-    fn new(scope: &Scope) -> Stats {
+    fn new(scope: &Scope, registry: &Registry) -> Stats {
         Stats {
             total: scope.counter("downstream_cx_total"),
             active: scope.gauge("downstream_cx_active"),
@@ -106,9 +153,28 @@ impl Stats {
             no_filter_chain: scope.counter("no_filter_chain_match"),
             pre_timeout: scope.counter("downstream_pre_cx_timeout"),
             inspect_error: scope.counter("downstream_listener_filter_error"),
+            inspecting: scope.gauge("downstream_pre_cx_active"),
+            tls_inspector: TlsInspectorStats::new(&registry.scope("tls_inspector.")),
             tls: TlsStats::new(scope),
             handshake_timeout: scope.counter("downstream_cx_transport_socket_connect_timeout"),
+            workers: (0..stats::SHARDS).map(|_| OnceLock::new()).collect(),
+            scope: scope.clone(),
         }
+    }
+
+    /// Of the worker that calls this.
+    fn worker(&self) -> Option<&(Counter, Gauge)> {
+        let worker = stats::worker();
+        let make = || {
+            // The first place is everybody else's.
+            let scope = &self.scope;
+            let name = format!("worker_{}.downstream_cx_", worker.saturating_sub(1));
+            (
+                scope.counter(&format!("{name}total")),
+                scope.gauge(&format!("{name}active")),
+            )
+        };
+        Some(self.workers.get(worker)?.get_or_init(make))
     }
 }
 
@@ -196,12 +262,18 @@ impl Listener {
         let mut read = BytesMut::new();
         let mut sniffed = Sniffed::default();
         if self.inspectors.any() {
+            let _inspecting = Counting::new(&self.stats.inspecting);
             match self
                 .inspectors
                 .inspect(&mut socket, &mut read, self.inspect_limit)
                 .await
             {
-                Ok((found, false)) => sniffed = found,
+                Ok((found, false)) => {
+                    if self.inspectors.tls {
+                        self.stats.tls_inspector.count(&found);
+                    }
+                    sniffed = found;
+                }
                 Ok((found, true)) => {
                     self.stats.pre_timeout.inc();
                     if !self.continue_on_timeout {
@@ -211,6 +283,9 @@ impl Listener {
                 }
                 Err(error) => {
                     self.stats.inspect_error.inc();
+                    if self.inspectors.tls && matches!(error, InspectError::Closed) {
+                        self.stats.tls_inspector.connection_closed.inc();
+                    }
                     tracing::debug!(%error, listener = %self.name, "connection dropped before a filter chain was chosen");
                     return None;
                 }
@@ -263,6 +338,9 @@ impl Listener {
                 }
                 Ok(Err(error)) => {
                     self.stats.tls.failed(&error);
+                    if let Terminal::Http(manager) = &chain.terminal {
+                        manager.count_stillborn();
+                    }
                     tracing::debug!(%error, listener = %self.name, %remote, "TLS handshake failed");
                     self.refuse(connection, ResponseFlags::default(), "");
                     return None;
@@ -366,6 +444,22 @@ impl Drop for TcpRecord<'_> {
     }
 }
 
+/// A gauge that is one higher as long as this lives.
+struct Counting<'a>(&'a Gauge);
+
+impl<'a> Counting<'a> {
+    fn new(gauge: &'a Gauge) -> Counting<'a> {
+        gauge.inc();
+        Counting(gauge)
+    }
+}
+
+impl Drop for Counting<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 /// Counts an open connection as long as it lives.
 struct Open<'a> {
     stats: &'a Stats,
@@ -376,6 +470,10 @@ impl<'a> Open<'a> {
     fn new(stats: &'a Stats, since: Instant) -> Open<'a> {
         stats.total.inc();
         stats.active.inc();
+        if let Some((total, active)) = stats.worker() {
+            total.inc();
+            active.inc();
+        }
         Open { stats, since }
     }
 }
@@ -383,6 +481,9 @@ impl<'a> Open<'a> {
 impl Drop for Open<'_> {
     fn drop(&mut self) {
         self.stats.active.dec();
+        if let Some((_, active)) = self.stats.worker() {
+            active.dec();
+        }
         self.stats.destroy.inc();
         let lived = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.stats.length.record(lived);
@@ -475,7 +576,7 @@ fn compile(config: &proto::Listener, shared: &Arc<Shared>) -> Result<Listener, C
         )?,
         continue_on_timeout: config.continue_on_listener_filters_timeout,
         access_log: AccessLog::compile_all(&config.access_log)?,
-        stats: Stats::new(&shared.stats.scope(&scope)),
+        stats: Stats::new(&shared.stats.scope(&scope), &shared.stats),
     })
 }
 

@@ -244,13 +244,16 @@ struct Request<'a> {
     hash: Option<u64>,
     replay: CancelOnDrop,
     /// Where the attempt under way went.
-    current: RefCell<Option<(Rc<LocalCluster>, Arc<Host>)>>,
+    current: RefCell<Option<Goal>>,
     /// Attempts that go on while another is under way, by number.
-    hedged: RefCell<Vec<(u32, Rc<LocalCluster>, Arc<Host>)>>,
+    hedged: RefCell<Vec<(u32, Goal)>>,
     /// For a tunnel: whether the downstream has ended its half.
     left: Option<Rc<Cell<bool>>>,
     on_informational: OnInformational<'a>,
 }
+
+/// Where an attempt goes.
+type Goal = (Rc<LocalCluster>, Arc<Host>);
 
 /// When the request is given up, so is its body.
 struct CancelOnDrop(Replay);
@@ -291,12 +294,7 @@ enum Ended {
 
 impl Request<'_> {
     fn timed_out(&self) -> Reject {
-        for (local, host) in self
-            .hedged
-            .borrow()
-            .iter()
-            .map(|(_, local, host)| (local, host))
-        {
+        for (_, (local, host)) in self.hedged.borrow().iter() {
             let stats = &local.cluster.stats;
             stats.upstream_rq_timeout.inc();
             stats.answered(504, self.caller);
@@ -408,11 +406,7 @@ impl Request<'_> {
     }
 
     /// Picks a host for the next attempt, and makes the request one to it.
-    fn start(
-        &self,
-        attempts: &mut Attempts<'_>,
-        head: &mut RequestHead,
-    ) -> Result<(Rc<LocalCluster>, Arc<Host>), Reject> {
+    fn start(&self, attempts: &mut Attempts<'_>, head: &mut RequestHead) -> Result<Goal, Reject> {
         // The cluster may have been replaced while an earlier attempt ran.
         if let Some(present) = self.worker.get(&self.target.cluster) {
             attempts.local = present;

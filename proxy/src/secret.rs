@@ -251,9 +251,13 @@ impl SecretStore {
             r#type: Some(kind),
         };
         slot.set(&secret)?;
-        if lock(&slot.files).is_some() {
-            lock(&self.0.inline).push(Arc::downgrade(&slot));
+        let mut inline = lock(&self.0.inline);
+        if inline.len() == inline.capacity() {
+            // Once in a while, so that thousands of clusters do not look at each other.
+            inline.retain(|slot| slot.strong_count() > 0);
         }
+        inline.push(Arc::downgrade(&slot));
+        drop(inline);
         Ok(slot)
     }
 
@@ -304,17 +308,21 @@ impl SecretStore {
         self.0.changed.subscribe()
     }
 
+    /// All slots that somebody holds, those without a name included.
+    pub fn held(&self) -> Vec<Arc<SecretSlot>> {
+        let mut slots = self.wanted();
+        let inline = lock(&self.0.inline);
+        slots.extend(inline.iter().filter_map(std::sync::Weak::upgrade));
+        slots
+    }
+
     /// Reads files that secrets name once more, for those that were rotated in place. What does not
     /// parse (perhaps half written) leaves the old material.
     pub fn reload_files(&self) {
         let mut slots: Vec<Arc<SecretSlot>> = lock(&self.0.slots).values().cloned().collect();
-        lock(&self.0.inline).retain(|slot| match slot.upgrade() {
-            Some(slot) => {
-                slots.push(slot);
-                true
-            }
-            None => false,
-        });
+        let inline = lock(&self.0.inline);
+        slots.extend(inline.iter().filter_map(std::sync::Weak::upgrade));
+        drop(inline);
         for slot in slots {
             let files = lock(&slot.files).clone();
             if let Some(Err(error)) = files.map(|secret| slot.fill(&secret)) {

@@ -275,6 +275,7 @@ impl TcpProxy {
             match connect(&local.cluster, &host, None, None).await {
                 Ok(connected) => {
                     local.cluster.report(&host, Outcome::Connected);
+                    local.cluster.stats.upstream_rq_total.inc();
                     let mut info = info.borrow_mut();
                     info.upstream_local = connected.local;
                     info.upstream_tls = connected.tls;
@@ -282,6 +283,8 @@ impl TcpProxy {
                     return Some((connected.transport, counted));
                 }
                 Err(error) => {
+                    let stats = &local.cluster.stats;
+                    stats.upstream_rq_pending_failure_eject.inc();
                     let outcome = match error {
                         ConnectError::Timeout => Outcome::TimedOut,
                         ConnectError::Refused(_) | ConnectError::Tls(_) => Outcome::Failed,
@@ -327,6 +330,8 @@ impl Counted {
     fn new(local: &std::rc::Rc<LocalCluster>, host: Arc<Host>, permit: Permit) -> Counted {
         local.cluster.stats.upstream_cx_total.inc();
         local.cluster.stats.upstream_cx_active.inc();
+        // As Envoy, to which a connection is a request to the pool of connections.
+        local.cluster.stats.upstream_rq_pending_total.inc();
         host.state.numbers.cx_total.fetch_add(1, Relaxed);
         host.state.numbers.cx_active.fetch_add(1, Relaxed);
         // For least request: a connection is what a request is to HTTP.

@@ -51,6 +51,47 @@ struct Shared {
 #[repr(align(64))]
 struct Buffer(Mutex<Vec<u8>>);
 
+/// What was done to the files of all sinks since it was last read.
+#[derive(Debug)]
+struct Written {
+    /// Lines that went through a buffer.
+    buffered: AtomicU64,
+    /// Buffers that were written, or could not be.
+    completed: AtomicU64,
+    failed: AtomicU64,
+    reopen_failed: AtomicU64,
+}
+
+static WRITTEN: Written = Written {
+    buffered: AtomicU64::new(0),
+    completed: AtomicU64::new(0),
+    failed: AtomicU64::new(0),
+    reopen_failed: AtomicU64::new(0),
+};
+
+/// Brings `filesystem.*` up to date. Called before statistics are shown.
+pub fn count(registry: &stats::Registry) {
+    let scope = registry.scope("filesystem.");
+    for (name, count) in [
+        ("write_buffered", &WRITTEN.buffered),
+        ("write_completed", &WRITTEN.completed),
+        ("write_failed", &WRITTEN.failed),
+        ("reopen_failed", &WRITTEN.reopen_failed),
+    ] {
+        scope.counter(name).add(count.swap(0, Ordering::Relaxed));
+    }
+    let waiting: usize = sinks()
+        .iter()
+        .flat_map(|sink| {
+            sink.shared
+                .buffers
+                .iter()
+                .map(|buffer| lock(&buffer.0).len())
+        })
+        .sum();
+    scope.gauge("write_total_buffered").set(waiting as u64);
+}
+
 /// All open sinks by path. Process-wide, because the files are.
 static OPEN: Mutex<Option<HashMap<String, Weak<Sink>>>> = Mutex::new(None);
 
@@ -191,6 +232,7 @@ impl Shared {
                 match open(&self.path) {
                     Ok(new) => file = new,
                     Err(error) => {
+                        WRITTEN.reopen_failed.fetch_add(1, Ordering::Relaxed);
                         tracing::warn!(path = self.path, %error, "access log cannot be opened anew");
                     }
                 }
@@ -220,7 +262,15 @@ impl Shared {
                 std::mem::swap(&mut *lines, spare);
             }
             wrote = true;
-            if let Err(error) = file.write_all(spare) {
+            let lines = spare.iter().filter(|byte| **byte == b'\n').count();
+            WRITTEN.buffered.fetch_add(lines as u64, Ordering::Relaxed);
+            let result = file.write_all(spare);
+            match result {
+                Ok(()) => &WRITTEN.completed,
+                Err(_) => &WRITTEN.failed,
+            }
+            .fetch_add(1, Ordering::Relaxed);
+            if let Err(error) = result {
                 tracing::warn!(path = self.path, %error, "access log cannot be written");
             }
             spare.clear();

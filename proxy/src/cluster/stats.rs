@@ -46,6 +46,9 @@ instruments! {
             external_completed = "external.upstream_rq_completed", external_200 = "external.upstream_rq_200",
             external_2xx = "external.upstream_rq_2xx", external_3xx = "external.upstream_rq_3xx",
             external_4xx = "external.upstream_rq_4xx", external_5xx = "external.upstream_rq_5xx",
+            http2_rx_reset = "http2.rx_reset", http2_tx_reset = "http2.tx_reset",
+            http2_rx_messaging_error = "http2.rx_messaging_error", http2_trailers = "http2.trailers",
+            http2_keepalive_timeout = "http2.keepalive_timeout",
             ssl_handshake = "ssl.handshake", ssl_connection_error = "ssl.connection_error",
             ssl_fail_verify_error = "ssl.fail_verify_error", ssl_fail_verify_san = "ssl.fail_verify_san",
         }

@@ -18,6 +18,7 @@ use crate::{
     head::{Headers, Known, Name, RequestHead, ResponseHead},
     info::ResponseFlags,
     reject::{Reject, grpc_status_of, percent_encode_grpc_message},
+    router::SharedInfo,
     stats::Scope,
 };
 
@@ -132,7 +133,7 @@ impl Active {
         body: &mut Body,
     ) {
         self.count(&head.headers);
-        // What stands in trailers now is body to whoever looks at it later.
+        // What stands in trailers is body to whoever looks at it later.
         cx.info.borrow_mut().grpc_status = grpc_status(&head.headers);
         let ends = body.is_end_stream();
         let foreign = !is_translated(head, ends);
@@ -157,6 +158,7 @@ impl Active {
                 body: std::mem::take(body),
                 text: self.text.then(Base64::default),
                 counted: self.counted.clone(),
+                info: cx.info.clone(),
             });
         }
     }
@@ -247,6 +249,7 @@ struct Encoded {
     body: Body,
     text: Option<Base64>,
     counted: Option<Scope>,
+    info: SharedInfo,
 }
 
 impl Source for Encoded {
@@ -259,6 +262,7 @@ impl Source for Encoded {
                 Some(Ok(Frame::Data(data))) => data,
                 Some(Ok(Frame::Trailers(trailers))) => {
                     count(self.counted.as_ref(), &trailers);
+                    self.info.borrow_mut().grpc_status = None;
                     trailers_frame(&trailers)
                 }
                 other => return Poll::Ready(other),

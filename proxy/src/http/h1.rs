@@ -282,7 +282,10 @@ impl Connection {
                 }
                 self.answer(outgoing, meta.keep_alive && !hasty).await
             }
-            None => After::Gone,
+            None => {
+                manager.stats.count_end(true, true);
+                After::Gone
+            }
         }
     }
 
@@ -385,7 +388,7 @@ impl Connection {
                 After::Close
             }
             Sent::Left => {
-                stats.cx_destroy_remote.inc();
+                stats.count_end(true, true);
                 After::Gone
             }
         }

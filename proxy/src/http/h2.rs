@@ -508,19 +508,16 @@ impl Driver {
     }
 
     fn poll_timers(&mut self, task: &mut Context<'_>) -> Poll<Ended> {
-        let stats = &self.cx.manager.stats;
         if self.stall.poll(task).is_ready() {
             self.cx.manager.stats_h2.tx_flush_timeout.inc();
-            stats.cx_destroy_local.inc();
-            return Poll::Ready(Ended::Remote);
+            return Poll::Ready(Ended::Local);
         }
         if let Some(at) = self.pong_by.or(self.ping_at) {
             self.ping.set(at);
             if self.ping.poll(task).is_ready() {
                 if self.pong_by.is_some() {
                     self.cx.manager.stats_h2.keepalive_timeout.inc();
-                    stats.cx_destroy_local.inc();
-                    return Poll::Ready(Ended::Remote);
+                    return Poll::Ready(Ended::Local);
                 }
                 self.send_ping();
                 task.waker().wake_by_ref();
@@ -563,17 +560,10 @@ impl Driver {
     /// Ends all streams, each with what the end of the connection means for it.
     fn leave(&mut self, ended: Ended) {
         let stats = &self.cx.manager.stats;
+        stats.count_end(matches!(ended, Ended::Remote), self.cx.active() > 0);
         let over = match ended {
-            Ended::Remote => {
-                stats.cx_destroy_remote.inc();
-                Over::Closed
-            }
-            Ended::Local => {
-                stats.cx_destroy_local.inc();
-                Over::Closed
-            }
+            Ended::Remote | Ended::Local => Over::Closed,
             Ended::Fatal(fatal) => {
-                stats.cx_destroy_local.inc();
                 stats.cx_protocol_error.inc();
                 self.cx.manager.stats_h2.count(fatal.counter);
                 tracing::debug!(%fatal, connection = self.cx.info.id, "downstream connection failed");

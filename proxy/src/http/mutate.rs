@@ -163,12 +163,25 @@ impl ConnectionManager {
             .filter(|(name, _)| name.as_bytes().contains(&b'_'))
             .map(|(name, _)| name.to_name())
             .collect();
-        if !bad.is_empty() && self.underscores == HeadersWithUnderscoresAction::RejectRequest {
+        if bad.is_empty() {
+            return Ok(());
+        }
+        let h2 = head.protocol == Protocol::Http2;
+        if self.underscores == HeadersWithUnderscoresAction::RejectRequest {
+            if !h2 {
+                let stats = &self.stats_h1;
+                stats.requests_rejected_with_underscores_in_headers.inc();
+            }
             return Err(bad_request(match head.protocol {
                 Protocol::Http2 => "http2.unexpected_underscore",
                 Protocol::Http10 | Protocol::Http11 => "http1.unexpected_underscore",
             }));
         }
+        match h2 {
+            true => &self.stats_h2.dropped_headers_with_underscores,
+            false => &self.stats_h1.dropped_headers_with_underscores,
+        }
+        .add(bad.len() as u64);
         for name in &bad {
             headers.remove(name);
         }

@@ -80,11 +80,9 @@ impl Request<'_> {
                 }
                 Event::Again => {
                     again = None;
-                    if !running.is_empty()
-                        && let Some((local, host)) = &*self.current.borrow()
-                    {
-                        let slow = (attempts.number, local.clone(), host.clone());
-                        self.hedged.borrow_mut().push(slow);
+                    let slow = self.current.borrow().clone();
+                    if let Some(slow) = slow.filter(|_| !running.is_empty()) {
+                        self.hedged.borrow_mut().push((attempts.number, slow));
                     }
                     match self.launch(attempts, head, &mut running) {
                         Ok(next) => {
@@ -102,7 +100,7 @@ impl Request<'_> {
             if number == attempts.number {
                 clock.limit = None;
             } else {
-                self.hedged.borrow_mut().retain(|(of, ..)| *of != number);
+                self.hedged.borrow_mut().retain(|(of, _)| *of != number);
             }
             let may_retry = number == attempts.number && !retried;
             let mut another = |attempts: &mut Attempts<'_>, wanted: bool| {

@@ -449,6 +449,9 @@ pub(super) async fn send(
         Upgrade::Protocol => answer.status == 101,
         Upgrade::Connect => (200..300).contains(&answer.status),
     };
+    if !meta.keep_alive && !switched {
+        guard.cluster().stats.upstream_cx_close_notify.inc();
+    }
     if !switched && answer.status == 101 {
         // Nobody asked for it. Envoy passes the head on, and nothing else of that connection.
         answer.headers.remove_known(Known::Upgrade);

@@ -548,7 +548,20 @@ impl Driver {
     fn receive(&mut self, cx: &mut Context<'_>) -> Result<(), ()> {
         let mut state = self.conn.state.borrow_mut();
         let State { codec, table, .. } = &mut *state;
-        let received = codec.receive(&mut self.input, &mut |event| table.told(event));
+        let stats = &self.guard.cluster.stats;
+        let received = codec.receive(&mut self.input, &mut |event| {
+            match &event {
+                Event::Trailers { .. } => stats.http2_trailers.inc(),
+                Event::Reset { local: None, .. } => stats.http2_rx_reset.inc(),
+                Event::Reset { local: Some(_), .. } => {
+                    stats.http2_rx_messaging_error.inc();
+                    stats.http2_tx_reset.inc();
+                }
+                Event::GoAway { .. } => stats.upstream_cx_close_notify.inc(),
+                _ => {}
+            }
+            table.told(event);
+        });
         for (stream, bytes) in table.orphaned.drain(..) {
             codec.consumed(stream, bytes);
         }
@@ -698,7 +711,11 @@ impl Open {
         }
         let failure = self.received().and_then(|received| received.failure);
         if matches!(failure, None | Some(Failure::Protocol(_))) {
-            self.slot.pool.cluster.stats.upstream_rq_tx_reset.inc();
+            let stats = &self.slot.pool.cluster.stats;
+            stats.upstream_rq_tx_reset.inc();
+            if failure.is_none() {
+                stats.http2_tx_reset.inc();
+            }
         }
         let mut state = self.slot.conn.state.borrow_mut();
         state.codec.reset(self.id, GIVEN_UP);

@@ -186,6 +186,13 @@ pub(super) struct RequestGuard {
     _permit: Permit,
 }
 
+impl RequestGuard {
+    /// The cluster the request went to.
+    pub(super) fn cluster(&self) -> &Cluster {
+        &self.pool.cluster
+    }
+}
+
 impl Drop for RequestGuard {
     fn drop(&mut self) {
         self.pool.cluster.stats.upstream_rq_active.dec();
@@ -615,6 +622,13 @@ impl Pool {
             state.connecting += 1;
             drop(state);
             let guard = ConnGuard::new(self, permit);
+            let stats = &self.cluster.stats;
+            match self.wanted {
+                Wanted::Http1 => stats.upstream_cx_http1_total.inc(),
+                Wanted::Http2 => stats.upstream_cx_http2_total.inc(),
+                // Known once the peer has chosen.
+                Wanted::Negotiate => {}
+            }
             spawn_local(self.clone().establish(guard));
         }
     }
@@ -633,6 +647,9 @@ impl Pool {
         let connected = match connected {
             Ok(connected) => connected,
             Err(error) => {
+                if !matches!(error, ConnectError::Timeout) {
+                    guard.closes_by_peer();
+                }
                 drop(guard);
                 let waiting = std::mem::take(&mut self.state.borrow_mut().waiting);
                 for waiter in waiting {
@@ -651,9 +668,12 @@ impl Pool {
             secrets,
         });
         let stats = &self.cluster.stats;
+        let chosen = self.wanted == Wanted::Negotiate;
         match version {
             Wanted::Http2 => {
-                stats.upstream_cx_http2_total.inc();
+                if chosen {
+                    stats.upstream_cx_http2_total.inc();
+                }
                 let conn = h2::start(&self, connected.transport, facts, guard);
                 self.state.borrow_mut().shared.push(conn.clone());
                 self.serve_waiting();
@@ -663,7 +683,9 @@ impl Pool {
                 }
             }
             Wanted::Http1 | Wanted::Negotiate => {
-                stats.upstream_cx_http1_total.inc();
+                if chosen {
+                    stats.upstream_cx_http1_total.inc();
+                }
                 self.offer(Box::new(h1::Conn::new(connected.transport, facts, guard)));
             }
         }
@@ -672,7 +694,7 @@ impl Pool {
     fn alpn(&self) -> Option<Vec<Vec<u8>>> {
         match self.cluster.transports.get(self.host.transport) {
             Transport::Tls(context) if context.alpn().is_empty() => match self.wanted {
-                Wanted::Http1 => None,
+                Wanted::Http1 => Some(vec![b"http/1.1".to_vec()]),
                 Wanted::Http2 => Some(vec![b"h2".to_vec()]),
                 Wanted::Negotiate => Some(vec![b"h2".to_vec(), b"http/1.1".to_vec()]),
             },

@@ -502,3 +502,41 @@ async fn who_is_asked_to_leave_is_served_until_it_leaves() {
     proxy.wait_for("http.t.downstream_cx_active", 0).await;
     assert_eq!(proxy.counter("http.t.downstream_cx_drain_close"), 1);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_are_counted_by_who_ended_them_and_when() {
+    let proxy = Proxy::start();
+    let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    proxy.cluster("up", upstream.local_addr().unwrap(), "");
+    let address = proxy.listen(
+        "l",
+        &http(
+            FORWARD,
+            "common_http_protocol_options: {headers_with_underscores_action: DROP_HEADER}",
+        ),
+    );
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nhost: a\r\nx_a: 1\r\nx_b: 2\r\n\r\n")
+        .await
+        .unwrap();
+    let (_served, _) = timeout(LIMIT, upstream.accept()).await.unwrap().unwrap();
+    proxy.wait_for("http.t.downstream_rq_active", 1).await;
+    let listener = "listener.127.0.0.1_0."; // as it is configured
+    let of_worker = |what: &str| proxy.counter(&format!("{listener}worker_0.downstream_cx_{what}"));
+    assert_eq!((of_worker("total"), of_worker("active")), (1, 1));
+    drop(stream);
+    proxy.wait_for("http.t.downstream_cx_active", 0).await;
+    for (name, value) in [
+        ("http.t.downstream_cx_destroy_remote", 1),
+        ("http.t.downstream_cx_destroy_remote_active_rq", 1),
+        ("http.t.downstream_cx_destroy_active_rq", 1),
+        ("http.t.downstream_cx_destroy_local_active_rq", 0),
+        ("http1.dropped_headers_with_underscores", 2),
+    ] {
+        assert_eq!(proxy.counter(name), value, "{name}");
+    }
+    proxy
+        .wait_for(&format!("{listener}worker_0.downstream_cx_active"), 0)
+        .await;
+}
