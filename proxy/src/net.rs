@@ -6,6 +6,7 @@
 
 pub mod stock;
 pub mod splice;
+mod tcp;
 
 use std::{
     fmt,
@@ -13,7 +14,7 @@ use std::{
     io::{self, IoSlice},
     net::SocketAddr,
     pin::{Pin, pin},
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 use bytes::BytesMut;
@@ -22,12 +23,13 @@ use tokio::{
     net::{TcpStream, UnixStream},
 };
 
+pub use self::tcp::Tcp;
 use crate::tls::TlsStream;
 
 /// A connection to a peer, downstream or upstream.
 pub enum Transport {
     /// TCP, bytes as they are.
-    Tcp(TcpStream),
+    Tcp(Tcp),
     /// A unix socket.
     Unix(UnixStream),
     /// TLS, in either role.
@@ -37,10 +39,14 @@ pub enum Transport {
     Memory(Box<Memory>),
 }
 
+/// The same with each kind, as tokio's traits have it.
 macro_rules! each {
     ($value:expr, $s:ident => $call:expr) => {
         match $value {
-            Transport::Tcp($s) => $call,
+            Transport::Tcp(tcp) => {
+                let $s = tcp.raw();
+                $call
+            }
             Transport::Unix($s) => $call,
             Transport::Tls($s) => $call,
             #[cfg(test)]
@@ -54,11 +60,21 @@ impl Transport {
     /// no buffer and, while nothing has come, no system call.
     pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Transport::Tcp(s) => s.poll_read_ready(cx),
+            Transport::Tcp(s) => s.poll_readable(cx),
             Transport::Unix(s) => s.poll_read_ready(cx),
             Transport::Tls(s) => s.poll_readable(cx),
             #[cfg(test)]
             Transport::Memory(s) => s.poll_readable(cx),
+        }
+    }
+
+    /// Whether something may have come, as far as that is known without a look; nobody is woken later.
+    pub fn is_readable(&mut self) -> bool {
+        match self {
+            Transport::Tcp(s) => s.is_readable(),
+            this => this
+                .poll_readable(&mut Context::from_waker(Waker::noop()))
+                .is_ready(),
         }
     }
 
@@ -71,7 +87,10 @@ impl Transport {
         cx: &mut Context<'_>,
         buf: &mut BytesMut,
     ) -> Poll<io::Result<usize>> {
-        each!(self, s => pin!(s.read_buf(buf)).poll(cx))
+        match self {
+            Transport::Tcp(s) => s.poll_read(cx, buf),
+            this => each!(this, s => pin!(s.read_buf(buf)).poll(cx)),
+        }
     }
 
     /// Writes what the socket takes of `bufs` with one system call; gives how many bytes of them it was.
@@ -85,7 +104,11 @@ impl Transport {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        each!(self, s => Pin::new(s).poll_write_vectored(cx, bufs))
+        match (self, bufs) {
+            // One slice costs the kernel less as a plain send.
+            (Transport::Tcp(s), [one]) => s.poll_write(cx, one),
+            (this, bufs) => each!(this, s => Pin::new(s).poll_write_vectored(cx, bufs)),
+        }
     }
 
     /// Sends what is held back. Plain sockets hold back nothing.
@@ -112,7 +135,7 @@ impl Transport {
     /// The socket, if bytes pass it as they are.
     pub fn plain_tcp(&self) -> Option<&TcpStream> {
         match self {
-            Transport::Tcp(s) => Some(s),
+            Transport::Tcp(s) => Some(s.stream()),
             _ => None,
         }
     }
@@ -120,7 +143,7 @@ impl Transport {
     /// Our address on it, if it has one.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         match self {
-            Transport::Tcp(s) => s.local_addr().ok(),
+            Transport::Tcp(s) => s.local_addr(),
             Transport::Tls(s) => s.local_addr(),
             _ => None,
         }
@@ -141,7 +164,7 @@ impl fmt::Debug for Transport {
 
 impl From<TcpStream> for Transport {
     fn from(stream: TcpStream) -> Transport {
-        Transport::Tcp(stream)
+        Transport::Tcp(stream.into())
     }
 }
 
@@ -170,7 +193,10 @@ impl AsyncRead for Transport {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        each!(self.get_mut(), s => Pin::new(s).poll_read(cx, buf))
+        match self.get_mut() {
+            Transport::Tcp(s) => s.poll_read_buf(cx, buf),
+            this => each!(this, s => Pin::new(s).poll_read(cx, buf)),
+        }
     }
 }
 
@@ -180,7 +206,10 @@ impl AsyncWrite for Transport {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        each!(self.get_mut(), s => Pin::new(s).poll_write(cx, buf))
+        match self.get_mut() {
+            Transport::Tcp(s) => s.poll_write(cx, buf),
+            this => each!(this, s => Pin::new(s).poll_write(cx, buf)),
+        }
     }
 
     fn poll_write_vectored(

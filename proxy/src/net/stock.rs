@@ -8,8 +8,8 @@ use bytes::{Buf as _, BytesMut};
 pub const SIZE: usize = 16 * 1024;
 /// A buffer that has grown beyond this is not kept.
 const LARGEST: usize = 4 * SIZE;
-/// Buffers kept by one worker: as many as are commonly out at once, 512 KiB in all.
-const KEPT: usize = 32;
+/// Buffers kept by one worker: as many as are commonly out at once, 1 MiB in all.
+const KEPT: usize = 64;
 
 thread_local! {
     static STOCK: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };

@@ -80,7 +80,7 @@ async fn establish(
     alpn: Option<&[Vec<u8>]>,
 ) -> Result<Connected, ConnectError> {
     let socket = match &host.address {
-        Address::Ip(address) => tcp(&cluster.config, *address).await.map(Transport::Tcp),
+        Address::Ip(address) => tcp(&cluster.config, *address).await.map(Transport::from),
         Address::Pipe(path) => UnixStream::connect(&**path).await.map(Transport::Unix),
     };
     let socket = socket.map_err(|error| {

@@ -410,10 +410,7 @@ impl Pool {
         }
         loop {
             let mut idle = state.idle.pop()?;
-            // Costs no system call: what has come by now has been seen by the reactor.
-            if !self.is_worn(&idle.conn.facts)
-                && idle.conn.is_quiet(&mut Context::from_waker(Waker::noop()))
-            {
+            if !self.is_worn(&idle.conn.facts) && idle.conn.is_quiet_now() {
                 return Some(Conn::H1(Loan {
                     conn: Some(idle.conn),
                     pool: self.clone(),
