@@ -5,6 +5,7 @@ use std::{cell::RefCell, rc::Rc, sync::Arc};
 
 use crate::{
     body::Body,
+    boxed::boxed,
     format::Facts,
     head::{Name, RequestHead, ResponseHead},
     info::{ResponseFlags, StreamInfo},
@@ -204,7 +205,7 @@ impl HttpFilters {
             }
             // Futures of filters that wait are boxed, so that those that do not wait cost no room.
             match &entry.filter {
-                HttpFilter::Fault(fault) => Box::pin(fault.on_request(cx, head)).await?,
+                HttpFilter::Fault(fault) => boxed(|| fault.on_request(cx, head)).await?,
                 HttpFilter::Cors(cors) => cors.on_request(cx, head)?,
                 HttpFilter::Rbac(rbac) => rbac.on_request(cx, head)?,
                 HttpFilter::GrpcStats(stats) => stats.on_request(cx, head, body)?,
@@ -212,21 +213,21 @@ impl HttpFilters {
                 HttpFilter::GrpcWeb(web) => web.on_request(cx, head, body),
                 HttpFilter::StatefulSession(session) => session.on_request(cx, head),
                 HttpFilter::GrpcHttp1Bridge(bridge) => {
-                    Box::pin(bridge.on_request(cx, head, body)).await?;
+                    boxed(|| bridge.on_request(cx, head, body)).await?;
                 }
                 HttpFilter::RateLimit(limit) => {
-                    Box::pin(limit.on_request(cx, head)).await?;
+                    boxed(|| limit.on_request(cx, head)).await?;
                 }
                 HttpFilter::HealthCheck(check) => check.on_request(cx, head)?,
                 HttpFilter::Buffer(buffer) => {
-                    Box::pin(buffer.on_request(cx, head, body)).await?;
+                    boxed(|| buffer.on_request(cx, head, body)).await?;
                 }
                 HttpFilter::ExtAuthz(authz) => {
-                    Box::pin(authz.on_request(cx, head, body)).await?;
+                    boxed(|| authz.on_request(cx, head, body)).await?;
                 }
                 HttpFilter::Mixer(mixer) => {
                     let mut state = None;
-                    let outcome = Box::pin(mixer.on_request(cx, head, &mut state)).await;
+                    let outcome = boxed(|| mixer.on_request(cx, head, &mut state)).await;
                     cx.state.mixer = state;
                     outcome?;
                 }

@@ -38,6 +38,7 @@ pub mod grpc;
 
 pub use lateen_codec::head;
 pub mod body;
+mod boxed;
 pub mod timer;
 pub mod info;
 pub mod reject;

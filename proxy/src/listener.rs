@@ -29,6 +29,7 @@ use tokio::{
 
 use crate::{
     access_log::AccessLog,
+    boxed::boxed,
     config_error::ConfigError,
     drain::Drain,
     filter_chain::{Candidate, FilterChain, FilterChains, Terminal},
@@ -217,7 +218,7 @@ impl Listener {
     ) {
         let _open = Open::new(&self.stats, accepted);
         // Boxed each, so that a connection that waits weighs no more than what it waits in.
-        let Some(prepared) = Box::pin(self.prepare(socket, peer, accepted)).await else {
+        let Some(prepared) = boxed(|| self.prepare(socket, peer, accepted)).await else {
             return;
         };
         let Prepared {
@@ -242,10 +243,10 @@ impl Listener {
                 // It holds what it needs; a chain that was replaced goes when its connections have begun.
                 drop(chain);
                 let drains = vec![self.process_drain.clone(), self.drain.clone()];
-                Box::pin(manager.serve(transport, read, connection, drains)).await;
+                boxed(|| manager.serve(transport, read, connection, drains)).await;
             }
             Terminal::Tcp(proxy, logs) => {
-                Box::pin(self.tcp(&chain, proxy, logs, transport, read, connection)).await;
+                boxed(|| self.tcp(&chain, proxy, logs, transport, read, connection)).await;
             }
         }
     }

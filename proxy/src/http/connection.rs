@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::{ConnectionManager, h1, h2};
 use crate::{
+    boxed::boxed,
     drain::{Drain, Watch},
     head::Protocol,
     info::ConnectionInfo,
@@ -251,11 +252,11 @@ impl ConnectionManager {
         if speaks_h2 {
             self.stats.cx_http2_total.inc();
             let _active = Active::new(&self.stats.cx_http2_active);
-            Box::pin(h2::serve(cx, io, input)).await;
+            boxed(|| h2::serve(cx, io, input)).await;
         } else {
             self.stats.cx_http1_total.inc();
             let _active = Active::new(&self.stats.cx_http1_active);
-            Box::pin(h1::serve(cx, io, input)).await;
+            boxed(|| h1::serve(cx, io, input)).await;
         }
     }
 }

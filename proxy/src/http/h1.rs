@@ -26,7 +26,8 @@ use super::{
 };
 use crate::{
     body::{Body, BodyError, Frame, Source},
-    head::{Known, Protocol, RequestHead, ResponseHead},
+    boxed::boxed,
+    head::{Known, Protocol, ResponseHead},
     info::ResponseFlags,
     net::{
         Transport,
@@ -73,13 +74,13 @@ pub(super) async fn serve(cx: Rc<ConnectionContext>, io: Transport, input: Bytes
         };
         // Boxed, so that a connection that waits weighs little.
         let after = match next {
-            Next::Request(head, meta) => Box::pin(connection.exchange(head, meta)).await,
-            Next::Refused(reject) => Box::pin(connection.refuse(*reject)).await,
+            Next::Request(record, meta) => boxed(|| connection.exchange(record, meta)).await,
+            Next::Refused(reject) => boxed(|| connection.refuse(*reject)).await,
         };
         match after {
             After::Next => {}
             After::Linger => {
-                Box::pin(connection.linger()).await;
+                boxed(|| connection.linger()).await;
                 return;
             }
             After::Close => {
@@ -171,12 +172,9 @@ struct Connection {
     fresh: bool,
 }
 
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly all are requests; a box would be an allocation for each"
-)]
 enum Next {
-    Request(RequestHead, RequestMeta),
+    /// Its head stands in the record.
+    Request(Box<Record>, RequestMeta),
     Refused(Box<Reject>),
 }
 
@@ -202,7 +200,9 @@ impl Connection {
                         self.scan = Scan::default();
                         self.head_since = None;
                         let (head, meta) = head;
-                        return Poll::Ready(Some(Next::Request(head, meta)));
+                        let mut record = Record::open(&self.cx, head.protocol);
+                        record.request = Some(head);
+                        return Poll::Ready(Some(Next::Request(record, meta)));
                     }
                     Ok(Parsed::Partial) => {
                         self.head_since.get_or_insert_with(Instant::now);
@@ -239,29 +239,30 @@ impl Connection {
     }
 
     /// Has a request served and sends the answer.
-    async fn exchange(&mut self, mut head: RequestHead, meta: RequestMeta) -> After {
-        let mut record = Record::open(&self.cx, head.protocol);
-        let manager = self.cx.manager.clone();
+    async fn exchange(&mut self, mut record: Box<Record>, meta: RequestMeta) -> After {
         if meta.expect_continue {
-            if manager.proxy_100_continue {
-                head.headers.append(Known::Expect, "100-continue");
-            } else {
-                manager.stats.rq_1xx.inc();
-                h1::write_continue(self.out.text());
+            let manager = &self.cx.manager;
+            match &mut record.request {
+                Some(head) if manager.proxy_100_continue => {
+                    head.headers.append(Known::Expect, "100-continue");
+                }
+                _ => {
+                    manager.stats.rq_1xx.inc();
+                    h1::write_continue(self.out.text());
+                }
             }
         }
         let upgrade: Option<Box<str>> = match meta.upgrade {
             Upgrade::None => None,
             Upgrade::Connect => Some("connect".into()),
             Upgrade::Protocol => Some(
-                String::from_utf8_lossy(head.headers.known(Known::Upgrade).unwrap_or_default())
+                String::from_utf8_lossy(record.header(Known::Upgrade).unwrap_or_default())
                     .trim()
                     .to_ascii_lowercase()
                     .into(),
             ),
         };
         let body = self.body(&record, meta.framing);
-        record.request = Some(head);
         let request = Request {
             body,
             upgrade,
@@ -364,7 +365,17 @@ impl Connection {
             Ok(sending) => sending,
             Err(after) => return after,
         };
-        let sent = poll_fn(|task| self.poll_send(&mut sending, task)).await;
+        // What the tasks that are ready now have to say goes out together: a peer that was woken for the first
+        // answer still runs when the others come, and need not be woken again.
+        let mut gathered = false;
+        let sent = poll_fn(|task| {
+            if !std::mem::replace(&mut gathered, true) {
+                task.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            self.poll_send(&mut sending, task)
+        })
+        .await;
         let close = fate == Fate::Ends || sending.close;
         let tunnel = sending.tunnel;
         match sent {

@@ -26,7 +26,8 @@ use super::{
 };
 use crate::{
     body::{Body, BodyError, Frame, Source},
-    head::{Headers, Known, Protocol, RequestHead, ResponseHead},
+    boxed::boxed,
+    head::{Headers, Known, Protocol, ResponseHead},
     net::{Transport, stock},
     timer::Deadline,
 };
@@ -76,7 +77,7 @@ pub(super) async fn serve(cx: Rc<ConnectionContext>, io: Transport, input: Bytes
     let end = poll_fn(|task| driver.poll(task)).await;
     driver.leave(end);
     if !matches!(end, Ended::Remote) {
-        Box::pin(driver.linger()).await;
+        boxed(|| driver.linger()).await;
     }
 }
 
@@ -220,7 +221,7 @@ struct Driver {
     shared: Rc<Shared>,
     streams: FuturesUnordered<Stream>,
     /// Requests whose futures are to be made.
-    arrivals: Vec<(Rc<Inbox>, RequestHead, bool)>,
+    arrivals: Vec<(Rc<Inbox>, Box<Record>, bool)>,
     deadline: Deadline,
     /// When a peer that reads nothing is given up.
     stall: Deadline,
@@ -354,7 +355,9 @@ impl Driver {
                     state: RefCell::default(),
                 });
                 shared.insert(inbox.clone());
-                arrivals.push((inbox, head, end));
+                let mut record = Record::open(cx, Protocol::Http2);
+                record.request = Some(head);
+                arrivals.push((inbox, record, end));
             }
             Event::Data { stream, data, end } => match shared.find(stream) {
                 Some(inbox) if !inbox.state.borrow().abandoned => {
@@ -430,14 +433,10 @@ impl Driver {
 
     /// Begins to serve the requests that have come.
     fn admit(&mut self) {
-        for (inbox, head, end) in self.arrivals.drain(..) {
-            self.streams.push(Box::pin(run(
-                self.cx.clone(),
-                self.shared.clone(),
-                inbox,
-                head,
-                end,
-            )));
+        for (inbox, record, end) in self.arrivals.drain(..) {
+            let (cx, shared) = (self.cx.clone(), self.shared.clone());
+            self.streams
+                .push(boxed(|| run(cx, shared, inbox, record, end)));
         }
         if self.arrivals.capacity() > 64 {
             self.arrivals = Vec::new();
@@ -616,14 +615,16 @@ async fn run(
     cx: Rc<ConnectionContext>,
     shared: Rc<Shared>,
     inbox: Rc<Inbox>,
-    mut head: RequestHead,
+    mut record: Box<Record>,
     end: bool,
 ) {
     let guard = Abandon {
         shared: &shared,
         inbox: &inbox,
     };
-    let mut record = Record::open(&cx, Protocol::Http2);
+    let Some(head) = &mut record.request else {
+        return;
+    };
     let upgrade: Option<Box<str>> = if &*head.method == b"CONNECT" {
         Some("connect".into())
     } else {
@@ -650,7 +651,6 @@ async fn run(
         inform(&shared, inbox.stream, &go_on);
     }
     let host_given = !head.authority.is_empty();
-    record.request = Some(head);
     let body = body(&shared, &inbox, &record, end);
     let request = Request {
         body,

@@ -6,7 +6,7 @@ use super::{ConnectionContext, limits::StreamLimits};
 use crate::{
     filter::{Completed, FilterState},
     format::Facts,
-    head::{Headers, Protocol, RequestHead, ResponseHead},
+    head::{Headers, Known, Protocol, RequestHead, ResponseHead},
     info::{ResponseFlags, StreamInfo},
     route::{Action, ForwardPolicy, Selected},
     router::SharedInfo,
@@ -52,22 +52,32 @@ impl Record {
         }
         cx.stream_began();
         let info = StreamInfo::new(cx.info.clone(), Some(protocol));
-        Box::new(Record {
-            cx: cx.clone(),
-            limits: Rc::new(StreamLimits::new(&cx.manager.limits, info.start)),
-            info: Rc::new(RefCell::new(info)),
-            protocol,
-            request: None,
-            response: None,
-            trailers: None,
-            route: None,
-            state: FilterState::default(),
-            trace: None,
-            local_reply: Cow::Borrowed(""),
-            grpc: false,
-            left: "downstream_remote_disconnect",
-            written: false,
-        })
+        // Made where it stays; `Box::new` would copy it there.
+        let place = Box::new_uninit();
+        Box::write(
+            place,
+            Record {
+                cx: cx.clone(),
+                limits: Rc::new(StreamLimits::new(&cx.manager.limits, info.start)),
+                info: Rc::new(RefCell::new(info)),
+                protocol,
+                request: None,
+                response: None,
+                trailers: None,
+                route: None,
+                state: FilterState::default(),
+                trace: None,
+                local_reply: Cow::Borrowed(""),
+                grpc: false,
+                left: "downstream_remote_disconnect",
+                written: false,
+            },
+        )
+    }
+
+    /// A header of the request.
+    pub(super) fn header(&self, name: Known) -> Option<&[u8]> {
+        self.request.as_ref()?.headers.known(name)
     }
 
     /// Notes the route that was selected.
