@@ -2,7 +2,7 @@
 //!
 //! Without a subcommand it serves.
 
-use std::time::Duration;
+use std::{process::ExitCode, time::Duration};
 
 use clap::Parser as _;
 use lateen_service::{init_crypto, shutdown, telemetry};
@@ -14,10 +14,16 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const DRAIN: Duration = Duration::from_secs(10);
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> anyhow::Result<ExitCode> {
     let cli = mixer::command::Cli::parse();
     if let Some(command) = cli.command {
-        return command.run().await;
+        return Ok(match command.run().await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                ExitCode::FAILURE
+            }
+        });
     }
     let args = cli.serve;
     telemetry::init("mixer", &args.telemetry)?;
@@ -26,5 +32,5 @@ async fn main() -> anyhow::Result<()> {
     let running = mixer::start(&args, |built_in| built_in).await?;
     stop.await;
     running.stop(DRAIN).await;
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

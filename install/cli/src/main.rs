@@ -2,6 +2,7 @@
 
 mod proxy_status;
 mod terminal;
+mod test;
 mod up;
 
 use clap::{Parser, Subcommand};
@@ -19,6 +20,8 @@ enum Command {
     Up(up::Options),
     /// Show for every proxy whether it has taken over what Pilot sent.
     ProxyStatus(proxy_status::Options),
+    /// Run unit tests of policy and quota, without a mesh.
+    Test(test::Options),
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -26,6 +29,7 @@ async fn main() -> std::process::ExitCode {
     let outcome = match Cli::parse().command {
         Command::Up(options) => up::run(options).await,
         Command::ProxyStatus(options) => proxy_status::run(options).await,
+        Command::Test(options) => test::run(&options),
     };
     match outcome {
         Ok(()) => std::process::ExitCode::SUCCESS,

@@ -325,3 +325,66 @@ async fn who_asks_is_told_why() {
     let why: Explanation = serde_json::from_slice(&json).unwrap();
     assert_eq!(why.quotas[0].message, "no rule has a quota named q");
 }
+
+#[tokio::test]
+async fn checks_and_reports_can_be_made_by_hand() {
+    use clap::Parser as _;
+    use mixer::command::{Cli, Command, client};
+    let rules = format!(
+        "{PARTS}{}",
+        rule("a", "", "request.headers[\"user\"] == \"jason\"", DENY)
+    );
+    let mesh = Mesh::start(&[("rules.yaml", &rules)]).await;
+    let address = format!("http://{}", mesh.running.address);
+    let call = |args: &[&str]| {
+        let args = [&["mixer", args[0], "--mixer", &address], &args[1..]].concat();
+        Cli::try_parse_from(args).unwrap().command.unwrap()
+    };
+    let shop = [
+        "-a",
+        "destination.namespace=shop",
+        "-a",
+        "request.headers[user]=jason",
+    ];
+    let Command::Check(options) = call(&[&["check", "--explain", "-q", "q=2"], &shop[..]].concat())
+    else {
+        panic!("it is a check");
+    };
+    let mut out = Vec::new();
+    client::check(&options, &mut out).await.unwrap();
+    let out = String::from_utf8(out).unwrap();
+    for line in [
+        "PERMISSION_DENIED deny.handler.shop:no",
+        "  valid       9s, 1000 uses",
+        "  depends on  -context.reporter.kind, destination.namespace, request.headers[user]",
+        "    a.rule.shop rules.yaml:15: if request.headers[\"user\"] == \"jason\"",
+        "    request.headers[user] = \"jason\"",
+    ] {
+        assert!(out.lines().any(|l| l == line), "{line}\nin\n{out}");
+    }
+    let Command::Report(options) = call(&[&["report", "--repeat", "3"], &shop[..2]].concat())
+    else {
+        panic!("it is a report");
+    };
+    let mut out = Vec::new();
+    client::report(&options, &mut out).await.unwrap();
+    assert!(
+        String::from_utf8(out)
+            .unwrap()
+            .starts_with("OK, 3 reported")
+    );
+    let metrics = get(mesh.running.admin_address, "/metrics").await;
+    assert!(metrics.contains("mixer_reported_total 3"), "{metrics}");
+    let Command::Check(options) = Cli::try_parse_from(["mixer", "check", "--mixer", "127.0.0.1:1"])
+        .unwrap()
+        .command
+        .unwrap()
+    else {
+        panic!("it is a check");
+    };
+    let error = client::check(&options, &mut Vec::new()).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "cannot reach 127.0.0.1:1; is Mixer there (--mixer)?"
+    );
+}
