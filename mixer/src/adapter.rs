@@ -1,5 +1,6 @@
 //! The adapters that are part of Mixer.
 
+pub mod audit;
 mod datagram;
 pub mod denier;
 pub mod dogstatsd;
@@ -58,6 +59,7 @@ impl Inventory {
             .with(Arc::new(dogstatsd::Dogstatsd))
             .with(Arc::new(opentelemetry::OpenTelemetry))
             .with(Arc::new(zipkin::Zipkin))
+            .with(Arc::new(audit::Audit::default()))
             .with(Arc::new(noop::Noop))
     }
 

@@ -96,25 +96,46 @@ impl Lines for Writer {
 }
 
 /// A file that is set aside when it is full: `access.log`, `access.log.1`, `access.log.2`.
-struct RotatedFile {
+pub(super) struct RotatedFile {
     path: PathBuf,
     file: File,
     bytes: u64,
+    /// Where its last whole line ends.
+    whole: u64,
     max_bytes: u64,
     max_files: u32,
 }
 
 impl RotatedFile {
-    fn open(path: PathBuf, max_bytes: u64, max_files: u32) -> io::Result<Self> {
+    pub(super) fn open(path: PathBuf, max_bytes: u64, max_files: u32) -> io::Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(&path)?;
         let bytes = file.metadata()?.len();
         Ok(Self {
             path,
             file,
             bytes,
+            whole: bytes,
             max_bytes,
             max_files,
         })
+    }
+
+    /// From now on.
+    pub(super) fn set_limits(&mut self, max_bytes: u64, max_files: u32) {
+        self.max_bytes = max_bytes;
+        self.max_files = max_files;
+    }
+
+    /// Takes half a line away after a failure, so that the next one begins a line.
+    pub(super) fn cut_to_line(&mut self) -> io::Result<()> {
+        self.file.set_len(self.whole)?;
+        self.bytes = self.whole;
+        Ok(())
+    }
+
+    /// Waits until what is written is on the disk.
+    pub(super) fn sync(&mut self) -> io::Result<()> {
+        self.file.sync_data()
     }
 
     fn aside(&self, n: u32) -> PathBuf {
@@ -136,6 +157,7 @@ impl RotatedFile {
             .append(true)
             .open(&self.path)?;
         self.bytes = 0;
+        self.whole = 0;
         Ok(())
     }
 }
@@ -147,6 +169,9 @@ impl Write for RotatedFile {
         }
         let written = self.file.write(buf)?;
         self.bytes += written as u64;
+        if buf.get(..written).is_some_and(|b| b.ends_with(b"\n")) {
+            self.whole = self.bytes;
+        }
         Ok(written)
     }
 

@@ -7,6 +7,7 @@ mod statsd;
 mod abuse;
 mod adapters;
 mod ads;
+mod audit;
 mod config;
 mod examples;
 mod collector;
