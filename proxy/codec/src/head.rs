@@ -84,10 +84,12 @@ struct Entry {
 
 /// Where a header stands in the text of an HTTP/1 head: a token, and a value without control characters but
 /// tabs and without whitespace around it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
-    pub(crate) name: Range<usize>,
-    pub(crate) value: Range<usize>,
+    pub(crate) name_at: u32,
+    pub(crate) name_len: u32,
+    pub(crate) value_at: u32,
+    pub(crate) value_len: u32,
     /// Exactly `: ` is between them, and CR LF behind the value.
     pub(crate) line: bool,
 }
@@ -221,16 +223,16 @@ impl Headers {
         Headers::with_room(0, entries)
     }
 
-    /// Adds a header whose text follows by [`Headers::set_text`]. Heads are bounded far below 4 GiB.
+    /// Adds a header whose text follows by [`Headers::set_text`].
     #[inline]
-    pub(crate) fn add_place(&mut self, known: Option<Known>, place: &Place) {
+    pub(crate) fn add_place(&mut self, known: Option<Known>, place: Place) {
         self.add(Entry {
             known,
             line: place.line,
-            name_at: offset(place.name.start),
-            name_len: offset(place.name.len()),
-            value_at: offset(place.value.start),
-            value_len: offset(place.value.len()),
+            name_at: place.name_at,
+            name_len: place.name_len,
+            value_at: place.value_at,
+            value_len: place.value_len,
         });
     }
 

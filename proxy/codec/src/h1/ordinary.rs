@@ -79,8 +79,11 @@ pub(super) fn status_line(text: &[u8]) -> Option<StatusLine> {
 pub(super) fn headers<'a>(
     text: &'a [u8],
     most: usize,
-    mut each: impl FnMut(&'a [u8], &'a [u8], &Place),
+    mut each: impl FnMut(&'a [u8], &'a [u8], Place),
 ) -> Option<(usize, bool)> {
+    if text.len() > u32::MAX as usize {
+        return None;
+    }
     let mut rest = text;
     let mut left = most;
     let mut upper = 0;
@@ -109,7 +112,7 @@ pub(super) fn headers<'a>(
         };
         let value = rest;
         rest = after_value(rest);
-        let value_at = text.len() - value.len();
+        let value_at = (text.len() - value.len()) as u32;
         let mut value = value.get(..value.len() - rest.len())?;
         while let [trimmed @ .., b' ' | b'\t'] = value {
             value = trimmed;
@@ -119,13 +122,14 @@ pub(super) fn headers<'a>(
             return None;
         };
         rest = next;
-        let name_at = text.len() - line.len();
         let place = Place {
-            name: name_at..name_at + name.len(),
-            value: value_at..value_at + value.len(),
+            name_at: (text.len() - line.len()) as u32,
+            name_len: name.len() as u32,
+            value_at,
+            value_len: value.len() as u32,
             line: line_as_written,
         };
-        each(name, value, &place);
+        each(name, value, place);
     }
 }
 
@@ -292,13 +296,18 @@ mod tests {
         let lines = &text[from..];
         let mut all = Vec::new();
         let mut upper_seen = false;
+        let part = |at: u32, len: u32| &lines[at as usize..][..len as usize];
         let (used, upper) = headers(lines, 4, |name, value, place| {
             assert_eq!(
                 (name, value),
-                (&lines[place.name.clone()], &lines[place.value.clone()])
+                (
+                    part(place.name_at, place.name_len),
+                    part(place.value_at, place.value_len)
+                )
             );
             let line = [name, b": ", value, b"\r\n"].concat();
-            assert_eq!(place.line, lines[place.name.start..].starts_with(&line));
+            let is_line = lines[place.name_at as usize..].starts_with(&line);
+            assert_eq!(place.line, is_line);
             upper_seen |= name.iter().any(u8::is_ascii_uppercase);
             all.push((name.to_vec(), value.to_vec()));
         })?;

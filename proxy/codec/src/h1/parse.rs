@@ -162,6 +162,7 @@ pub fn parse_response(
     )
 }
 
+#[inline]
 fn parse<T>(
     buf: &[u8],
     text: &[u8],
@@ -270,6 +271,7 @@ impl<'a> Fields<'a> {
     }
 }
 
+#[inline]
 fn read_request(text: &[u8], limits: &Limits) -> Read<(RequestHead, RequestMeta)> {
     if let Some(line) = ordinary::request_line(text)
         && let Some(fields) = Fields::ordinary(text, line.used, Of::Request, limits)
@@ -297,6 +299,7 @@ fn read_request(text: &[u8], limits: &Limits) -> Read<(RequestHead, RequestMeta)
     )
 }
 
+#[inline]
 fn request(
     method: &[u8],
     target: &[u8],
@@ -400,6 +403,7 @@ fn request(
     Ok(Some(((head, meta), used)))
 }
 
+#[inline]
 fn read_response(
     text: &[u8],
     limits: &Limits,
@@ -427,6 +431,7 @@ fn read_response(
     self::response(status, version == 0, fields, limits, method)
 }
 
+#[inline]
 fn response(
     status: u16,
     http_10: bool,
