@@ -1,4 +1,4 @@
-//! Adapters that came with Istio and may not be part of Mixer here (one that is goes before its entry). Their handlers are checked as far as
+//! Adapters that came with Istio and are not part of Mixer here. Their handlers are checked as far as
 //! names go, so that files which hold them load; a rule that sends to one is refused.
 
 use serde_json::Value as Json;
@@ -50,28 +50,6 @@ static VENDORS: &[Vendor] = &[
         ],
     },
     Vendor {
-        name: "dogstatsd",
-        fields: &[
-            "address",
-            "prefix",
-            "buffer_length",
-            "global_tags",
-            "sample_rate",
-            "metrics",
-        ],
-    },
-    Vendor {
-        name: "fluentd",
-        fields: &[
-            "address",
-            "integer_duration",
-            "instance_buffer_size",
-            "max_batch_size_bytes",
-            "push_interval_duration",
-            "push_timeout_duration",
-        ],
-    },
-    Vendor {
         name: "servicecontrol",
         fields: &["runtime_config", "credential_path", "service_configs"],
     },
@@ -98,21 +76,6 @@ static VENDORS: &[Vendor] = &[
             "metrics",
             "logs",
         ],
-    },
-    Vendor {
-        name: "statsd",
-        fields: &[
-            "address",
-            "prefix",
-            "flush_duration",
-            "flush_bytes",
-            "sampling_rate",
-            "metrics",
-        ],
-    },
-    Vendor {
-        name: "zipkin",
-        fields: &["url", "sample_probability"],
     },
     Vendor {
         name: "stackdriver",

@@ -4,7 +4,7 @@
 //! that is `open`; else the mesh's `policyCheckFailOpen`.
 
 use lateen_config::{Labels, Spec};
-use lateen_engine::{AttributeTable, Expression, StringMap, Value, Verdict};
+use lateen_engine::{AttributeTable, Expression, Language, StringMap, Value, Verdict};
 use lateen_protocols::istio::mixer::v1::Attributes;
 use lateen_protocols::istio::mixer::v1::attributes::attribute_value;
 
@@ -12,6 +12,8 @@ use crate::model::Snapshot;
 
 /// The annotation; Mixer reads it too, for matches and adapters that fail.
 const FAIL_MODE: &str = "policy.istio.io/fail-mode";
+/// The annotation that names the language of a rule's match.
+const LANGUAGE: &str = "policy.istio.io/lang";
 
 /// The annotated rules that concern a namespace.
 #[derive(Debug, Default)]
@@ -46,7 +48,12 @@ impl FailModes {
             let condition = match rule.spec["match"].as_str().unwrap_or_default().trim() {
                 "" => None,
                 // A match that does not compile is refused by Mixer; until it is mended it may apply to all.
-                text => Expression::compile(text, &table).ok(),
+                text => object
+                    .annotations
+                    .get(LANGUAGE)
+                    .map_or(Ok(Language::Cexl), |name| name.parse())
+                    .ok()
+                    .and_then(|language| Expression::compile_in(language, text, &table).ok()),
             };
             Some(Rule { open, condition })
         });
@@ -127,6 +134,11 @@ mod tests {
             ),
             rule("b", "open", r#"destination.service.name == "pay""#),
             rule("c", "open", r#"destination.labels["app"] == "web""#),
+            rule(
+                "d",
+                "closed, policy.istio.io/lang: CEL",
+                r#"destination.service.name in ["vault"] && !has(source.user)"#,
+            ),
         ]
         .concat();
         let modes = FailModes::of(&world(&yaml), "default");
@@ -136,6 +148,7 @@ mod tests {
             ("pay", &other, Some(false)),
             ("shop", &web, Some(true)),
             ("shop", &other, None),
+            ("vault", &other, Some(false)),
         ] {
             let open = modes.is_open(&destination(service), Some(labels));
             assert_eq!(open, expected, "{service}");
