@@ -25,6 +25,10 @@ use crate::{
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// Bytes read, and forgotten, of a peer that was told to go, so that it gets to read why. More waits in the
+/// kernel and holds the peer up: who floods us does not get to send at full speed until the wait is over.
+pub(super) const LINGER_BYTES: usize = 1 << 20;
+
 /// What the streams of one connection share.
 #[derive(Debug)]
 pub struct ConnectionContext {

@@ -19,7 +19,7 @@ use tokio::{net::TcpStream, time::Instant};
 
 use super::{
     ConnectionContext,
-    connection::{End, Fate},
+    connection::{End, Fate, LINGER_BYTES},
     output::Output,
     record::Record,
     stream::{self, Broken, Downstream, Early, Outgoing, Progress, Request},
@@ -284,7 +284,7 @@ impl Connection {
                 self.answer(outgoing, meta.keep_alive && !hasty).await
             }
             None => {
-                manager.stats.count_end(true, true);
+                self.cx.manager.stats.count_end(true, true);
                 After::Gone
             }
         }
@@ -610,19 +610,18 @@ impl Connection {
             return;
         };
         self.deadline.set(Instant::now() + limit);
+        let mut more = LINGER_BYTES;
         let left = poll_fn(|task| {
             let mut wire = self.wire.borrow_mut();
-            loop {
+            while more > 0 {
                 wire.input.clear();
                 match wire.poll_fill(READ_AHEAD, task) {
                     Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(true),
-                    Poll::Ready(Ok(_)) if self.deadline.poll(task).is_ready() => {
-                        return Poll::Ready(false);
-                    }
-                    Poll::Ready(Ok(_)) => {}
-                    Poll::Pending => return self.deadline.poll(task).map(|()| false),
+                    Poll::Ready(Ok(n)) => more = more.saturating_sub(n),
+                    Poll::Pending => break,
                 }
             }
+            self.deadline.poll(task).map(|()| false)
         })
         .await;
         if left {

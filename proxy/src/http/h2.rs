@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::{
     ConnectionContext,
-    connection::{End, Fate},
+    connection::{End, Fate, LINGER_BYTES},
     record::Record,
     stream::{self, Broken, Downstream, Early, Outgoing, Progress, Request},
 };
@@ -591,20 +591,19 @@ impl Driver {
             return;
         };
         self.deadline.set(Instant::now() + limit);
+        let mut left = LINGER_BYTES;
         poll_fn(|task| {
-            loop {
+            while left > 0 {
                 let mut buffer = stock::get();
                 let read = self.io.poll_read(task, &mut buffer);
                 stock::put(buffer);
                 match read {
                     Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
-                    Poll::Ready(Ok(_)) if self.deadline.poll(task).is_ready() => {
-                        return Poll::Ready(());
-                    }
-                    Poll::Ready(Ok(_)) => {}
-                    Poll::Pending => return self.deadline.poll(task),
+                    Poll::Ready(Ok(n)) => left = left.saturating_sub(n),
+                    Poll::Pending => break,
                 }
             }
+            self.deadline.poll(task)
         })
         .await;
     }

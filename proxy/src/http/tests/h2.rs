@@ -220,3 +220,28 @@ async fn websockets_pass_over_http2() {
         .wait_for("http.t.downstream_cx_upgrades_active", 0)
         .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_floods_and_reads_nothing_is_held_up_and_ended() {
+    let proxy = Proxy::start();
+    let address = proxy.listen("l", &http(DIRECT, ""));
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let settings = b"\0\0\0\x04\0\0\0\0\0";
+    stream
+        .write_all(&[&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], settings].concat())
+        .await
+        .unwrap();
+    let pings = b"\0\0\x08\x06\0\0\0\0\x0012345678".repeat(4096);
+    let mut sent = 0;
+    let flood = async {
+        while let Ok(n) = stream.write(&pings).await {
+            sent += n;
+        }
+    };
+    timeout(LIMIT, flood).await.expect("an end");
+    // What the kernel's buffers hold both ways, and a little more; at full speed it would be hundreds.
+    assert!(sent < 48 << 20, "{sent} bytes");
+    proxy.wait_for("http.t.downstream_cx_active", 0).await;
+    assert_eq!(proxy.counter("http2.outbound_control_flood"), 1);
+    assert_eq!(proxy.counter("http.t.downstream_cx_protocol_error"), 1);
+}
