@@ -351,7 +351,11 @@ fn istios_rules_hold() {
             Ok("0"),
         ),
         ("duration('90m').getHours()", &[], Ok("1")),
-        ("string(duration('90m'))", &[], Ok("5400s")),
+        (
+            "string(duration('90m') + google.protobuf.Duration{seconds: i})",
+            &[],
+            Ok("5400s"),
+        ),
         (
             "timestamp('2026-01-01T00:00:00Z') - timestamp('2025-12-31T23:00:00Z')",
             &[],
@@ -368,7 +372,11 @@ fn istios_rules_hold() {
             &[],
             Ok("xy"),
         ),
-        ("google.protobuf.Int64Value{}.value", &[], Ok("0")),
+        (
+            "google.protobuf.Int64Value{}.value + int(google.protobuf.Timestamp{seconds: 5, nanos: 1})",
+            &[],
+            Ok("5"),
+        ),
         (
             "google.rpc.Status{}",
             &[],

@@ -47,6 +47,9 @@ pub(super) enum Function {
     TypeOf,
     EmptyStringMap,
     Part(Part),
+    /// Of seconds and nanoseconds.
+    TimestampOf,
+    DurationOf,
 }
 
 /// A part of a timestamp or duration.
@@ -190,6 +193,14 @@ impl Function {
             (Function::Dyn, [value]) => Ok(value.clone()),
             (Function::TypeOf, [value]) => Ok(Val::Type(value.type_of())),
             (Function::EmptyStringMap, []) => Ok(Val::StringMap(Default::default(), None)),
+            (Function::TimestampOf, [Val::Int(seconds), Val::Int(nanos)]) => {
+                let nanos = u32::try_from(*nanos).map_err(|_| OUT_OF_RANGE)?;
+                time_in_range(DateTime::from_timestamp(*seconds, nanos))
+            }
+            (Function::DurationOf, [Val::Int(seconds), Val::Int(nanos)]) => {
+                let whole = TimeDelta::try_seconds(*seconds).ok_or(OUT_OF_RANGE)?;
+                span_in_range(whole.checked_add(&TimeDelta::nanoseconds(*nanos)))
+            }
             (Function::Part(part), [Val::Timestamp(time)]) => {
                 Ok(Val::Int(part.of_time(&time.fixed_offset())))
             }

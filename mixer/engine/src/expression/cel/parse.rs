@@ -168,8 +168,9 @@ impl Parser<'_> {
     fn member(&mut self) -> Result<Expr, CompileError> {
         let mut expr = self.primary()?;
         loop {
-            let at = self.at();
+            let mut at = self.at();
             if self.eat(".") {
+                at = self.at();
                 let Token::Ident(name) = self.peek().clone() else {
                     return Err(self.fail("expected a field or a method"));
                 };

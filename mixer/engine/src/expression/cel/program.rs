@@ -310,6 +310,15 @@ impl<'a> Lowering<'a> {
     }
 
     fn message(&mut self, expr: &Expr, name: &str, fields: &[(String, Expr)]) -> Lowered {
+        match name {
+            "google.protobuf.Timestamp" => {
+                return self.seconds(expr, fields, Function::TimestampOf, Type::Timestamp);
+            }
+            "google.protobuf.Duration" => {
+                return self.seconds(expr, fields, Function::DurationOf, Type::Duration);
+            }
+            _ => {}
+        }
         let Some(inner) = Type::wrapped(name) else {
             return Err(undeclared(expr.at, name));
         };
@@ -345,6 +354,36 @@ impl<'a> Lowering<'a> {
                 Err(CompileError::new(expr.at, reason))
             }
         }
+    }
+
+    /// A message of `seconds` and `nanos`.
+    fn seconds(
+        &mut self,
+        expr: &Expr,
+        fields: &[(String, Expr)],
+        function: Function,
+        ty: Type,
+    ) -> Lowered {
+        let mut parts = [
+            ("seconds", Node::Constant(Val::Int(0))),
+            ("nanos", Node::Constant(Val::Int(0))),
+        ];
+        for (field, value) in fields {
+            let Some((_, place)) = parts.iter_mut().find(|(name, _)| name == field) else {
+                let reason = format!("undefined field '{field}'");
+                return Err(CompileError::new(expr.at, reason));
+            };
+            let (node, got) = self.lower(value)?;
+            if !got.fits(&Type::Int) {
+                let reason = format!(
+                    "expected type of field '{field}' is 'int' but provided type is '{got}'"
+                );
+                return Err(CompileError::new(value.at, reason));
+            }
+            *place = node;
+        }
+        let nodes = parts.map(|(_, node)| node);
+        Ok((self.fold(Node::Call(function, Box::new(nodes))), ty))
     }
 
     fn repeat(&mut self, kind: Loop, range: &Expr, variable: &str, body: &[Expr]) -> Lowered {
