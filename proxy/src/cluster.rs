@@ -616,6 +616,19 @@ impl ClusterManager {
         wanted
     }
 
+    /// The files from which endpoints are to come, by the name of the service.
+    pub(crate) fn eds_files(&self) -> HashMap<Arc<str>, String> {
+        let state = self.state();
+        let clusters = self.read();
+        let users = state.users.iter().flat_map(|(service, users)| {
+            let newest = users
+                .iter()
+                .filter_map(|user| state.warming.get(user).or_else(|| clusters.get(user)));
+            newest.filter_map(|cluster| Some((service.clone(), cluster.config.eds_file.clone()?)))
+        });
+        users.collect()
+    }
+
     /// Whether this cluster (in its newest form) serves.
     pub fn is_warm(&self, name: &str) -> bool {
         let state = self.state();

@@ -8,7 +8,7 @@ pub mod dump;
 
 use std::{
     borrow::Borrow,
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, SystemTime},
@@ -362,22 +362,14 @@ impl Control {
         let mut wanted = Wanted {
             clusters: self.dynamic.clusters,
             listeners: self.dynamic.listeners && phase >= Phase::Listeners,
-            endpoints: self
-                .shared
-                .clusters
-                .eds_wanted()
-                .iter()
-                .map(|(_, service)| service.to_string())
-                .collect(),
-            routes: self
-                .shared
-                .routes
-                .wanted()
-                .iter()
-                .map(ToString::to_string)
-                .collect(),
-            secrets: BTreeMap::new(),
+            ..Wanted::default()
         };
+        let services = self.shared.clusters.eds_wanted();
+        let names = services.into_iter().map(|(_, service)| service).collect();
+        let eds_files = self.shared.clusters.eds_files();
+        wanted.endpoints = by_stream(names, Kind::Endpoint, &eds_files, &mut wanted.files);
+        let (names, rds_files) = (self.shared.routes.wanted(), self.shared.routes.files());
+        wanted.routes = by_stream(names, Kind::Route, &rds_files, &mut wanted.files);
         for slot in self.shared.secrets.wanted() {
             let asked = matches!(
                 slot.source(),
@@ -622,10 +614,10 @@ impl Control {
         let wanted = self.wanted.borrow();
         state
             .endpoints
-            .retain(|name, _| wanted.endpoints.contains(name));
+            .retain(|name, _| wanted.names(Kind::Endpoint, &wanted.endpoints, name));
         state
             .routes
-            .retain(|name, item| item.fixed || wanted.routes.contains(name));
+            .retain(|name, item| item.fixed || wanted.names(Kind::Route, &wanted.routes, name));
         state.secrets.retain(|(source, name), item| {
             item.fixed
                 || wanted
@@ -741,6 +733,26 @@ impl fmt::Debug for Control {
             .field("phase", &*self.phase.borrow())
             .finish_non_exhaustive()
     }
+}
+
+/// Names that streams are asked for; those that files give are put with their files.
+fn by_stream(
+    names: Vec<Arc<str>>,
+    kind: Kind,
+    of_files: &HashMap<Arc<str>, String>,
+    files: &mut BTreeMap<(Kind, String), BTreeSet<String>>,
+) -> BTreeSet<String> {
+    let mut asked = BTreeSet::new();
+    for name in names {
+        match of_files.get(&name) {
+            None => asked.insert(name.to_string()),
+            Some(file) => files
+                .entry((kind, file.clone()))
+                .or_default()
+                .insert(name.to_string()),
+        };
+    }
+    asked
 }
 
 fn slot_is(slot: &crate::secret::SecretSlot, name: &str, source: &Source) -> bool {

@@ -30,7 +30,7 @@ use crate::{
     access_log::AccessLog,
     config_error::ConfigError,
     filter::HttpFilters,
-    proto::{invalid, timeout},
+    proto::{invalid, source_file, timeout},
     route::{RouteSlot, RouteTable},
     shared::Shared,
     stats::{Counter, Gauge, Histogram, Scope},
@@ -482,6 +482,7 @@ fn routes(
         Some(RouteSpecifier::RouteConfig(table)) => inline(table, shared),
         Some(RouteSpecifier::Rds(rds)) if !rds.route_config_name.is_empty() => {
             let slot = shared.routes.slot(&rds.route_config_name);
+            slot.come_from(source_file(rds.config_source.as_ref()));
             slot.count_in(scope.scope(&format!("rds.{}.", rds.route_config_name)));
             Ok(Routes::Slot(slot))
         }

@@ -76,6 +76,16 @@ pub fn unpack<T: Message + Name + Default>(any: &pb::Any) -> Result<Option<T>, C
         .map_err(|error| invalid(any.type_url.clone(), error.to_string()))
 }
 
+/// The file a resource is to come from, if it is to come from one.
+pub fn source_file(source: Option<&core::ConfigSource>) -> Option<&str> {
+    use core::config_source::ConfigSourceSpecifier as From;
+    match source?.config_source_specifier.as_ref()? {
+        From::Path(path) => Some(path),
+        From::PathConfigSource(source) => Some(&source.path),
+        _ => None,
+    }
+}
+
 /// A chance in parts of a million.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chance(pub u32);

@@ -1,7 +1,14 @@
 //! Puts a proxy together: bootstrap → main runtime → workers → static configuration → xDS → ready;
 //! and takes it apart again: drain, then leave.
 
-use std::{collections::BTreeSet, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use lateen_service::{
     identity::{IdentityError, Source as Identity},
@@ -11,7 +18,7 @@ use tokio::{
     runtime::Handle,
     signal::unix::{SignalKind, signal},
     sync::Notify,
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
     time::Instant,
 };
 
@@ -32,7 +39,7 @@ use crate::{
     stats::Registry,
     worker::Workers,
     xds::{
-        Kind, Sink,
+        Kind, Sink, Wanted,
         client::{Client, Service},
         file,
         target::Target,
@@ -40,7 +47,7 @@ use crate::{
 };
 
 /// How often files that secrets name are looked at.
-const SECRET_FILES_POLL: Duration = Duration::from_secs(1);
+const SECRET_FILES_POLL: Duration = Duration::from_millis(250);
 /// How often a drain looks whether everybody has gone.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
@@ -254,10 +261,8 @@ impl Server {
                 Some(DiscoverySource::Ads) | None => {}
             }
         }
-        self.tasks.spawn(follow_secret_sources(
-            self.control.clone(),
-            bootstrap.clone(),
-        ));
+        self.tasks
+            .spawn(follow_sources(self.control.clone(), bootstrap.clone()));
         self.tasks.spawn(reload_secret_files(secrets.clone()));
         self.tasks.spawn(count_state(self.control.clone()));
         self.tasks.spawn(reopen_logs());
@@ -348,14 +353,18 @@ async fn follow_identity(source: Identity, certificate: Arc<SecretSlot>, roots: 
     }
 }
 
-/// Secrets may come from streams and files of their own, which TLS contexts name as they come.
-async fn follow_secret_sources(control: Arc<Control>, bootstrap: Arc<Bootstrap>) {
+/// Secrets may come from streams and files of their own, which TLS contexts name as they come; endpoints and
+/// routes from files that clusters and listeners name.
+async fn follow_sources(control: Arc<Control>, bootstrap: Arc<Bootstrap>) {
     let mut wanted = control.wanted();
     let mut known = BTreeSet::new();
     // Dropped together with this future.
     let mut running = JoinSet::new();
+    let mut files = BTreeMap::new();
     loop {
-        let sources: Vec<Source> = wanted.borrow_and_update().secrets.keys().cloned().collect();
+        let present = wanted.borrow_and_update().clone();
+        follow_files(&control, &present, &mut files, &mut running);
+        let sources: Vec<Source> = present.secrets.into_keys().collect();
         for source in sources {
             if !known.insert(source.clone()) {
                 continue;
@@ -395,6 +404,30 @@ async fn follow_secret_sources(control: Arc<Control>, bootstrap: Arc<Bootstrap>)
         if wanted.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// Follows the files that are named now. One of which other names are wanted is read anew.
+fn follow_files(
+    control: &Arc<Control>,
+    wanted: &Wanted,
+    followed: &mut BTreeMap<(Kind, String), (BTreeSet<String>, AbortHandle)>,
+    running: &mut JoinSet<()>,
+) {
+    followed.retain(|file, (names, task)| {
+        let same = wanted.files.get(file) == Some(names);
+        if !same {
+            task.abort();
+        }
+        same
+    });
+    for ((kind, path), names) in &wanted.files {
+        let key = (*kind, path.clone());
+        followed.entry(key).or_insert_with(|| {
+            let source = Source::Path(path.clone());
+            let follow = file::follow(control.clone(), *kind, path.into(), source);
+            (names.clone(), running.spawn(follow))
+        });
     }
 }
 

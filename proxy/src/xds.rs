@@ -73,12 +73,22 @@ pub struct Wanted {
     pub clusters: bool,
     /// Whether listeners are to be asked for (after the first clusters are warm).
     pub listeners: bool,
-    /// EDS names.
+    /// EDS names that no file gives.
     pub endpoints: BTreeSet<String>,
-    /// RDS names.
+    /// RDS names that no file gives.
     pub routes: BTreeSet<String>,
+    /// EDS and RDS names by the file that gives them.
+    pub files: BTreeMap<(Kind, String), BTreeSet<String>>,
     /// SDS names by source.
     pub secrets: BTreeMap<Source, BTreeSet<String>>,
+}
+
+impl Wanted {
+    /// Whether a name of EDS or RDS is wanted, from a stream (`asked`) or a file.
+    pub(crate) fn names(&self, kind: Kind, asked: &BTreeSet<String>, name: &str) -> bool {
+        let mut files = self.files.iter().filter(|((of, _), _)| *of == kind);
+        asked.contains(name) || files.any(|(_, names)| names.contains(name))
+    }
 }
 
 /// One resource as it came.

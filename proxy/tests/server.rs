@@ -284,6 +284,60 @@ async fn a_request_under_way_is_finished_by_the_drain() {
     tokio::time::timeout(PATIENCE, task).await.unwrap().unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn endpoints_and_routes_come_from_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    // As one moves a new file into place, so that nobody reads half of it.
+    let put = |name: &str, kind: &str, resource: String| {
+        let resource =
+            resource.replacen('{', &format!("{{ '@type': type.googleapis.com/{kind},"), 1);
+        let new = folder.path().join("new");
+        std::fs::write(&new, format!("resources: [ {resource} ]")).unwrap();
+        std::fs::rename(new, folder.path().join(name)).unwrap();
+    };
+    let assignment = |address| {
+        let endpoint = endpoint(address);
+        format!("{{ cluster_name: svc, endpoints: [ {{ lb_endpoints: [ {endpoint} ] }} ] }}")
+    };
+    let (one, two) = (http_backend("one").await, http_backend("two").await);
+    put("eds.yaml", EDS, assignment(one));
+    put("rds.yaml", RDS, to_cluster("r", "absent"));
+    let port = free_port().await;
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let yaml = format!(
+        "node: {{ id: me }}\nstatic_resources: {{ clusters: [ {{ name: a, type: EDS, eds_cluster_config: {{ service_name: svc, \
+         eds_config: {{ path_config_source: {{ path: {} }} }} }} }} ], listeners: [ {} ] }}\n",
+        path("eds.yaml"),
+        http_listener(
+            "in",
+            port,
+            &format!(
+                "rds: {{ route_config_name: r, config_source: {{ path_config_source: {{ path: {} }} }} }}",
+                path("rds.yaml")
+            )
+        ),
+    );
+    let server = start(&yaml).await;
+    server.ready().await;
+    let (_stop, _task) = run(server);
+    assert_eq!(get(address, "/").await.0, 503, "no such cluster");
+    let answered = async |name: &str| {
+        let told = async {
+            while !get(address, "/").await.1.contains(name) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, told)
+            .await
+            .expect("the file is read");
+    };
+    put("rds.yaml", RDS, to_cluster("r", "a"));
+    answered("one").await;
+    put("eds.yaml", EDS, assignment(two));
+    answered("two").await;
+}
+
 /// What a control plane says: resources of each kind, as YAML, and a version.
 type State = (u64, BTreeMap<&'static str, Vec<String>>);
 

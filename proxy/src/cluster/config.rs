@@ -30,7 +30,7 @@ use crate::{
     cluster::host::OverrideHealth,
     config_error::ConfigError,
     head::Name,
-    proto::{duration, invalid, optional_duration, timeout, unpack},
+    proto::{duration, invalid, optional_duration, source_file, timeout, unpack},
 };
 
 /// Envoy: "upstream idle timeout ... defaults to 1 hour".
@@ -172,6 +172,8 @@ pub struct Config {
     pub keepalive: Option<KeepAlive>,
     /// Which hosts a filter may insist on.
     pub override_health: OverrideHealth,
+    /// The file that gives the endpoints of an EDS cluster; a stream does otherwise.
+    pub eds_file: Option<String>,
 }
 
 impl Config {
@@ -240,6 +242,11 @@ impl Config {
             bind: bind(proto.upstream_bind_config.as_ref())?,
             keepalive: keepalive(proto),
             override_health: OverrideHealth::read(proto),
+            eds_file: proto
+                .eds_cluster_config
+                .as_ref()
+                .and_then(|eds| source_file(eds.eds_config.as_ref()))
+                .map(str::to_owned),
         })
     }
 

@@ -22,6 +22,8 @@ pub struct RouteSlots {
 pub struct RouteSlot {
     name: Arc<str>,
     table: ArcSwapOption<RouteTable>,
+    /// The file that gives it; a stream does otherwise.
+    file: Mutex<Option<String>>,
     /// Where the updates of this table are counted: `http.PREFIX.rds.NAME.` of its users.
     scopes: Mutex<Vec<Scope>>,
 }
@@ -37,6 +39,7 @@ impl RouteSlots {
         let slot = Arc::new(RouteSlot {
             name: name.into(),
             table: ArcSwapOption::empty(),
+            file: Mutex::default(),
             scopes: Mutex::default(),
         });
         slots.insert(slot.name.clone(), Arc::downgrade(&slot));
@@ -60,6 +63,14 @@ impl RouteSlots {
         names
     }
 
+    /// The files from which tables are to come, by name.
+    pub(crate) fn files(&self) -> HashMap<Arc<str>, String> {
+        let slots = self.lock();
+        let held = slots.values().filter_map(Weak::upgrade);
+        held.filter_map(|slot| Some((slot.name.clone(), slot.file().clone()?)))
+            .collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Weak<RouteSlot>>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -69,6 +80,15 @@ impl RouteSlot {
     /// The name.
     pub fn name(&self) -> &Arc<str> {
         &self.name
+    }
+
+    /// Says from which file the table comes; `None` is a stream.
+    pub(crate) fn come_from(&self, file: Option<&str>) {
+        *self.file() = file.map(str::to_owned);
+    }
+
+    fn file(&self) -> MutexGuard<'_, Option<String>> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts updates of this table in a scope, too.

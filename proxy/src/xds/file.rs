@@ -14,7 +14,7 @@ use super::{Kind, Resource, Sink, Update};
 use crate::secret::Source;
 
 /// How often the file's times are looked at; also works where inotify does not (network file systems).
-const POLL: Duration = Duration::from_millis(500);
+const POLL: Duration = Duration::from_millis(100);
 /// Bounds what is read.
 const MAX_BYTES: u64 = 64 << 20;
 
