@@ -662,6 +662,16 @@ fn take<T>(
     found: &mut BTreeMap<Key, Found<T>>,
     problems: &mut Vec<Problem>,
 ) {
+    // Descriptors make libraries work on what they have never seen; one object must not stop all the others.
+    let read = |source: &Source| {
+        let read = std::panic::AssertUnwindSafe(|| read(source));
+        std::panic::catch_unwind(read).unwrap_or_else(|_| {
+            Err(vec![Fault::new(
+                "",
+                "reading it failed; this is a defect, please report it",
+            )])
+        })
+    };
     for (key, source) in sources {
         let taken = match read(source) {
             Ok(what) => Some((source, what)),

@@ -204,8 +204,26 @@ fn pool(text: &str) -> Result<DescriptorPool, String> {
     let bytes = base64::engine::general_purpose::STANDARD
         .decode(compact)
         .map_err(|error| format!("the descriptor is not base64: {error}"))?;
-    DescriptorPool::decode(bytes.as_slice())
-        .map_err(|error| format!("the descriptor is no google.protobuf.FileDescriptorSet: {error}"))
+    // prost-reflect 0.16 panics on some sets that nobody's compiler makes.
+    let decode = std::panic::AssertUnwindSafe(|| {
+        DescriptorPool::decode(bytes.as_slice()).map_err(|error| error.to_string())
+    });
+    let pool = std::panic::catch_unwind(decode)
+        .unwrap_or_else(|_| Err("it contradicts itself".to_owned()))
+        .map_err(|reason| {
+            format!("the descriptor is no google.protobuf.FileDescriptorSet: {reason}")
+        })?;
+    // Nobody else looks whether a map's entries are entries.
+    for message in pool.all_messages().filter(MessageDescriptor::is_map_entry) {
+        let is = |number: u32, name: &str| {
+            let field = message.get_field(number);
+            field.is_some_and(|field| field.name() == name && !field.is_list())
+        };
+        if !is(1, "key") || !is(2, "value") {
+            return Err(format!("{} is no map entry", message.full_name()));
+        }
+    }
+    Ok(pool)
 }
 
 /// The options of a file that make it a template.

@@ -93,10 +93,28 @@ impl RemoteInstance {
     pub fn encode(&self, bag: &Bag, tracker: &mut Tracker) -> Result<DynamicMessage, EncodeError> {
         let mut message = encode_message(&self.template.instance, &self.fields, bag, tracker)?;
         if let Some(field) = self.template.instance.get_field(NAME_FIELD) {
-            message.set_field(&field, Reflected::String(self.name.to_string()));
+            set(
+                &mut message,
+                &field,
+                Reflected::String(self.name.to_string()),
+            )?;
         }
         Ok(message)
     }
+}
+
+/// Descriptors come from outside: what they say of a field and of its type may not go together.
+fn set(
+    message: &mut DynamicMessage,
+    field: &FieldDescriptor,
+    value: Reflected,
+) -> Result<(), EncodeError> {
+    message
+        .try_set_field(field, value)
+        .map_err(|_| EncodeError::Range {
+            value: "a value of this type".to_owned(),
+            field: field.full_name().to_owned(),
+        })
 }
 
 fn encode_message(
@@ -108,7 +126,7 @@ fn encode_message(
     let mut message = DynamicMessage::new(descriptor.clone());
     for (field, plan) in fields {
         let value = encode(field, plan, bag, tracker)?;
-        message.set_field(field, value);
+        set(&mut message, field, value)?;
     }
     Ok(message)
 }

@@ -341,3 +341,47 @@ fn connections_are_checked() {
         Authentication::Tls(_)
     ));
 }
+
+/// Descriptors come from whoever may write configuration: none may bring Mixer down.
+#[test]
+fn damaged_descriptors_are_refused_or_read() {
+    let text = TEMPLATE.replace("VARIETY", "CHECK");
+    let files = [
+        ("options.proto", OPTIONS),
+        ("types.proto", TYPES),
+        ("main.proto", &*text),
+    ];
+    let engine = base64::engine::general_purpose::STANDARD;
+    let good = engine.decode(descriptor(&files, "main.proto")).unwrap();
+    let params = json!({"text": "source.name", "values": {"a": "5"}, "inner": {"isIt": true}});
+    let params = params.as_object().unwrap();
+    let mut read = 0;
+    for round in 0..3000_usize {
+        let mut bytes = good.clone();
+        for _ in 0..=round % 4 {
+            let at = rand::random_range(0..bytes.len());
+            match rand::random_range(0..3) {
+                0 => bytes[at] = rand::random(),
+                1 => bytes[at] ^= 1 << rand::random_range(0..8),
+                _ => bytes.truncate(at.max(1)),
+            }
+        }
+        let spec = json!({"descriptor": engine.encode(&bytes)});
+        let Ok(template) = RemoteTemplate::read(&source("template", spec)) else {
+            continue;
+        };
+        read += 1;
+        let instance = source("instance", Json::Null);
+        let compiled =
+            RemoteInstance::compile(&instance, Arc::new(template), Some(params), &table());
+        if let Ok(compiled) = compiled {
+            let mut bag = Bag::new(&table());
+            bag.set_by_name("source.name", "x").unwrap();
+            drop(compiled.encode(&bag, &mut Tracker::new()));
+        }
+    }
+    assert!(
+        read > 100,
+        "{read} were read: the damage is too large to test anything behind the parser"
+    );
+}
