@@ -3,6 +3,7 @@
 //! every sidecar too (`ENVOY_BIN`, which `make test` sets).
 #![cfg(test)]
 
+mod adapters;
 mod faults;
 mod floods;
 mod gateway;

@@ -1,0 +1,212 @@
+//! A39, A46, A47: quota in Redis, and what a check finds out in the headers of requests.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    net::{SocketAddr, TcpListener},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use e2e::{app, mesh::Options, workload::Workload};
+
+use super::support::{ask, bookinfo, empty, eventually};
+
+/// A redis-server of one's own.
+struct Redis(Child);
+
+impl Redis {
+    fn start() -> anyhow::Result<(Self, u16)> {
+        for _ in 0..10 {
+            let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+            let mut child = Command::new("redis-server")
+                .args(["--bind", "127.0.0.1", "--save", "", "--port"])
+                .arg(port.to_string())
+                .stdout(Stdio::piped())
+                .spawn()
+                .map_err(|e| anyhow::anyhow!("these tests need redis-server: {e}"))?;
+            let output = child.stdout.take();
+            let redis = Self(child);
+            let lines = output.into_iter().flat_map(|o| BufReader::new(o).lines());
+            let mut lines = lines.map_while(Result::ok);
+            if lines.any(|l| l.contains("Ready to accept connections")) {
+                std::thread::spawn(move || lines.for_each(drop));
+                return Ok((redis, port));
+            }
+        }
+        anyhow::bail!("redis-server does not start")
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _gone = self.0.kill();
+        let _gone = self.0.wait();
+    }
+}
+
+fn quota(port: u16, fail_mode: &str) -> String {
+    format!(
+        r#"
+apiVersion: config.istio.io/v1alpha2
+kind: redisquota
+metadata: {{ name: handler, namespace: istio-system }}
+spec:
+  redisServerUrl: 127.0.0.1:{port}
+  quotas: [ {{ name: requestcount.quota.istio-system, maxAmount: 2, validDuration: 600s }} ]
+---
+apiVersion: config.istio.io/v1alpha2
+kind: quota
+metadata: {{ name: requestcount, namespace: istio-system }}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: QuotaSpec
+metadata: {{ name: request-count, namespace: istio-system }}
+spec: {{ rules: [ {{ quotas: [ {{ charge: 1, quota: requestcount }} ] }} ] }}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: QuotaSpecBinding
+metadata: {{ name: request-count, namespace: istio-system }}
+spec:
+  quotaSpecs: [ {{ name: request-count, namespace: istio-system }} ]
+  services: [ {{ name: details, namespace: default }} ]
+---
+apiVersion: config.istio.io/v1alpha2
+kind: rule
+metadata:
+  name: quota
+  namespace: istio-system
+  annotations: {{ policy.istio.io/fail-mode: {fail_mode}, policy.istio.io/rate-limit-headers: "true" }}
+spec:
+  match: destination.service.name == "details"
+  actions: [ {{ handler: handler.redisquota, instances: [ requestcount.quota ] }} ]
+"#
+    )
+}
+
+#[tokio::test]
+async fn a39_without_redis_the_rules_fail_policy_decides() -> anyhow::Result<()> {
+    let (mut mesh, client) = bookinfo(Options::default()).await?;
+    let (redis, port) = Redis::start()?;
+    mesh.apply("quota.yaml", &quota(port, "closed")).await?;
+    let mut outcomes = Vec::new();
+    for _ in 0..5 {
+        let from = mesh.instance("productpage-v1-0")?;
+        let response = ask(&client, from, "details:9080", "/details/0", &[]).await?;
+        let header = |name| response.header(name).unwrap_or("-").to_owned();
+        outcomes.push((
+            response.status,
+            header("ratelimit-remaining"),
+            header("retry-after") != "-",
+        ));
+        assert_eq!(header("ratelimit-limit"), "2", "{}", response.text());
+    }
+    let want = [
+        (200, "1", false),
+        (200, "0", false),
+        (429, "0", true),
+        (429, "0", true),
+        (429, "0", true),
+    ];
+    assert_eq!(
+        outcomes,
+        want.map(|(s, left, retry)| (s, left.to_owned(), retry))
+    );
+
+    drop(redis);
+    for (fail_mode, expected) in [("closed", 503), ("open", 200)] {
+        if fail_mode == "open" {
+            mesh.apply("quota.yaml", &quota(port, fail_mode)).await?;
+        }
+        for _ in 0..50 {
+            let from = mesh.instance("productpage-v1-0")?;
+            let response = ask(&client, from, "details:9080", "/details/0", &[]).await?;
+            assert_eq!(response.status, expected, "{}", response.text());
+            if expected == 503 {
+                let text = response.text();
+                assert!(
+                    text.starts_with("UNAVAILABLE:handler.redisquota."),
+                    "{text}"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a46_a47_what_a_check_finds_goes_into_headers_and_the_path() -> anyhow::Result<()> {
+    let (mut mesh, client) = empty().await?;
+    let instance = mesh.add(Workload::new("httpbin", &[("app", "httpbin")], 8000), false)?;
+    let address = SocketAddr::from((instance.address.ip, instance.workload.app_port(8000)));
+    let _app = app::httpbin(address, "v1").await?;
+    super::support::add_sleep(&mut mesh)?;
+    let service = r#"
+apiVersion: v1
+kind: Service
+metadata: { name: httpbin }
+spec:
+  selector: { app: httpbin }
+  ports: [ { name: http, port: 8000 } ]
+---
+"#;
+    let rules = |operation: &str| {
+        format!(
+            r#"{service}
+apiVersion: config.istio.io/v1alpha2
+kind: handler
+metadata: {{ name: keyval, namespace: istio-system }}
+spec: {{ compiledAdapter: keyval, params: {{ table: {{ jason: admin }} }} }}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: instance
+metadata: {{ name: keyval, namespace: istio-system }}
+spec: {{ compiledTemplate: keyval, params: {{ key: 'request.headers["user"] | ""' }} }}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: rule
+metadata: {{ name: keyval, namespace: istio-system }}
+spec:
+  match: destination.labels["app"] == "httpbin"
+  actions: [ {{ handler: keyval, instances: [ keyval ], name: x }} ]
+  requestHeaderOperations: [ {operation} ]
+"#
+        )
+    };
+    mesh.apply(
+        "keyval.yaml",
+        &rules("{ name: user-group, values: [ x.output.value ] }"),
+    )
+    .await?;
+    mesh.ready().await?;
+    let send = async |path: &str, user: &str| {
+        let from = mesh.instance("sleep-0")?;
+        ask(&client, from, "httpbin:8000", path, &[("user", user)]).await
+    };
+    let response = send("/headers", "jason").await?;
+    assert_eq!(response.status, 200, "{}", response.text());
+    assert_eq!(response.json()?["headers"]["user-group"], "admin");
+    let response = send("/headers", "jim").await?;
+    assert_eq!(response.status, 404);
+    assert!(
+        response.text().starts_with("NOT_FOUND:keyval."),
+        "{}",
+        response.text()
+    );
+
+    mesh.apply(
+        "keyval.yaml",
+        &rules("{ name: \":path\", values: [ '\"/status/418\"' ] }"),
+    )
+    .await?;
+    eventually(Duration::from_secs(5), async || {
+        let from = mesh.instance("sleep-0")?;
+        let headers = [("user", "jason")];
+        let status = ask(&client, from, "httpbin:8000", "/headers", &headers)
+            .await?
+            .status;
+        anyhow::ensure!(status == 418, "status {status}");
+        Ok(())
+    })
+    .await
+}
