@@ -270,7 +270,8 @@ impl Builder {
                     .extend(wrong.map(|fault| source.error(&fault.field, fault.reason)));
                 continue;
             } else {
-                let reason = format!("there is no adapter or template {kind} here");
+                let reason =
+                    format!("Mixer has no kind {kind}, and no adapter or template of that name");
                 sorted.problems.push(source.error("", reason));
                 continue;
             };

@@ -27,7 +27,7 @@ fn corpus() -> Option<PathBuf> {
 
 /// What this version says it does not have.
 const MISSING: &[&str] = &[
-    "there is no adapter or template",
+    "no adapter or template of that name",
     "unknown adapter",
     "unknown template",
     "is not part of this Mixer",
