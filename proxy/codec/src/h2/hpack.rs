@@ -32,6 +32,25 @@ pub enum Name {
 }
 
 impl Name {
+    /// Names with a number.
+    const NUMBERS: usize = Known::ALL.len() + 6;
+
+    /// The number of a name that is no other's, below [`Name::NUMBERS`]. Of a well-known name it is its own.
+    #[inline]
+    fn number(self) -> Option<u8> {
+        let after = Known::ALL.len() as u8;
+        Some(match self {
+            Name::Known(known) => known as u8,
+            Name::Authority => after,
+            Name::Method => after + 1,
+            Name::Path => after + 2,
+            Name::Protocol => after + 3,
+            Name::Scheme => after + 4,
+            Name::Status => after + 5,
+            Name::Other => return None,
+        })
+    }
+
     /// What the bytes spell.
     pub fn of(text: &[u8]) -> Name {
         if text.first() == Some(&b':') {

@@ -63,23 +63,18 @@ impl Connection {
             ..Stream::default()
         });
         self.headers_frame(id, end, |encoder, out| {
-            let mut pseudo = |name, text: &str, value: &[u8]| {
-                encoder.pseudo(name, text, value, out);
-            };
-            match protocol {
-                Some(_) => pseudo(Name::Method, ":method", b"CONNECT"),
-                None => pseudo(Name::Method, ":method", &head.method),
-            }
+            let method = protocol.map_or(&*head.method, |_| b"CONNECT");
+            encoder.pseudo(Name::Method, ":method", method, out);
             if !connect {
                 let scheme = if head.scheme.is_empty() {
                     b"http"
                 } else {
                     &*head.scheme
                 };
-                pseudo(Name::Scheme, ":scheme", scheme);
+                encoder.pseudo(Name::Scheme, ":scheme", scheme, out);
             }
             if !head.authority.is_empty() {
-                pseudo(Name::Authority, ":authority", &head.authority);
+                encoder.pseudo(Name::Authority, ":authority", &head.authority, out);
             }
             if !connect {
                 let path = if head.path.is_empty() {
@@ -87,10 +82,10 @@ impl Connection {
                 } else {
                     &*head.path
                 };
-                pseudo(Name::Path, ":path", path);
+                encoder.pseudo(Name::Path, ":path", path, out);
             }
             if let Some(protocol) = protocol {
-                pseudo(Name::Protocol, ":protocol", protocol);
+                encoder.pseudo(Name::Protocol, ":protocol", protocol, out);
             }
             encode(encoder, &head.headers, out);
         });
@@ -483,7 +478,7 @@ impl Connection {
 /// The headers that may be sent in HTTP/2. RFC 9113 §8.2.2.
 fn encode(encoder: &mut Encoder, headers: &Headers, out: &mut Vec<u8>) {
     for (name, value) in headers.iter() {
-        let code = match name.known() {
+        match name.known() {
             Some(known) => {
                 if HOP.contains(known) {
                     continue;
@@ -491,11 +486,10 @@ fn encode(encoder: &mut Encoder, headers: &Headers, out: &mut Vec<u8>) {
                 if known == Known::Te && !value.eq_ignore_ascii_case(b"trailers") {
                     continue;
                 }
-                Name::Known(known)
+                encoder.known(known, value, out);
             }
-            None => Name::Other,
-        };
-        encoder.header(code, name.as_bytes(), value, out);
+            None => encoder.header(Name::Other, name.as_bytes(), value, out),
+        }
     }
 }
 

@@ -9,9 +9,6 @@ use crate::head::Known;
 /// Places of the memory of what is in the table. Two that fall together cost some compression only.
 const PLACES: usize = 64;
 
-/// Names with a number of their own: `number`.
-const NAMES: usize = Known::ALL.len() + 6;
-
 /// How a header is sent.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Policy {
@@ -94,23 +91,6 @@ fn policy(name: Name, value: &[u8]) -> Policy {
     }
 }
 
-/// The number of a name that is no other's. These are the values that the compiler has for the names, so
-/// nothing is computed.
-#[inline]
-fn number(name: Name) -> Option<usize> {
-    let after = Known::ALL.len();
-    Some(match name {
-        Name::Known(known) => known as usize,
-        Name::Authority => after,
-        Name::Method => after + 1,
-        Name::Path => after + 2,
-        Name::Protocol => after + 3,
-        Name::Scheme => after + 4,
-        Name::Status => after + 5,
-        Name::Other => return None,
-    })
-}
-
 /// The static entry with this name, from 1; 0 is none.
 fn static_name(name: Name) -> usize {
     match name {
@@ -143,6 +123,7 @@ fn static_name(name: Name) -> usize {
 }
 
 /// The static entry with this name and value, from 1; 0 is none.
+#[inline]
 fn static_row(name: Name, value: &[u8]) -> usize {
     match name {
         Name::Method => match value {
@@ -195,7 +176,7 @@ struct Memory {
     /// `added` when the header with this hash was added.
     rows: [u16; PLACES],
     /// `added` when this well-known name was added or used last.
-    last: [u16; NAMES],
+    last: [u16; Name::NUMBERS],
     /// `added` when the other name with this hash was added.
     names: [u16; PLACES / 4],
     /// Other bits of the hash of a header that came and was not added.
@@ -248,17 +229,21 @@ impl Encoder {
     /// Appends one header. `text` is the name's, lower case.
     #[inline]
     pub fn header(&mut self, name: Name, text: &[u8], value: &[u8], out: &mut Vec<u8>) {
-        // Most headers say what the last of their name said. What must not be in the table is not.
-        if let Some(number) = number(name)
-            && let Some(memory) = &self.memory
-        {
-            let place = usize::from(self.added.wrapping_sub(memory.last[number]));
-            if self.table.holds(place, name, value) {
-                integer(out, 0x80, 7, STATIC.len() + 1 + place);
-                return;
-            }
+        let repeats = name
+            .number()
+            .is_some_and(|number| self.repeats(number, value, out));
+        if !repeats {
+            self.unlike_the_last(name, text, value, out);
         }
-        self.unlike_the_last(name, text, value, out);
+    }
+
+    /// Appends a header with a well-known name.
+    #[inline]
+    pub fn known(&mut self, known: Known, value: &[u8], out: &mut Vec<u8>) {
+        if !self.repeats(known as u8, value, out) {
+            let text = known.as_str().as_bytes();
+            self.unlike_the_last(Name::Known(known), text, value, out);
+        }
     }
 
     /// Appends a pseudo header.
@@ -268,6 +253,23 @@ impl Encoder {
             0 => self.header(name, text.as_bytes(), value, out),
             index => out.push(0x80 | index as u8),
         }
+    }
+
+    /// Most headers say what the last of their name said: appends the place of that one, if this does. What must
+    /// not be in the table is not.
+    fn repeats(&mut self, number: u8, value: &[u8], out: &mut Vec<u8>) -> bool {
+        let Some(memory) = &self.memory else {
+            return false;
+        };
+        let Some(last) = memory.last.get(usize::from(number)) else {
+            return false;
+        };
+        let place = usize::from(self.added.wrapping_sub(*last));
+        let holds = self.table.holds(place, number, value);
+        if holds {
+            integer(out, 0x80, 7, STATIC.len() + 1 + place);
+        }
+        holds
     }
 
     fn unlike_the_last(&mut self, name: Name, text: &[u8], value: &[u8], out: &mut Vec<u8>) {
@@ -288,19 +290,19 @@ impl Encoder {
         let memory = self.memory.get_or_insert_with(|| {
             Box::new(Memory {
                 rows: [0; PLACES],
-                last: [0; NAMES],
+                last: [0; Name::NUMBERS],
                 names: [0; PLACES / 4],
                 watched: [0; PLACES / 4],
             })
         });
-        let number = number(name);
+        let number = name.number();
         let name_hash = match number {
-            Some(number) => number as u64,
+            Some(number) => u64::from(number),
             None => hash(text.len() as u64, text),
         };
         let name_place = (name_hash >> 58) as usize % memory.names.len();
         let last = match number {
-            Some(number) => &mut memory.last[number],
+            Some(number) => &mut memory.last[usize::from(number)],
             None => &mut memory.names[name_place],
         };
         let mut name_index = 0;

@@ -117,8 +117,12 @@ struct Entry {
     name_len: u16,
     value_len: u16,
     name: Name,
+    /// `Name::number`; [`NO_NUMBER`] of a name that has none.
+    number: u8,
     valid: bool,
 }
+
+const NO_NUMBER: u8 = u8::MAX;
 
 impl Entry {
     fn size(&self) -> usize {
@@ -197,9 +201,9 @@ impl Dynamic {
         })
     }
 
-    /// Whether the entry that was added as the `index`th last has this name, which is no other's text, and value.
+    /// Whether the entry that was added as the `index`th last has the name of this number, and this value.
     #[inline]
-    pub(super) fn holds(&self, index: usize, name: Name, value: &[u8]) -> bool {
+    pub(super) fn holds(&self, index: usize, number: u8, value: &[u8]) -> bool {
         let Some(entry) = self
             .entries
             .len()
@@ -209,7 +213,7 @@ impl Dynamic {
             return false;
         };
         let at = entry.at.wrapping_sub(self.base) as usize + usize::from(entry.name_len);
-        entry.name == name
+        entry.number == number
             && usize::from(entry.value_len) == value.len()
             && self
                 .text
@@ -240,6 +244,7 @@ impl Dynamic {
             name_len,
             value_len,
             name,
+            number: name.number().unwrap_or(NO_NUMBER),
             valid,
         });
         self.size += size;
