@@ -10,8 +10,8 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use lateen_adapter::{
-    Adapter, BuildError, Call, Candidate, CheckHandler, CheckResult, Clock, Code, Env, Handler,
-    HandlerError, Info, Status, Value, instance::CheckInstance, params, template, value,
+    Adapter, BuildError, Call, Candidate, CheckHandler, CheckResult, Clock, Code, Counter, Env,
+    Handler, HandlerError, Info, Status, Value, instance::CheckInstance, params, template, value,
 };
 use serde::Deserialize;
 use tokio::sync::watch;
@@ -267,6 +267,8 @@ impl Adapter for ListChecker {
                 interval: params.refresh_interval,
                 clock: env.clock().clone(),
                 client: Client::builder(TokioExecutor::new()).build_http(),
+                fetched: env.counter("list_fetched"),
+                failures: env.counter("list_failures"),
             };
             env.spawn(refresh.run(sender))
                 .map_err(|e| BuildError(e.to_string()))?;
@@ -299,6 +301,8 @@ struct Refresh {
     interval: Duration,
     clock: Clock,
     client: Client<HttpConnector, Empty<bytes::Bytes>>,
+    fetched: Counter,
+    failures: Counter,
 }
 
 impl Refresh {
@@ -308,6 +312,7 @@ impl Refresh {
             let outcome = tokio::time::timeout(FETCH_TIMEOUT, self.fetch()).await;
             match outcome.unwrap_or_else(|_| Err("it does not answer".into())) {
                 Ok(list) => {
+                    self.fetched.inc();
                     let at = self.clock.now();
                     sender.send_replace(Fetched::List {
                         list: Arc::new(list),
@@ -315,6 +320,7 @@ impl Refresh {
                     });
                 }
                 Err(problem) => {
+                    self.failures.inc();
                     tracing::warn!(
                         handler = %self.handler, provider = %self.provider, problem,
                         "a list cannot be refreshed; the last one stays until its ttl ends"

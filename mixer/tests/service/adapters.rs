@@ -1,6 +1,10 @@
 //! The built-in adapters on YAML cases, and listchecker against a provider.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use http_body_util::Full;
 use hyper::{Response, body::Bytes, service::service_fn};
@@ -142,6 +146,59 @@ spec: {{ actions: [ {{ handler: remote.listchecker, instances: [ version.listent
     // The fetch after the next begins only when the next one's list is in place.
     fetches.wait_for(|count| *count >= seen + 2).await.unwrap();
     assert_eq!(told(&mesh.check(&version("v3")).await), "OK:");
+}
+
+#[tokio::test]
+async fn a_list_outlives_its_provider_until_its_ttl_ends() {
+    let fetches = std::sync::atomic::AtomicU32::new(0);
+    let (address, mut asked) = crate::collector::listen(move |_| {
+        match fetches.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+            0 => 200, // an empty list
+            _ => 500,
+        }
+    })
+    .await;
+    let rules = format!(
+        r#"
+apiVersion: config.istio.io/v1alpha2
+kind: listchecker
+metadata: {{ name: remote, namespace: istio-system }}
+spec: {{ providerUrl: "http://{address}/list", refreshInterval: 1s, ttl: 3s, blacklist: true }}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: listentry
+metadata: {{ name: version, namespace: istio-system }}
+spec: {{ value: '"v1"' }}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: rule
+metadata: {{ name: versions, namespace: istio-system }}
+spec: {{ actions: [ {{ handler: remote.listchecker, instances: [ version.listentry ] }} ] }}
+"#
+    );
+    let mut mesh = Mesh::start(&[("rules.yaml", &rules)]).await;
+    let begun = Instant::now();
+    assert_eq!(told(&mesh.check(&[]).await), "OK:");
+    for _ in 0..2 {
+        asked.recv().await.unwrap();
+    }
+    // The second fetch has failed; the first one's list is still used.
+    let answer = told(&mesh.check(&[]).await);
+    if begun.elapsed() < Duration::from_secs(2) {
+        assert_eq!(answer, "OK:");
+    }
+    loop {
+        let answer = told(&mesh.check(&[]).await);
+        if answer.starts_with("UNAVAILABLE:") {
+            assert!(
+                begun.elapsed() >= Duration::from_secs(2),
+                "{:?}",
+                begun.elapsed()
+            );
+            return;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "{answer}");
+    }
 }
 
 #[tokio::test]
