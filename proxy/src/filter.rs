@@ -447,7 +447,7 @@ impl<'a> FilterContext<'a> {
             let connection = self.info.borrow().connection.clone();
             self.selected = self
                 .table
-                .select(head, connection.tls.as_ref(), self.internal)
+                .select(head, connection.tls.as_deref(), self.internal)
                 .ok();
         }
         self.selected.as_ref()

@@ -30,7 +30,7 @@ pub struct ConnectionInfo {
     /// Whether `local` is another address than the one the connection was accepted on.
     pub local_restored: bool,
     /// Present when the connection is TLS.
-    pub tls: Option<TlsInfo>,
+    pub tls: Option<Box<TlsInfo>>,
     /// Server name of the ClientHello, as a TLS inspector saw it; of no importance whether TLS ended here.
     pub requested_server_name: Option<Arc<str>>,
     /// Accept time.

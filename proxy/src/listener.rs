@@ -32,7 +32,7 @@ use crate::{
     boxed::boxed,
     config_error::ConfigError,
     drain::Drain,
-    filter_chain::{Candidate, FilterChain, FilterChains, Terminal},
+    filter_chain::{Candidate, FilterChain, FilterChains, Place, Terminal},
     format::Facts,
     info::{ConnectionInfo, ResponseFlags, StreamInfo},
     inspector::{InspectError, Inspectors, Sniffed},
@@ -40,7 +40,6 @@ use crate::{
     proto::{invalid, timeout as optional_timeout, unpack},
     shared::Shared,
     stats::{self, Counter, Gauge, Histogram, Registry, Scope},
-    tcp_proxy::TcpProxy,
     tls::stats::TlsStats,
 };
 
@@ -210,45 +209,56 @@ impl Listener {
     }
 
     /// Serves an accepted connection to its end.
-    pub(crate) async fn serve(
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an async fn keeps its arguments twice, and a connection that waits should weigh little"
+    )]
+    pub(crate) fn serve(
         self: Arc<Self>,
         socket: TcpStream,
         peer: SocketAddr,
         accepted: Instant,
-    ) {
-        let _open = Open::new(&self.stats, accepted);
-        // Boxed each, so that a connection that waits weighs no more than what it waits in.
-        let Some(prepared) = boxed(|| self.prepare(socket, peer, accepted)).await else {
-            return;
-        };
-        let Prepared {
-            chain,
-            transport,
-            read,
-            connection,
-        } = prepared;
-        match &chain.terminal {
-            Terminal::Http(manager) => {
-                if !chain.rbac.is_empty() {
-                    let mut info = StreamInfo::new(connection.clone(), None);
-                    if !chain.rbac.iter().all(|rbac| rbac.admits(&mut info)) {
-                        self.log(info);
-                        return;
-                    }
-                }
-                let Some(_places) = chain.admit().await else {
-                    return;
-                };
-                let manager = manager.clone();
+    ) -> impl Future<Output = ()> {
+        // Boxes go when what is in them has been done.
+        async move {
+            let _open = Open::new(&self.stats, accepted);
+            let Some(prepared) = boxed(|| self.begin(socket, peer, accepted)).await else {
+                return;
+            };
+            let _places = prepared.places;
+            let (transport, read, info) = (prepared.transport, prepared.read, prepared.connection);
+            if let Terminal::Http(manager) = &prepared.chain.terminal {
                 // It holds what it needs; a chain that was replaced goes when its connections have begun.
-                drop(chain);
+                let manager = manager.clone();
+                drop(prepared.chain);
                 let drains = vec![self.process_drain.clone(), self.drain.clone()];
-                boxed(|| manager.serve(transport, read, connection, drains)).await;
-            }
-            Terminal::Tcp(proxy, logs) => {
-                boxed(|| self.tcp(&chain, proxy, logs, transport, read, connection)).await;
+                boxed(|| manager.serve(transport, read, info, drains)).await;
+            } else {
+                boxed(|| self.tcp(prepared.chain, transport, read, info)).await;
             }
         }
+    }
+
+    /// All that comes before the protocol is spoken.
+    async fn begin(
+        &self,
+        socket: TcpStream,
+        peer: SocketAddr,
+        accepted: Instant,
+    ) -> Option<Prepared> {
+        let mut prepared = self.prepare(socket, peer, accepted).await?;
+        let chain = &prepared.chain;
+        if matches!(chain.terminal, Terminal::Http(_)) {
+            if !chain.rbac.is_empty() {
+                let mut info = StreamInfo::new(prepared.connection.clone(), None);
+                if !chain.rbac.iter().all(|rbac| rbac.admits(&mut info)) {
+                    self.log(info);
+                    return None;
+                }
+            }
+            prepared.places = chain.admit().await?;
+        }
+        Some(prepared)
     }
 
     /// What comes before the first network filter: inspectors, the choice of a chain, TLS. `None` if the
@@ -334,7 +344,7 @@ impl Listener {
             match timeout(chain.handshake, handshake).await {
                 Ok(Ok((stream, info))) => {
                     self.stats.tls.done(stream.common());
-                    connection.tls = Some(info);
+                    connection.tls = Some(Box::new(info));
                     transport = stream.into();
                 }
                 Ok(Err(error)) => {
@@ -359,6 +369,7 @@ impl Listener {
         }
         Some(Prepared {
             chain,
+            places: Vec::new(),
             transport,
             read,
             connection: Rc::new(connection),
@@ -367,13 +378,14 @@ impl Listener {
 
     async fn tcp(
         &self,
-        chain: &FilterChain,
-        proxy: &TcpProxy,
-        logs: &[AccessLog],
+        chain: Arc<FilterChain>,
         transport: Transport,
         read: BytesMut,
         connection: Rc<ConnectionInfo>,
     ) {
+        let Terminal::Tcp(proxy, logs) = &chain.terminal else {
+            return;
+        };
         let record = TcpRecord {
             info: Rc::new(RefCell::new(StreamInfo::new(connection, None))),
             logs,
@@ -423,6 +435,8 @@ impl Listener {
 /// A connection that has its filter chain, and TLS if that ends here.
 struct Prepared {
     chain: Arc<FilterChain>,
+    /// In the limits of the chain.
+    places: Vec<Place>,
     transport: Transport,
     /// What was read of it already.
     read: BytesMut,

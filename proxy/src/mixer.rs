@@ -528,10 +528,12 @@ mod tests {
             direct_remote: ([127, 0, 0, 1], 1).into(),
             local: ([127, 0, 0, 1], 2).into(),
             local_restored: false,
-            tls: peer.map(|id| TlsInfo {
-                peer_uri_san: Some(id.into()),
-                peer_certificate_der: Some(Bytes::from_static(b"der")),
-                ..TlsInfo::default()
+            tls: peer.map(|id| {
+                Box::new(TlsInfo {
+                    peer_uri_san: Some(id.into()),
+                    peer_certificate_der: Some(Bytes::from_static(b"der")),
+                    ..TlsInfo::default()
+                })
             }),
             requested_server_name: None,
             started: Instant::now(),

@@ -239,28 +239,35 @@ impl ConnectionContext {
 impl ConnectionManager {
     /// Serves a connection to its end. `input` is what was read of it already; `drains` are those of the
     /// process and of the listener.
-    pub async fn serve(
+    pub fn serve(
         self: Arc<Self>,
         io: Transport,
         input: BytesMut,
         info: Rc<ConnectionInfo>,
         drains: Vec<Drain>,
-    ) {
-        let _open = Open::new(&self, info.tls.is_some());
+    ) -> impl Future<Output = ()> {
+        let tls = info.tls.is_some();
         let cx = Rc::new(ConnectionContext::new(self.clone(), info, drains));
         let mut start = Start { io, input };
-        let Some(speaks_h2) = start.sniff(&cx).await else {
-            return;
-        };
-        let Start { io, input } = start;
-        if speaks_h2 {
-            self.stats.cx_http2_total.inc();
-            let _active = Active::new(&self.stats.cx_http2_active);
-            boxed(|| h2::serve(cx, io, input)).await;
-        } else {
-            self.stats.cx_http1_total.inc();
-            let _active = Active::new(&self.stats.cx_http1_active);
-            boxed(|| h1::serve(cx, io, input)).await;
+        // As small as can be: it is there as long as the connection.
+        async move {
+            let _open = Open::new(&self, tls);
+            let Some(speaks_h2) = boxed(|| start.sniff(&cx)).await else {
+                return;
+            };
+            let stats = &self.stats;
+            let (total, active) = if speaks_h2 {
+                (&stats.cx_http2_total, &stats.cx_http2_active)
+            } else {
+                (&stats.cx_http1_total, &stats.cx_http1_active)
+            };
+            total.inc();
+            let _active = Active::new(active);
+            if speaks_h2 {
+                boxed(|| h2::serve(cx, start.io, start.input)).await;
+            } else {
+                boxed(|| h1::serve(cx, start.io, start.input)).await;
+            }
         }
     }
 }

@@ -147,7 +147,7 @@ impl ConnectionManager {
         cert::forward(
             self.client_cert,
             &self.client_cert_details,
-            connection.tls.as_ref(),
+            connection.tls.as_deref(),
             &mut head.headers,
         );
         Ok(origin)

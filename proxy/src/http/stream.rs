@@ -188,7 +188,7 @@ async fn respond(
         manager.stats.no_route.inc();
         return Err(Reject::no_route());
     };
-    let selected = table.select(head, cx.info.tls.as_ref(), origin.internal);
+    let selected = table.select(head, cx.info.tls.as_deref(), origin.internal);
     if let Some(tracer) = &manager.tracer {
         record.trace = Some(tracer.start(head, selected.as_ref().ok()));
     }

@@ -58,12 +58,12 @@ fn connection() -> Rc<ConnectionInfo> {
         direct_remote: ([10, 0, 0, 2], 4000).into(),
         local: ([10, 0, 0, 1], 443).into(),
         local_restored: false,
-        tls: Some(TlsInfo {
+        tls: Some(Box::new(TlsInfo {
             peer_uri_san: Some("spiffe://td/peer".into()),
             local_subject: Some("CN=us".into()),
             server_name: Some("sni.test".into()),
             ..TlsInfo::default()
-        }),
+        })),
         requested_server_name: None,
         started: Instant::now(),
     })

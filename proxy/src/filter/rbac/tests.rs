@@ -28,7 +28,7 @@ fn stream(tls: Option<TlsInfo>) -> StreamInfo {
         direct_remote: ([10, 0, 0, 3], 4001).into(),
         local: ([10, 0, 0, 1], 80).into(),
         local_restored: false,
-        tls,
+        tls: tls.map(Box::new),
         requested_server_name: Some("sni.test".into()),
         started: Instant::now(),
     };
