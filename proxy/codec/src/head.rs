@@ -602,11 +602,7 @@ pub struct RequestHead {
 impl RequestHead {
     /// The path up to the query.
     pub fn path_only(&self) -> &[u8] {
-        let end = self
-            .path
-            .iter()
-            .position(|b| *b == b'?' || *b == b'#')
-            .unwrap_or(self.path.len());
+        let end = swar::find_either(&self.path, b'?', b'#').unwrap_or(self.path.len());
         &self.path[..end]
     }
 

@@ -27,6 +27,22 @@ pub(crate) fn differs(word: u64, byte: u8) -> u64 {
     (((low ^ (u64::from(byte) * ONES)) + LOW) | word) & HIGH
 }
 
+/// Where the first byte is that is one of two (less than 0x80).
+#[inline]
+pub(crate) fn find_either(text: &[u8], one: u8, other: u8) -> Option<usize> {
+    let mut rest = text;
+    while let Some((word, behind)) = rest.split_first_chunk::<8>() {
+        let word = u64::from_le_bytes(*word);
+        let found = !(differs(word, one) & differs(word, other)) & HIGH;
+        if found != 0 {
+            return Some(text.len() - rest.len() + found.trailing_zeros() as usize / 8);
+        }
+        rest = behind;
+    }
+    let found = rest.iter().position(|b| *b == one || *b == other)?;
+    Some(text.len() - rest.len() + found)
+}
+
 /// Whether `bad` finds something in any eight bytes. It finds nothing in letters.
 #[inline]
 pub(crate) fn any(text: &[u8], bad: impl Fn(u64) -> u64) -> bool {
@@ -164,6 +180,22 @@ mod tests {
                 let mut text = text.clone();
                 text[at] = 0;
                 assert!(any(&text, |word| below_or_del(word, b' ')), "{text:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn either_is_found_where_it_first_is() {
+        for len in 0..40 {
+            let text = vec![b'x'; len];
+            assert_eq!(find_either(&text, b'?', b'#'), None);
+            for at in 0..len {
+                for (first, then) in [(b'?', b'#'), (b'#', b'?'), (b'#', b'#'), (b'?', 0xff)] {
+                    let mut text = text.clone();
+                    text[at..].fill(then);
+                    text[at] = first;
+                    assert_eq!(find_either(&text, b'?', b'#'), Some(at));
+                }
             }
         }
     }
