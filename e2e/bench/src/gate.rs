@@ -1,8 +1,8 @@
 //! `make bench-gate`: instructions that a request costs, counted by callgrind, against recorded ones.
 //!
-//! Each path is run with N and with 2N requests, one after the other on one connection, and the difference
-//! is divided by N: start-up, handshakes and the first allocations cancel out. Only the thread that serves
-//! is counted, so that background work does not disturb.
+//! Each path is run with N and with 2N requests, one after the other on one connection (or each on its own,
+//! with a TLS handshake), and the difference is divided by N: start-up, other handshakes and the first
+//! allocations cancel out. Only the thread that serves is counted, so that background work does not disturb.
 
 use std::{
     collections::BTreeMap,
@@ -61,6 +61,10 @@ fn paths(site: &Site, at: SocketAddr, log: &Path) -> Vec<HotPath> {
         tls: Some(site.tls.clone()),
         ..h1.clone()
     };
+    let handshake = Plan {
+        fresh: true,
+        ..over_tls.clone()
+    };
     let logged = Http {
         more: vec![("access_log", bootstrap::access_log(log, false))],
         ..Http::default()
@@ -72,7 +76,8 @@ fn paths(site: &Site, at: SocketAddr, log: &Path) -> Vec<HotPath> {
     vec![
         path("h1", &h1, Http::default(), None),
         path("h2", &h2, Http::default(), None),
-        path("tls", &over_tls, Http::default(), Some(tls)),
+        path("tls", &over_tls, Http::default(), Some(tls.clone())),
+        path("handshake", &handshake, Http::default(), Some(tls)),
         path("routes", &last_route(h1.clone()), many_routes(), None),
         path("access-log", &h1, logged, None),
         path("rbac", &h1, guarded, None),
