@@ -1,6 +1,7 @@
 //! The adapters that are part of Mixer.
 
 pub mod audit;
+pub mod bypass;
 mod datagram;
 pub mod denier;
 pub mod dogstatsd;
@@ -60,6 +61,7 @@ impl Inventory {
             .with(Arc::new(opentelemetry::OpenTelemetry))
             .with(Arc::new(zipkin::Zipkin))
             .with(Arc::new(audit::Audit::default()))
+            .with(Arc::new(bypass::Bypass))
             .with(Arc::new(noop::Noop))
     }
 

@@ -32,10 +32,6 @@ static VENDORS: &[Vendor] = &[
         ],
     },
     Vendor {
-        name: "bypass",
-        fields: &["backend_address", "params", "session_based"],
-    },
-    Vendor {
         name: "circonus",
         fields: &["submission_url", "submission_interval", "metrics"],
     },

@@ -41,6 +41,13 @@ impl Received {
 pub(crate) async fn listen(
     status: impl Fn(&Received) -> u16 + Send + Sync + 'static,
 ) -> (SocketAddr, mpsc::UnboundedReceiver<Received>) {
+    listen_and_say(move |received| (status(received), Vec::new())).await
+}
+
+/// As [`listen`], with something to say: a body, or a message.
+pub(crate) async fn listen_and_say(
+    status: impl Fn(&Received) -> (u16, Vec<u8>) + Send + Sync + 'static,
+) -> (SocketAddr, mpsc::UnboundedReceiver<Received>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (sender, receiver) = mpsc::unbounded_channel();
@@ -57,14 +64,14 @@ pub(crate) async fn listen(
                         headers: head.headers,
                         body: body.collect().await.unwrap().to_bytes(),
                     };
-                    let code = status(&received);
+                    let (code, said) = status(&received);
                     // The test may be over.
                     let _over = sender.send(received);
                     Ok::<_, Infallible>(match head.version {
-                        http::Version::HTTP_2 => grpc(code),
+                        http::Version::HTTP_2 => grpc(code, &said),
                         _ => Response::builder()
                             .status(code)
-                            .body(Full::new(Bytes::new()).boxed())
+                            .body(Full::new(Bytes::from(said)).boxed())
                             .unwrap(),
                     })
                 }
@@ -82,12 +89,15 @@ pub(crate) async fn listen(
 
 type Body = http_body_util::combinators::BoxBody<Bytes, Infallible>;
 
-/// An empty message, and the status in trailers.
-fn grpc(status: u16) -> Response<Body> {
+/// A message, and the status in trailers.
+fn grpc(status: u16, message: &[u8]) -> Response<Body> {
+    let mut frame = vec![0];
+    frame.extend((message.len() as u32).to_be_bytes());
+    frame.extend(message);
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", status.to_string().parse().unwrap());
     let frames = [
-        Ok(Frame::data(Bytes::from_static(&[0; 5]))),
+        Ok(Frame::data(Bytes::from(frame))),
         Ok(Frame::trailers(trailers)),
     ];
     let body = StreamBody::new(tokio_stream::iter(frames));

@@ -10,6 +10,7 @@ mod ads;
 mod audit;
 mod config;
 mod examples;
+mod bypass;
 mod collector;
 mod corpus;
 mod fluentd;
