@@ -152,6 +152,8 @@ pub struct Config {
     pub version: HttpVersion,
     /// HTTP/2 settings.
     pub http2: Http2,
+    /// Trailers pass to and from HTTP/1.1. Envoy: `enable_trailers`.
+    pub http1_trailers: bool,
     /// How long an unused connection is kept.
     pub idle_timeout: Option<Duration>,
     /// How long a connection is used for new requests.
@@ -242,6 +244,7 @@ impl Config {
             bind: bind(proto.upstream_bind_config.as_ref())?,
             keepalive: keepalive(proto),
             override_health: OverrideHealth::read(proto),
+            http1_trailers: http1(proto, &options).is_some_and(|http1| http1.enable_trailers),
             eds_file: proto
                 .eds_cluster_config
                 .as_ref()
@@ -569,6 +572,26 @@ fn version(
             read(config.http2_protocol_options.as_ref())?,
         ),
     })
+}
+
+/// The options of HTTP/1.1, wherever they stand.
+fn http1<'a>(
+    proto: &'a Proto,
+    options: &'a HttpProtocolOptions,
+) -> Option<&'a core::Http1ProtocolOptions> {
+    match options.upstream_protocol_options.as_ref() {
+        None => proto.http_protocol_options.as_ref(),
+        Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => {
+            match explicit.protocol_config.as_ref()? {
+                ProtocolConfig::HttpProtocolOptions(http1) => Some(http1),
+                _ => None,
+            }
+        }
+        Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(config)) => {
+            config.http_protocol_options.as_ref()
+        }
+        Some(UpstreamProtocolOptions::AutoConfig(config)) => config.http_protocol_options.as_ref(),
+    }
 }
 
 fn http2(options: &core::Http2ProtocolOptions) -> Result<Http2, ConfigError> {

@@ -1321,3 +1321,26 @@ fn a_peer_that_answers_no_ping_is_given_up() {
         world.wait_stat("cluster.a.upstream_cx_active", 0).await;
     });
 }
+
+#[test]
+fn trailers_come_from_http1_where_they_are_enabled() {
+    run(async |world| {
+        let server = Server::start(|_, _| {
+            Reply::Raw(
+                "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\nx-t: v\r\n\r\n",
+            )
+        })
+        .await;
+        world.cluster("off", &[server.address()], "");
+        world.cluster(
+            "on",
+            &[server.address()],
+            "http_protocol_options: {enable_trailers: true}",
+        );
+        let got = world.get(&policy("cluster: off"), "/").await;
+        assert_eq!((text(&got), got.trailers.is_none()), ("a", true));
+        let got = world.get(&policy("cluster: on"), "/").await;
+        let trailers = got.trailers.as_ref().expect("trailers");
+        assert_eq!(trailers.get(&Name::new("x-t")), Some(&b"v"[..]));
+    });
+}

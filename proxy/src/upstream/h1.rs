@@ -25,7 +25,7 @@ use super::{
 use crate::{
     body::{Body, BodyError, Frame, Source},
     cluster::Cluster,
-    head::{Known, RequestHead, ResponseHead},
+    head::{Headers, Known, RequestHead, ResponseHead},
     net::{
         Transport,
         splice::{Passage, Step},
@@ -171,6 +171,7 @@ fn limits(cluster: &Cluster) -> Limits {
         headers: headers
             .and_then(|max| usize::try_from(max).ok())
             .unwrap_or(defaults.headers),
+        enable_trailers: cluster.config.http1_trailers,
         ..defaults
     }
 }
@@ -213,6 +214,8 @@ struct Upload {
     ended: bool,
     /// Whether any byte has left.
     begun: bool,
+    /// Trailers are sent, too.
+    trailers: bool,
 }
 
 impl Upload {
@@ -225,6 +228,7 @@ impl Upload {
             body,
             framing,
             begun: false,
+            trailers: false,
         }
     }
 
@@ -304,7 +308,7 @@ impl Upload {
                     }
                     Framing::Chunked if data.is_empty() => {
                         if last {
-                            self.last_chunk();
+                            self.last_chunk(None);
                         }
                     }
                     Framing::Chunked => {
@@ -319,18 +323,23 @@ impl Upload {
                 Ok(())
             }
             // Envoy sends no trailers to HTTP/1.1 upstreams unless told to.
-            Some(Ok(Frame::Trailers(_))) | None => {
-                self.ended = true;
-                match self.framing {
-                    Framing::Length(left) if left > 0 => Err(UploadError::Body),
-                    Framing::Chunked => {
-                        self.last_chunk();
-                        Ok(())
-                    }
-                    Framing::Length(_) | Framing::UntilClose | Framing::None => Ok(()),
-                }
+            Some(Ok(Frame::Trailers(trailers))) => {
+                self.end(Some(trailers).filter(|_| self.trailers))
             }
+            None => self.end(None),
             Some(Err(_)) => Err(UploadError::Body),
+        }
+    }
+
+    fn end(&mut self, trailers: Option<Headers>) -> Result<(), UploadError> {
+        self.ended = true;
+        match self.framing {
+            Framing::Length(left) if left > 0 => Err(UploadError::Body),
+            Framing::Chunked => {
+                self.last_chunk(trailers.as_ref());
+                Ok(())
+            }
+            Framing::Length(_) | Framing::UntilClose | Framing::None => Ok(()),
         }
     }
 
@@ -341,8 +350,8 @@ impl Upload {
         &mut self.text
     }
 
-    fn last_chunk(&mut self) {
-        codec::write_last_chunk(self.text(), None);
+    fn last_chunk(&mut self, trailers: Option<&Headers>) {
+        codec::write_last_chunk(self.text(), trailers);
     }
 
     /// One write of all that is here.
@@ -428,6 +437,7 @@ pub(super) async fn send(
     let reused = conn.requests > 0;
     conn.requests += 1;
     let limits = limits(&conn.guard.cluster);
+    upload.trailers = limits.enable_trailers;
     let mut sending = Sending::Goes;
     let mut scan = Scan::default();
     let waiting = poll_fn(|cx| {
