@@ -25,6 +25,7 @@ pub mod policy;
 mod rewrite;
 mod selected;
 mod slots;
+pub mod template;
 #[cfg(test)]
 mod tests;
 

@@ -10,7 +10,8 @@ use lateen_protocols::envoy::{
 
 use super::{
     Action, Conditions, Domains, FilterConfigs, ForwardPolicy, PathRewrite, Redirect, Route,
-    RouteTable, VirtualHost, headers::HeaderOps, matcher::RegexRewrite,
+    RouteTable, VirtualHost, conditions::PathMatch, headers::HeaderOps, matcher::RegexRewrite,
+    template::TemplateRewrite,
 };
 use crate::{
     config_error::ConfigError,
@@ -173,7 +174,7 @@ fn route(
                 action.prefix_rewrite.as_str(),
                 action.regex_rewrite.as_ref(),
             ) {
-                ("", None) => PathRewrite::Keep,
+                ("", None) => by_template(action, &conditions)?,
                 ("", Some(regex)) => {
                     PathRewrite::Regex(RegexRewrite::compile("regex_rewrite", regex)?)
                 }
@@ -239,6 +240,23 @@ fn route(
         filters,
         weighted_filters,
     })
+}
+
+/// What becomes of a path by `path_rewrite_policy`.
+fn by_template(
+    action: &proto::RouteAction,
+    conditions: &Conditions,
+) -> Result<PathRewrite, ConfigError> {
+    let Some(policy) = action.path_rewrite_policy.as_ref() else {
+        return Ok(PathRewrite::Keep);
+    };
+    let rewrite = match &conditions.path {
+        PathMatch::Template(template) => TemplateRewrite::of_extension(policy, template),
+        _ => Err(invalid("template", "goes with path_match_policy only")),
+    };
+    rewrite
+        .map(PathRewrite::Template)
+        .map_err(|error| error.within("path_rewrite_policy"))
 }
 
 fn direct_response(

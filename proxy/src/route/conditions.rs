@@ -5,7 +5,10 @@ use lateen_protocols::envoy::envoy::config::route::v3 as proto;
 use proto::route_match::PathSpecifier;
 use regex::bytes::Regex;
 
-use super::matcher::{CookieMatch, HeaderMatch, QueryMatch, whole_regex};
+use super::{
+    matcher::{CookieMatch, HeaderMatch, QueryMatch, whole_regex},
+    template::Template,
+};
 use crate::{
     config_error::ConfigError,
     head::RequestHead,
@@ -34,6 +37,7 @@ pub(super) enum PathMatch {
     Exact(Bytes),
     Regex(Regex),
     Separated(Bytes),
+    Template(Template),
     Connect,
 }
 
@@ -55,9 +59,9 @@ impl Conditions {
                 PathMatch::Separated(prefix.clone().into())
             }
             Some(PathSpecifier::ConnectMatcher(_)) => PathMatch::Connect,
-            Some(PathSpecifier::PathMatchPolicy(_)) => {
-                return Err(invalid("path_match_policy", "not supported"));
-            }
+            Some(PathSpecifier::PathMatchPolicy(policy)) => PathMatch::Template(
+                Template::of_extension(policy).map_err(|e| e.within("path_match_policy"))?,
+            ),
             None => return Err(invalid("path_specifier", "absent")),
         };
         let tls = rules.tls_context.as_ref();
@@ -130,6 +134,7 @@ impl PathMatch {
                 path.get(..prefix.len()).is_some_and(|p| same(prefix, p))
                     && matches!(path.get(prefix.len()), None | Some(b'/'))
             }
+            PathMatch::Template(template) => template.matches(path),
             PathMatch::Connect => head.method.as_ref() == b"CONNECT",
         }
     }

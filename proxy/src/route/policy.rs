@@ -332,7 +332,6 @@ fn refuse_unsupported(action: &proto::RouteAction) -> Result<(), ConfigError> {
             "retry_policy_typed_config",
             action.retry_policy_typed_config.is_some(),
         ),
-        ("path_rewrite_policy", action.path_rewrite_policy.is_some()),
         ("path_rewrite", !action.path_rewrite.is_empty()),
         (
             "internal_redirect_policy",

@@ -8,6 +8,7 @@ use super::{
     Action, HostRewrite, Route, Selected,
     conditions::{Conditions, PathMatch},
     matcher::RegexRewrite,
+    template::TemplateRewrite,
     without_port,
 };
 use crate::{
@@ -25,6 +26,8 @@ pub enum PathRewrite {
     Prefix(Bytes),
     /// Every match is replaced.
     Regex(RegexRewrite),
+    /// It is made anew of what the route's template found.
+    Template(TemplateRewrite),
 }
 
 /// A redirect.
@@ -111,7 +114,9 @@ impl PathRewrite {
             PathRewrite::Prefix(prefix) => {
                 let matched = match &conditions.path {
                     PathMatch::Prefix(p) | PathMatch::Separated(p) => p.len(),
-                    PathMatch::Exact(_) | PathMatch::Regex(_) => path.len(),
+                    PathMatch::Exact(_) | PathMatch::Regex(_) | PathMatch::Template(_) => {
+                        path.len()
+                    }
                     PathMatch::Connect => return None,
                 };
                 let mut new = prefix.to_vec();
@@ -119,6 +124,10 @@ impl PathRewrite {
                 new
             }
             PathRewrite::Regex(rewrite) => rewrite.apply(path).into_owned(),
+            PathRewrite::Template(rewrite) => match &conditions.path {
+                PathMatch::Template(template) => rewrite.apply(template, path)?,
+                _ => return None,
+            },
         };
         new.extend_from_slice(rest);
         Some(new.into())

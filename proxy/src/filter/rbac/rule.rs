@@ -15,7 +15,10 @@ use crate::{
     http::Cidr,
     info::TlsInfo,
     proto::invalid,
-    route::matcher::{HeaderMatch, StringMatch},
+    route::{
+        matcher::{HeaderMatch, StringMatch},
+        template::Template,
+    },
 };
 
 /// A condition on a request or connection.
@@ -28,6 +31,7 @@ pub(super) enum Rule {
     Not(Box<Rule>),
     Header(HeaderMatch),
     UrlPath(StringMatch),
+    UriTemplate(Template),
     Destination(Cidr),
     DestinationPort(Range<i64>),
     ServerName(StringMatch),
@@ -87,8 +91,13 @@ impl Rule {
                 Rule::ServerName(StringMatch::compile("requested_server_name", name)?)
             }
             Some(Permission::Matcher(_)) => return Err(invalid("matcher", "not supported")),
-            Some(Permission::UriTemplate(_)) => {
-                return Err(invalid("uri_template", "not supported"));
+            Some(Permission::UriTemplate(extension)) => {
+                let template = Template::of_extension(extension);
+                let template = template.map_err(|error| error.within("uri_template"))?;
+                match http {
+                    true => Rule::UriTemplate(template),
+                    false => Rule::Constant(false),
+                }
             }
         })
     }
@@ -129,6 +138,7 @@ impl Rule {
             Some(Identifier::SourcedMetadata(sourced)) => {
                 Rule::Metadata(MetadataMatch::sourced(sourced)?)
             }
+            // Nothing of ours leaves such state: a rule to deny by it would never deny.
             Some(Identifier::FilterState(_)) => {
                 return Err(invalid("filter_state", "not supported"));
             }
@@ -147,6 +157,9 @@ impl Rule {
             Rule::UrlPath(path) => subject
                 .request
                 .is_some_and(|head| path.matches(head.path_only())),
+            Rule::UriTemplate(template) => subject
+                .request
+                .is_some_and(|head| template.matches(head.path_only())),
             Rule::Destination(range) => range.contains(subject.connection.local.ip()),
             Rule::DestinationPort(ports) => {
                 ports.contains(&i64::from(subject.connection.local.port()))

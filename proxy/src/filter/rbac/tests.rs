@@ -104,6 +104,11 @@ async fn permissions_are_about_what_is_asked_for() {
             "{destination_ip: {address_prefix: 10.0.0.2, prefix_len: 32}}",
             false,
         ),
+        (
+            "{uri_template: {name: t, typed_config: {'@type': type.googleapis.com/envoy.extensions.path.match.\
+             uri_template.v3.UriTemplateMatchConfig, path_template: '/api/*'}}}",
+            true,
+        ),
         ("{destination_port: 80}", true),
         ("{destination_port: 81}", false),
         ("{destination_port_range: {start: 80, end: 81}}", true),
