@@ -14,13 +14,14 @@ use std::{
         mpsc::{SyncSender, TrySendError, sync_channel},
     },
     thread,
+    time::Duration,
 };
 
 use chrono::Utc;
 use futures::{FutureExt as _, future::BoxFuture};
 use lateen_adapter::{
-    Adapter, BuildError, Call, Candidate, Code, Env, Handler, HandlerError, Info, ReportHandler,
-    Value, instance::ReportInstance, params, template,
+    Adapter, BuildError, Call, Candidate, Code, Counter, Env, Handler, HandlerError, Info,
+    ReportHandler, Value, instance::ReportInstance, params, template,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
@@ -104,6 +105,8 @@ pub(super) struct RotatedFile {
     whole: u64,
     max_bytes: u64,
     max_files: u32,
+    /// Files that were set aside longer ago are deleted; zero: never.
+    max_age: Duration,
 }
 
 impl RotatedFile {
@@ -117,7 +120,14 @@ impl RotatedFile {
             whole: bytes,
             max_bytes,
             max_files,
+            max_age: Duration::ZERO,
         })
+    }
+
+    /// And what is set aside is deleted when it is so old.
+    fn with_max_age(mut self, max_age: Duration) -> Self {
+        self.max_age = max_age;
+        self
     }
 
     /// From now on.
@@ -144,6 +154,21 @@ impl RotatedFile {
         name.into()
     }
 
+    /// What cannot be told or deleted stays: that is no reason to lose lines.
+    fn delete_old(&self) {
+        let is_old = |path: &PathBuf| {
+            let modified = std::fs::metadata(path).and_then(|m| m.modified());
+            modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > self.max_age))
+        };
+        // The higher the number, the older: after the first that is not there, there are none.
+        let all = (1..=self.max_files).map(|n| self.aside(n));
+        for path in all.take_while(|path| path.exists()).filter(is_old) {
+            if let Err(error) = std::fs::remove_file(&path) {
+                tracing::warn!(path = %path.display(), %error, "an old log cannot be deleted");
+            }
+        }
+    }
+
     fn rotate(&mut self) -> io::Result<()> {
         for n in (1..self.max_files).rev() {
             match std::fs::rename(self.aside(n), self.aside(n + 1)) {
@@ -152,6 +177,9 @@ impl RotatedFile {
             }
         }
         std::fs::rename(&self.path, self.aside(1))?;
+        if !self.max_age.is_zero() {
+            self.delete_old();
+        }
         self.file = OpenOptions::new()
             .create(true)
             .append(true)
@@ -198,10 +226,6 @@ struct Params {
     #[serde(
         alias = "max_days_before_rotation",
         deserialize_with = "params::integer"
-    )]
-    #[allow(
-        dead_code,
-        reason = "accepted so that Istio's configuration loads; size decides"
     )]
     max_days_before_rotation: u32,
     #[serde(
@@ -292,6 +316,7 @@ struct Config {
     path: PathBuf,
     max_bytes: u64,
     max_files: u32,
+    max_age: Duration,
 }
 
 fn config(raw: &Json) -> Result<Config, String> {
@@ -323,6 +348,7 @@ fn config(raw: &Json) -> Result<Config, String> {
             _ => u64::MAX,
         },
         max_files: params.max_rotated_files,
+        max_age: Duration::from_secs(u64::from(params.max_days_before_rotation) * 86_400),
     })
 }
 
@@ -339,7 +365,7 @@ impl Adapter for Stdio {
         config(candidate.params).err().into_iter().collect()
     }
 
-    fn build(&self, candidate: &Candidate<'_>, _env: Env) -> Result<Handler, BuildError> {
+    fn build(&self, candidate: &Candidate<'_>, env: Env) -> Result<Handler, BuildError> {
         let config = config(candidate.params).map_err(BuildError)?;
         let lines: Arc<dyn Lines> = match config.stream {
             Stream::Stdout => Arc::clone(&self.stdout),
@@ -347,17 +373,23 @@ impl Adapter for Stdio {
             Stream::File | Stream::RotatedFile => {
                 let path = config.path.clone();
                 let file = RotatedFile::open(path, config.max_bytes, config.max_files)
+                    .map(|file| file.with_max_age(config.max_age))
                     .map_err(|e| BuildError(format!("{}: {e}", config.path.display())))?;
                 Arc::new(Writer::start("mixer-log-file", file))
             }
         };
-        Ok(Handler::new().with_report(Arc::new(Logger { config, lines })))
+        Ok(Handler::new().with_report(Arc::new(Logger {
+            config,
+            lines,
+            dropped: env.counter("records_dropped"),
+        })))
     }
 }
 
 struct Logger {
     config: Config,
     lines: Arc<dyn Lines>,
+    dropped: Counter,
 }
 
 impl ReportHandler for Logger {
@@ -370,8 +402,10 @@ impl ReportHandler for Logger {
             let lost = batch
                 .into_iter()
                 .filter_map(|instance| self.line(instance))
-                .filter(|line| !self.lines.write(line.clone()))
+                .map(|line| self.lines.write(line))
+                .filter(|is_written| !is_written)
                 .count();
+            self.dropped.inc_by(lost as u64);
             match lost {
                 0 => Ok(()),
                 lost => Err(HandlerError {
@@ -457,6 +491,18 @@ mod tests {
         assert_eq!(read("log"), "xyz\n");
         assert_eq!(read("log.1"), "ABCDEFG\n");
         assert_eq!(read("log.2"), "abcdefg\n");
+
+        let day = Duration::from_secs(86_400);
+        let old = std::time::SystemTime::now() - 3 * day;
+        let aged = File::options()
+            .write(true)
+            .open(folder.path().join("log.1"))
+            .unwrap();
+        aged.set_modified(old).unwrap();
+        let mut file = file.with_max_age(2 * day);
+        file.write_all(b"1234567\n").unwrap();
+        assert_eq!(read("log.1"), "xyz\n");
+        assert!(!folder.path().join("log.2").exists(), "it was old");
     }
 
     #[test]
