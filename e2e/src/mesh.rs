@@ -26,6 +26,8 @@ use crate::{
 
 /// Longest wait for one step of the start or for a configuration to become live.
 const STEP: Duration = Duration::from_secs(30);
+/// A refusal that is listed for so long is no remainder of an earlier change.
+const STALE: Duration = Duration::from_secs(1);
 /// Between two looks at a signal that cannot be waited for.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -345,6 +347,7 @@ impl Mesh {
     async fn wait_past(&mut self, before: &Value, file: Option<&str>) -> anyhow::Result<()> {
         let before = before.as_u64().unwrap_or_default();
         let deadline = Instant::now() + STEP;
+        let mut refused: Option<(Value, Instant)> = None;
         loop {
             let state = self.generation().await?;
             let generation = state["generation"].as_u64().unwrap_or_default();
@@ -361,13 +364,21 @@ impl Mesh {
                         problem.as_str().map_or(problem.to_string(), str::to_owned)
                     );
                 }
-                let refused = state["refusals"]
-                    .as_array()
-                    .is_some_and(|all| !all.is_empty());
-                anyhow::ensure!(!refused, "refused: {}", state["refusals"]);
+                // What was refused before this change is listed until its reader has answered the change.
+                let refusals = &state["refusals"];
+                let has_refusals = refusals.as_array().is_some_and(|all| !all.is_empty());
+                refused = match refused.take() {
+                    _ if !has_refusals => None,
+                    Some((same, since)) if same == *refusals => Some((same, since)),
+                    _ => Some((refusals.clone(), Instant::now())),
+                };
+                if let Some((refusals, since)) = &refused {
+                    anyhow::ensure!(since.elapsed() < STALE, "refused: {refusals}");
+                }
                 // Mixer reads its rules from Pilot and is among the readers.
                 let readers = state["readers"].as_array().into_iter().flatten();
-                if state["live"].as_u64() >= Some(generation)
+                if !has_refusals
+                    && state["live"].as_u64() >= Some(generation)
                     && readers.clone().count() > 0
                     && readers
                         .clone()

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use lateen_config::Object;
+use lateen_config::{ORIGIN, Object};
 use lateen_protocols::istio::mcp::v1alpha1::{Metadata, Resource};
 use prost::Message;
 use prost_types::value::Kind as ValueKind;
@@ -73,7 +73,13 @@ fn resource(name: &str, object: &Object) -> Resource {
         metadata: Some(Metadata {
             name: name.to_owned(),
             labels: into_map(&object.labels),
-            annotations: into_map(&object.annotations),
+            annotations: object
+                .annotations
+                .iter()
+                .map(|(key, value)| (key.clone(), value.clone()))
+                // Whoever finds fault with it can say where it is written.
+                .chain([(ORIGIN.to_owned(), object.origin.to_text())])
+                .collect(),
             ..Metadata::default()
         }),
         body: Some(pack(&object.raw)),

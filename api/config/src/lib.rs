@@ -21,7 +21,7 @@ pub mod folder;
 
 pub use folder::{ConfigSet, Folder};
 pub use mesh::MeshConfig;
-pub use object::{Key, Labels, Object, Order, Origin, Spec};
+pub use object::{Key, Labels, ORIGIN, Object, Order, Origin, Spec};
 pub use parse::parse_file;
 pub use policy::MixerObject;
 pub use problem::{Problem, Severity};

@@ -58,7 +58,33 @@ pub struct Origin {
     pub(crate) lines: Arc<BTreeMap<String, u32>>,
 }
 
+/// The annotation by which an object's origin travels with it: [`Origin::to_text`].
+pub const ORIGIN: &str = "lateen.io/origin";
+
 impl Origin {
+    /// As text, for a copy of the object that is elsewhere.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        serde_json::json!({"file": *self.file, "line": self.line, "lines": *self.lines}).to_string()
+    }
+
+    /// What [`Origin::to_text`] has written; `None` when the text is something else.
+    #[must_use]
+    pub fn from_text(text: &str) -> Option<Self> {
+        #[derive(serde::Deserialize)]
+        struct Written {
+            file: String,
+            line: u32,
+            lines: BTreeMap<String, u32>,
+        }
+        let written: Written = serde_json::from_str(text).ok()?;
+        Some(Self {
+            file: written.file.into(),
+            line: written.line,
+            lines: Arc::new(written.lines),
+        })
+    }
+
     /// The line of a field, else of the closest field around it that is written down.
     #[must_use]
     pub fn line_of(&self, field: &str) -> u32 {

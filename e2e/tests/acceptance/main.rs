@@ -11,6 +11,7 @@ mod hostile;
 mod mtls;
 mod policy;
 mod routing;
+mod rules;
 mod samples;
 mod support;
 mod telemetry;

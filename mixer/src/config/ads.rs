@@ -12,6 +12,7 @@ use std::{
 };
 
 use lateen_adapter::workload::{Container, Workload};
+use lateen_config::{ORIGIN, Origin};
 use lateen_protocols::{
     envoy::{
         envoy::{
@@ -334,7 +335,9 @@ fn read(type_url: &str, resource: WireResource) -> What {
 fn read_resource(type_url: &str, resource: WireResource) -> Result<What, String> {
     let any = resource.resource.ok_or("it has no body")?;
     let body = Resource::decode(any.value.as_slice()).map_err(|e| e.to_string())?;
-    let metadata = body.metadata.unwrap_or_default();
+    let mut metadata = body.metadata.unwrap_or_default();
+    // Where it is written is no part of what it says.
+    let origin = metadata.annotations.remove(ORIGIN);
     let spec = match body.body {
         Some(any) => {
             let fields =
@@ -367,7 +370,7 @@ fn read_resource(type_url: &str, resource: WireResource) -> Result<What, String>
         },
         annotations: Arc::new(metadata.annotations.into_iter().collect()),
         spec: Arc::new(spec),
-        origin: None,
+        origin: origin.and_then(|text| Origin::from_text(&text)),
     }))
 }
 
