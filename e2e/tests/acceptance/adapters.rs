@@ -1,4 +1,4 @@
-//! A39, A46, A47: quota in Redis, and what a check finds out in the headers of requests.
+//! A39, A46, A47: quota in Redis, and what a check finds out in the headers of requests. Roles, from Pilot to Mixer.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -209,4 +209,80 @@ spec:
         Ok(())
     })
     .await
+}
+
+/// Policies of `rbac.istio.io` reach Mixer through Pilot, as rules do.
+#[tokio::test]
+async fn roles_are_enforced_and_a_change_of_them_counts_at_once() -> anyhow::Result<()> {
+    let (mut mesh, client) = bookinfo(Options::default()).await?;
+    let rules = |caller: &str| {
+        format!(
+            r#"
+apiVersion: config.istio.io/v1alpha2
+kind: handler
+metadata: {{ name: rbac, namespace: istio-system }}
+spec: {{ compiledAdapter: rbac }}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: instance
+metadata: {{ name: who, namespace: istio-system }}
+spec:
+  compiledTemplate: authorization
+  params:
+    subject:
+      properties:
+        app: source.labels["app"] | ""
+    action:
+      namespace: destination.service.namespace | ""
+      service: destination.service.name | ""
+      method: request.method | ""
+      path: request.path | ""
+---
+apiVersion: config.istio.io/v1alpha2
+kind: rule
+metadata: {{ name: rbac, namespace: istio-system }}
+spec:
+  match: destination.service.name == "details"
+  actions: [ {{ handler: rbac, instances: [ who ] }} ]
+---
+apiVersion: rbac.istio.io/v1alpha1
+kind: ServiceRole
+metadata: {{ name: details-viewer, namespace: default }}
+spec: {{ rules: [ {{ services: [ details ], methods: [ GET ], paths: [ "/details/*" ] }} ] }}
+---
+apiVersion: rbac.istio.io/v1alpha1
+kind: ServiceRoleBinding
+metadata: {{ name: details-viewer, namespace: default }}
+spec:
+  subjects: [ {{ properties: {{ app: {caller} }} }} ]
+  roleRef: {{ kind: ServiceRole, name: details-viewer }}
+"#
+        )
+    };
+    for (allowed, denied) in [("productpage", "reviews"), ("reviews", "productpage")] {
+        mesh.apply("rbac.yaml", &rules(allowed)).await?;
+        for (app, expected) in [(allowed, 200), (denied, 403)] {
+            // A proxy learns of the change with its next answer, at most a second later.
+            eventually(Duration::from_millis(1500), async || {
+                let name = if app == "reviews" {
+                    "reviews-v2-0"
+                } else {
+                    "productpage-v1-0"
+                };
+                let from = mesh.instance(name)?;
+                let response = ask(&client, from, "details:9080", "/details/0", &[]).await?;
+                anyhow::ensure!(response.status == expected, "{app}: {}", response.text());
+                if expected == 403 {
+                    let text = response.text();
+                    anyhow::ensure!(text.ends_with("RBAC: permission denied."), "{text}");
+                }
+                Ok(())
+            })
+            .await?;
+        }
+    }
+    let from = mesh.instance("reviews-v2-0")?;
+    let other = ask(&client, from, "details:9080", "/other", &[]).await?;
+    assert_eq!(other.status, 403, "{}", other.text());
+    Ok(())
 }
