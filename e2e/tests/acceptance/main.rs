@@ -8,6 +8,9 @@ mod faults;
 mod floods;
 mod gateway;
 mod hostile;
+// Mixer's tests read the same protocol.
+#[path = "../../../mixer/tests/service/msgpack.rs"]
+mod msgpack;
 mod mtls;
 mod policy;
 mod routing;

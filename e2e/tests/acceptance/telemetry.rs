@@ -6,6 +6,7 @@ use e2e::mesh::Options;
 use serde_json::Value;
 
 use super::{
+    msgpack,
     routing::{ALL_RULES, ALL_V1},
     support::{ask, bookinfo, eventually, metrics, page},
 };
@@ -182,8 +183,9 @@ spec:
 }
 
 #[tokio::test]
-async fn a56_one_json_line_per_hop() -> anyhow::Result<()> {
+async fn a56_one_json_line_per_hop_and_the_same_record_at_fluentd() -> anyhow::Result<()> {
     let (mut mesh, client) = bookinfo(Options::default()).await?;
+    let fluentd = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let yaml = r#"
 apiVersion: config.istio.io/v1alpha2
 kind: instance
@@ -212,6 +214,11 @@ spec:
     outputAsJson: true
 ---
 apiVersion: config.istio.io/v1alpha2
+kind: fluentd
+metadata: { name: handler, namespace: istio-system }
+spec: { address: FLUENTD }
+---
+apiVersion: config.istio.io/v1alpha2
 kind: rule
 metadata: { name: newlogstdio, namespace: istio-system }
 spec:
@@ -219,8 +226,11 @@ spec:
   actions:
   - handler: newloghandler
     instances: [newlog]
+  - handler: handler.fluentd
+    instances: [newlog]
 "#;
-    mesh.apply("log.yaml", yaml).await?;
+    let yaml = yaml.replace("FLUENTD", &fluentd.local_addr()?.to_string());
+    mesh.apply("log.yaml", &yaml).await?;
     let from = mesh.instance("productpage-v1-0")?;
     assert_eq!(
         ask(&client, from, "details:9080", "/details/0", &[])
@@ -249,7 +259,63 @@ spec:
     );
     assert!(line["responseSize"].as_i64() > Some(100), "{line}");
     assert!(line["latency"].is_string(), "{line}");
+
+    // The same record at Fluentd.
+    let (tag, record) = forwarded(&fluentd).await?;
+    assert_eq!(tag, "newlog.instance.istio-system");
+    assert_eq!(
+        record.get("severity"),
+        &msgpack::Value::Text("warning".into())
+    );
+    for field in ["source", "user", "destination", "latency"] {
+        let text = line[field].as_str().unwrap_or_default();
+        assert_eq!(
+            record.get(field),
+            &msgpack::Value::Text(text.into()),
+            "{field}"
+        );
+    }
+    for field in ["responseCode", "responseSize"] {
+        let number = line[field].as_i64().unwrap_or_default();
+        assert_eq!(record.get(field), &msgpack::Value::Int(number), "{field}");
+    }
     Ok(())
+}
+
+/// The tag and the record of the first event that arrives by the forward protocol, PackedForward mode.
+async fn forwarded(listener: &tokio::net::TcpListener) -> anyhow::Result<(String, msgpack::Value)> {
+    use tokio::io::AsyncReadExt as _;
+    let mut bytes = Vec::new();
+    let receive = async {
+        let (mut stream, _) = listener.accept().await?;
+        loop {
+            if let Some(message) = msgpack::read(&mut bytes.as_slice()) {
+                return Ok::<_, anyhow::Error>(message);
+            }
+            anyhow::ensure!(
+                stream.read_buf(&mut bytes).await? > 0,
+                "the sender has closed"
+            );
+        }
+    };
+    let message = tokio::time::timeout(Duration::from_secs(20), receive).await??;
+    let msgpack::Value::Array(parts) = &message else {
+        anyhow::bail!("{message:?} is no array");
+    };
+    let [
+        msgpack::Value::Text(tag),
+        msgpack::Value::Bytes(entries),
+        ..,
+    ] = &parts[..]
+    else {
+        anyhow::bail!("{parts:?} is not PackedForward");
+    };
+    match msgpack::read(&mut entries.as_slice()) {
+        Some(msgpack::Value::Array(entry)) if entry.len() == 2 => {
+            Ok((tag.clone(), entry[1].clone()))
+        }
+        other => anyhow::bail!("{other:?} is no entry"),
+    }
 }
 
 #[tokio::test]
