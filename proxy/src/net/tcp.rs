@@ -91,6 +91,8 @@ impl Tcp {
         loop {
             let mut read = None;
             let tried = self.stream.try_io(Interest::READABLE, || {
+                // That it is readable was told to who waited; the reactor holds nobody's waker now.
+                self.waiting.set(NOBODY);
                 let n = SockRef::from(&self.stream).recv(spare)?;
                 read = Some(n);
                 if 0 < n && n < spare.len() {
@@ -110,7 +112,6 @@ impl Tcp {
                 }
                 (None, Err(error)) => Err(error),
             };
-            self.waiting.set(NOBODY);
             coop.made_progress();
             return Poll::Ready(outcome);
         }
@@ -260,6 +261,30 @@ mod tests {
         assert_eq!(one.0.load(std::sync::atomic::Ordering::Relaxed), 4);
         let mut buf = BytesMut::with_capacity(64);
         assert_eq!(poll_fn(|cx| tcp.poll_read(cx, &mut buf)).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_was_woken_for_nothing_is_woken_again() {
+        let (mut peer, tcp) = pair().await;
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(woken.clone());
+        let times = || woken.0.load(std::sync::atomic::Ordering::Relaxed);
+        let mut buf = BytesMut::with_capacity(64);
+        let mut read = || tcp.poll_read(&mut Context::from_waker(&waker), &mut buf);
+        assert!(read().is_pending());
+        peer.write_all(b"a").await.unwrap();
+        while times() < 1 {
+            tokio::task::yield_now().await;
+        }
+        // The byte goes another way.
+        let taken = SockRef::from(&tcp.stream).recv(&mut [MaybeUninit::uninit(); 8]);
+        assert_eq!(taken.unwrap(), 1);
+        assert!(read().is_pending());
+        peer.write_all(b"c").await.unwrap();
+        while times() < 2 {
+            tokio::task::yield_now().await;
+        }
+        assert!(matches!(read(), Poll::Ready(Ok(1))));
     }
 
     #[tokio::test]
