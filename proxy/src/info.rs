@@ -14,7 +14,7 @@ use bytes::Bytes;
 use lateen_protocols::envoy::google::protobuf as pb;
 use tokio::time::Instant;
 
-use crate::head::Protocol;
+use crate::{clock, head::Protocol};
 
 /// Facts of a downstream connection, fixed once it is accepted and its handshake is done.
 #[derive(Debug)]
@@ -337,8 +337,8 @@ impl StreamInfo {
         StreamInfo {
             downstream_remote: connection.remote,
             connection,
-            start_time: now(),
-            start: Instant::now(),
+            start_time: clock::wall(),
+            start: clock::now(),
             protocol,
             route_name: None,
             virtual_host: None,
@@ -374,10 +374,6 @@ impl StreamInfo {
         let present = all.entry(filter.to_owned()).or_default();
         present.fields.extend(fields.fields);
     }
-}
-
-fn now() -> SystemTime {
-    SystemTime::now()
 }
 
 #[cfg(test)]

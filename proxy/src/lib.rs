@@ -39,6 +39,7 @@ pub mod grpc;
 pub use lateen_codec::head;
 pub mod body;
 mod boxed;
+pub mod clock;
 pub mod timer;
 pub mod info;
 pub mod reject;

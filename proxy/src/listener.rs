@@ -2,6 +2,7 @@
 
 use std::{
     cell::RefCell,
+    future::poll_fn,
     net::SocketAddr,
     rc::Rc,
     sync::{
@@ -30,6 +31,7 @@ use tokio::{
 use crate::{
     access_log::AccessLog,
     boxed::boxed,
+    clock,
     config_error::ConfigError,
     drain::Drain,
     filter_chain::{Candidate, FilterChain, FilterChains, Place, Terminal},
@@ -232,7 +234,8 @@ impl Listener {
                 let manager = manager.clone();
                 drop(prepared.chain);
                 let drains = vec![self.process_drain.clone(), self.drain.clone()];
-                boxed(|| manager.serve(transport, read, info, drains)).await;
+                let mut serving = boxed(|| manager.serve(transport, read, info, drains));
+                poll_fn(|task| clock::turn(|| serving.as_mut().poll(task))).await;
             } else {
                 boxed(|| self.tcp(prepared.chain, transport, read, info)).await;
             }

@@ -296,6 +296,8 @@ fn bind(address: SocketAddr, backlog: u32) -> io::Result<StdListener> {
 fn runtime() -> io::Result<LocalRuntime> {
     Builder::new_current_thread()
         .enable_all()
+        // Looking for events is a system call: not more often than every some hundred microseconds of work.
+        .event_interval(128)
         .build_local(LocalOptions::default())
 }
 

@@ -27,6 +27,7 @@ use super::{
 use crate::{
     body::{Body, BodyError, Frame, Source},
     boxed::boxed,
+    clock,
     head::{Headers, Known, Protocol, ResponseHead},
     net::{Transport, stock},
     timer::Deadline,
@@ -347,7 +348,7 @@ impl Driver {
         let mut unwanted: Option<Vec<(StreamId, usize)>> = None;
         let (mut ponged, mut malformed) = (false, false);
         let mut codec = shared.codec.borrow_mut();
-        codec.set_time(shared.began.elapsed());
+        codec.set_time(clock::now().saturating_duration_since(shared.began));
         let result = codec.receive(&mut self.input, &mut |event| match event {
             Event::Request { stream, head, end } => {
                 let inbox = Rc::new(Inbox {

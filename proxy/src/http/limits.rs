@@ -9,7 +9,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{Limits, Stats};
-use crate::{info::ResponseFlags, reject::Reject, timer::Deadline};
+use crate::{clock, info::ResponseFlags, reject::Reject, timer::Deadline};
 
 /// Shared by a stream's request body, response body and deadline.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ impl StreamLimits {
 
     /// Something was sent or received.
     pub(super) fn touch(&self) {
-        self.activity.set(Instant::now());
+        self.activity.set(clock::now());
     }
 
     /// The request has come entirely.

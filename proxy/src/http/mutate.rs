@@ -19,6 +19,7 @@ use lateen_protocols::envoy::envoy::{
 };
 
 use crate::{
+    clock,
     head::{Headers, Known, KnownSet, Name, Protocol, RequestHead, ResponseHead},
     http::{ConnectionContext, ConnectionManager, StripPort, cert},
     info::{ConnectionInfo, ResponseFlags},
@@ -418,7 +419,7 @@ fn append_date(headers: &mut Headers) {
     thread_local! {
         static DATE: Cell<(u64, [u8; 29])> = const { Cell::new((u64::MAX, [0; 29])) };
     }
-    let now = SystemTime::now()
+    let now = clock::wall()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |since| since.as_secs());
     let (mut second, mut text) = DATE.get();

@@ -4,6 +4,7 @@ use std::{borrow::Cow, cell::RefCell, rc::Rc};
 
 use super::{ConnectionContext, limits::StreamLimits};
 use crate::{
+    clock,
     filter::{Completed, FilterState},
     format::Facts,
     head::{Headers, Known, Protocol, RequestHead, ResponseHead},
@@ -155,7 +156,7 @@ impl Record {
         }
         let stats = &self.cx.manager.stats;
         let mut info = self.info.borrow_mut();
-        let elapsed = info.start.elapsed();
+        let elapsed = clock::now().saturating_duration_since(info.start);
         let ended = info.start + elapsed;
         info.response_end = Some(elapsed);
         match ending {

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     body::Body,
+    clock,
     filter::{FilterContext, ResponseContext},
     format::{Facts, grpc_status},
     head::{Headers, Known, RequestHead, ResponseHead},
@@ -559,7 +560,8 @@ impl Progress {
     pub(super) fn ended(&self) {
         let mut info = self.info.borrow_mut();
         if info.request_end.is_none() {
-            info.request_end = Some(info.start.elapsed());
+            let since = clock::now().saturating_duration_since(info.start);
+            info.request_end = Some(since);
         }
         self.limits.request_done();
     }

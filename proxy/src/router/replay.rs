@@ -11,7 +11,10 @@ use std::{
 
 use tokio::{net::TcpStream, time::Instant};
 
-use crate::body::{Body, BodyError, Frame, Source};
+use crate::{
+    body::{Body, BodyError, Frame, Source},
+    clock,
+};
 
 /// The one body of a request, from which each attempt gets its own. Only the latest attempt's moves.
 pub(super) struct Replay(Kind);
@@ -57,12 +60,12 @@ impl Replay {
             let length = source.exact_length().unwrap_or(0);
             return Replay(Kind::Whole {
                 body: source,
-                ended: Instant::now(),
+                ended: clock::now(),
                 too_long: limit.is_some_and(|limit| length > limit),
             });
         }
         let end = if source.is_end_stream() {
-            End::Came(Instant::now())
+            End::Came(clock::now())
         } else {
             End::Coming
         };
@@ -298,7 +301,7 @@ impl Source for Attempt {
                 Poll::Pending
             }
             Poll::Ready(None) => {
-                inner.finish(End::Came(Instant::now()));
+                inner.finish(End::Came(clock::now()));
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Err(error))) => {
@@ -310,7 +313,7 @@ impl Source for Attempt {
                     this.next += 1;
                 }
                 if matches!(frame, Frame::Trailers(_)) || inner.source.is_end_stream() {
-                    inner.finish(End::Came(Instant::now()));
+                    inner.finish(End::Came(clock::now()));
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -362,7 +365,7 @@ impl Source for Attempt {
             Poll::Ready(moved) => {
                 inner.lost = true;
                 if moved.is_ok() && inner.source.is_end_stream() {
-                    inner.finish(End::Came(Instant::now()));
+                    inner.finish(End::Came(clock::now()));
                 }
             }
         }

@@ -15,6 +15,7 @@ use tokio::{net::TcpStream, time::Instant};
 use super::{CancelOnDrop, Clock, Request, SharedInfo, timeouts::Decimal};
 use crate::{
     body::{Body, BodyError, Frame, Source},
+    clock,
     cluster::Host,
     head::{Known, ResponseHead},
     info::ResponseFlags,
@@ -45,7 +46,7 @@ pub(super) fn finish(
         local,
         host,
     } = answer;
-    let now = Instant::now();
+    let now = clock::now();
     let replay = request.replay;
     let ended = replay.0.ended_at();
     // There will be no other attempt; mirrors still need what was kept.
@@ -132,7 +133,10 @@ impl Watched {
         if !self.done {
             self.done = true;
             self.stop();
-            record_time(&self.local, self.began.elapsed());
+            record_time(
+                &self.local,
+                clock::now().saturating_duration_since(self.began),
+            );
             if let Some(left) = &self.tunnel {
                 // A tunnel has no end of its own: one of the two sides left.
                 let (flag, details) = if left.get() {

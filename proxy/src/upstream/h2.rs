@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     body::{Body, BodyError, Frame, Source},
+    clock,
     cluster::Config,
     head::{Headers, RequestHead, ResponseHead},
     net::{Transport, stock},
@@ -361,7 +362,7 @@ impl Drop for Slot {
         }
         state.active = state.active.saturating_sub(1);
         if state.active == 0 {
-            state.idle_since = Instant::now();
+            state.idle_since = clock::now();
             if state.table.retired {
                 state.kick();
             }

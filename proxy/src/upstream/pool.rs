@@ -23,6 +23,7 @@ use super::{
 use crate::{
     body::Body,
     circuit::{Circuit, Permit, Resource},
+    clock,
     cluster::{Cluster, Host, Transport},
     head::{RequestHead, ResponseHead},
     info::TlsInfo,
@@ -494,7 +495,7 @@ impl Pool {
             return;
         }
         let mut state = self.state.borrow_mut();
-        let since = Instant::now();
+        let since = clock::now();
         let watcher = &mut state.watcher;
         if let Some(waker) = &watcher.waker {
             let mut cx = Context::from_waker(waker);
