@@ -215,19 +215,23 @@ impl<A> Plan<A> {
                 .cmp(&key(b))
                 .then_with(|| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)))
         });
-        let list = |namespace: &str| {
-            let positions = rules.iter().enumerate().filter(|(_, rule)| {
-                rule.namespace == default_namespace || rule.namespace == namespace
-            });
-            List::new(positions.map(|(at, _)| at).collect(), &rules, table)
-        };
-        let everywhere = list(default_namespace);
-        let mut by_namespace = HashMap::new();
-        for rule in rules.iter().filter(|r| r.namespace != default_namespace) {
-            by_namespace
-                .entry(rule.namespace.clone())
-                .or_insert_with(|| list(&rule.namespace));
+        let mut everywhere = Vec::new();
+        let mut own: HashMap<Text, Vec<usize>> = HashMap::new();
+        for (at, rule) in rules.iter().enumerate() {
+            if rule.namespace == default_namespace {
+                everywhere.push(at);
+            } else {
+                own.entry(rule.namespace.clone()).or_default().push(at);
+            }
         }
+        let by_namespace = own
+            .into_iter()
+            .map(|(namespace, own)| {
+                let all = merge(&everywhere, &own).collect();
+                (namespace, List::new(all, &rules, table))
+            })
+            .collect();
+        let everywhere = List::new(everywhere, &rules, table);
         let scope = Scope {
             reporter_kind: table.slot("context.reporter.kind"),
             source_namespace: table.slot("source.namespace"),

@@ -222,10 +222,13 @@ impl Builder {
         self.good = good;
 
         let mut problems = std::mem::take(problems);
-        let written = |name: &str| {
-            let mut sources = self.good.rules.values().map(|r| &r.source);
-            sources.find(|s| *s.key.full_name() == *name)
-        };
+        let by_name: HashMap<Arc<str>, &Source> = self
+            .good
+            .rules
+            .iter()
+            .map(|(key, rule)| (key.full_name(), &rule.source))
+            .collect();
+        let written = |name: &str| by_name.get(name).copied();
         problems.extend(doubts::absent_attributes(table, &rules, written));
         problems.extend(doubts::unknown_quotas(wanted_quotas, &rules));
         problems.sort();
