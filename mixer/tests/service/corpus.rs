@@ -1,7 +1,6 @@
 //! Istio's own files, unmodified: everything for the adapters and templates that exist here loads.
 //!
-//! The files are not ours to keep; `LATEEN_CORPUS` says where they are (`../shared/corpus` beside the
-//! repository if it exists). Without them this says so and tests nothing.
+//! The files are not ours to keep; `LATEEN_CORPUS` says where they are. Without it this says so and tests nothing.
 
 use std::{
     fs,
@@ -15,14 +14,17 @@ use mixer::command::validate;
 use crate::support::{Mesh, map, text, told};
 
 fn corpus() -> Option<PathBuf> {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpus");
-    let path = std::env::var_os("LATEEN_CORPUS").map_or(beside, PathBuf::from);
-    if path.join("mixer/yaml").is_dir() {
-        Some(path)
-    } else {
-        eprintln!("skipped: there is no corpus at {}", path.display());
-        None
-    }
+    let Some(path) = std::env::var_os("LATEEN_CORPUS").map(PathBuf::from) else {
+        eprintln!("skipped: LATEEN_CORPUS names no folder");
+        return None;
+    };
+    let files = path.join("mixer/yaml");
+    assert!(
+        files.is_dir(),
+        "LATEEN_CORPUS: there is no {}",
+        files.display()
+    );
+    Some(path)
 }
 
 /// What this version says it does not have.
