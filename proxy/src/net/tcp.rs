@@ -74,9 +74,14 @@ impl Tcp {
         if self.waiting.get() == task {
             return Poll::Pending;
         }
+        // A task that has used up its turn is told to wait without the reactor hearing of it.
+        let heard = coop::has_budget_remaining();
         let ready = self.stream.poll_read_ready(cx);
-        self.waiting
-            .set(if ready.is_pending() { task } else { NOBODY });
+        self.waiting.set(if heard && ready.is_pending() {
+            task
+        } else {
+            NOBODY
+        });
         ready
     }
 
@@ -285,6 +290,39 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert!(matches!(read(), Poll::Ready(Ok(1))));
+    }
+
+    #[tokio::test]
+    async fn who_asks_at_the_end_of_a_turn_is_woken() {
+        let (mut peer, tcp) = pair().await;
+        let mut buf = BytesMut::with_capacity(64);
+        let looked = tcp.poll_read(&mut Context::from_waker(Waker::noop()), &mut buf);
+        assert!(looked.is_pending());
+        let (asked, mut was_asked) = tokio::sync::mpsc::channel(1);
+        let mut polls = 0;
+        let waiting = poll_fn(|cx| {
+            polls += 1;
+            if polls == 1 {
+                while let Poll::Ready(coop) = coop::poll_proceed(cx) {
+                    coop.made_progress();
+                }
+            }
+            let polled = tcp.poll_readable(cx);
+            if polls == 2 {
+                asked.try_send(()).unwrap();
+            }
+            polled
+        });
+        let writing = async {
+            was_asked.recv().await;
+            peer.write_all(b"a").await.unwrap();
+        };
+        let both = async { tokio::join!(waiting, writing) };
+        let limit = std::time::Duration::from_secs(5);
+        let begun = std::time::Instant::now();
+        // The end of the time is a reason to look again, too, but a late one.
+        tokio::time::timeout(limit, both).await.unwrap().0.unwrap();
+        assert!(begun.elapsed() < limit);
     }
 
     #[tokio::test]
