@@ -2,11 +2,15 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use lateen_adapter::{Candidate, Counter, Value, ValueType, value};
+use lateen_adapter::{
+    Candidate, Counter, HandlerError, Value, ValueType,
+    instance::{Metric, ReportInstance},
+    value,
+};
 use serde::Deserialize;
 use tokio::{net::UdpSocket, time::Instant};
 
-use super::export::{SendError, Sink};
+use super::export::{Queue, SendError, Sink, outcome};
 
 /// A name is looked up again after so long, and after a failure.
 const LOOKUP: Duration = Duration::from_secs(60);
@@ -109,8 +113,49 @@ pub(super) fn clean(text: &str) -> String {
         .collect()
 }
 
+/// Queues the lines of each metric of a batch. What is wrong with one does not keep the others.
+pub(super) fn report(
+    queue: &Queue<String>,
+    batch: Vec<ReportInstance>,
+    lines: impl Fn(&Metric) -> Result<Vec<String>, HandlerError>,
+) -> Result<(), HandlerError> {
+    let mut dropped = 0;
+    let mut problem = None;
+    for instance in batch {
+        let ReportInstance::Metric(metric) = instance else {
+            continue;
+        };
+        match lines(&metric) {
+            Ok(lines) => {
+                for line in lines {
+                    let bytes = line.len();
+                    dropped += usize::from(!queue.push(line, bytes));
+                }
+            }
+            Err(error) => problem = Some(error), // the last one speaks for all
+        }
+    }
+    problem.map_or_else(|| outcome(dropped), Err)
+}
+
+/// The value of a metric and what its lines say of the `rate` (0 to 1) at which such are sent; `None` for one that is
+/// left out. A gauge that is sampled would stay wrong for long, so all of them are sent.
+pub(super) fn sample(
+    metric: &Metric,
+    kind: Kind,
+    rate: f64,
+) -> Result<Option<(f64, String)>, HandlerError> {
+    let value = metric.value.as_ref().and_then(number).ok_or_else(|| {
+        HandlerError::invalid(format!("{} has no number as its value", metric.name))
+    })?;
+    if kind == Kind::Gauge || rate >= 1.0 {
+        return Ok(Some((value, String::new())));
+    }
+    Ok((rand::random::<f64>() < rate).then(|| (value, format!("|@{rate}"))))
+}
+
 /// A sample: durations in milliseconds.
-pub(super) fn number(value: &Value) -> Option<f64> {
+fn number(value: &Value) -> Option<f64> {
     match value {
         Value::Duration(_) => value::number(value).map(|seconds| seconds * 1e3),
         other => value::number(other).filter(|n| n.is_finite()),

@@ -11,8 +11,8 @@ use lateen_adapter::{
 use serde::Deserialize;
 
 use super::{
-    datagram::{Kind, Packets, clean, lines, number, problems},
-    export::{Limits, Queue, outcome},
+    datagram::{Kind, Packets, clean, lines, problems, report, sample},
+    export::{Limits, Queue},
 };
 
 /// Largest packet, as Datadog's clients have it.
@@ -164,26 +164,7 @@ impl ReportHandler for Sender {
         batch: Vec<ReportInstance>,
         _call: &'a Call,
     ) -> BoxFuture<'a, Result<(), HandlerError>> {
-        async move {
-            let mut dropped = 0;
-            let mut problem = None;
-            for instance in batch {
-                let ReportInstance::Metric(metric) = instance else {
-                    continue;
-                };
-                match self.lines(&metric) {
-                    Ok(lines) => {
-                        for line in lines {
-                            let bytes = line.len();
-                            dropped += usize::from(!self.queue.push(line, bytes));
-                        }
-                    }
-                    Err(error) => problem = Some(error), // the last one speaks for all; the others are sent
-                }
-            }
-            problem.map_or_else(|| outcome(dropped), Err)
-        }
-        .boxed()
+        async move { report(&self.queue, batch, |metric| self.lines(metric)) }.boxed()
     }
 }
 
@@ -193,17 +174,9 @@ impl Sender {
             .metrics
             .get(&*metric.name)
             .ok_or_else(|| HandlerError::invalid(format!("{} is no metric here", metric.name)))?;
-        let sample = metric.value.as_ref().and_then(number).ok_or_else(|| {
-            HandlerError::invalid(format!("{} has no number as its value", metric.name))
-        })?;
-        let is_sampled = self.rate < 1.0 && measured.kind != Kind::Gauge;
-        if is_sampled && rand::random::<f64>() >= self.rate {
+        let Some((value, mut suffix)) = sample(metric, measured.kind, self.rate)? else {
             return Ok(Vec::new());
-        }
-        let mut suffix = String::new();
-        if is_sampled {
-            suffix = format!("|@{}", self.rate);
-        }
+        };
         let texts: Vec<_> = metric
             .dimensions
             .iter()
@@ -224,6 +197,6 @@ impl Sender {
             Some(Value::Duration(_)) => "ms",
             _ => "h",
         };
-        Ok(lines(measured.kind, &measured.name, sample, timer, &suffix))
+        Ok(lines(measured.kind, &measured.name, value, timer, &suffix))
     }
 }

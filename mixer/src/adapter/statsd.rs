@@ -11,8 +11,8 @@ use lateen_adapter::{
 use serde::Deserialize;
 
 use super::{
-    datagram::{Kind, Packets, clean, lines, number, problems},
-    export::{Limits, Queue, outcome},
+    datagram::{Kind, Packets, clean, lines, problems, report, sample},
+    export::{Limits, Queue},
 };
 
 /// The adapter.
@@ -204,26 +204,7 @@ impl ReportHandler for Sender {
         batch: Vec<ReportInstance>,
         _call: &'a Call,
     ) -> BoxFuture<'a, Result<(), HandlerError>> {
-        async move {
-            let mut dropped = 0;
-            let mut problem = None;
-            for instance in batch {
-                let ReportInstance::Metric(metric) = instance else {
-                    continue;
-                };
-                match self.lines(&metric) {
-                    Ok(lines) => {
-                        for line in lines {
-                            let bytes = line.len();
-                            dropped += usize::from(!self.queue.push(line, bytes));
-                        }
-                    }
-                    Err(error) => problem = Some(error), // the last one speaks for all; the others are sent
-                }
-            }
-            problem.map_or_else(|| outcome(dropped), Err)
-        }
-        .boxed()
+        async move { report(&self.queue, batch, |metric| self.lines(metric)) }.boxed()
     }
 }
 
@@ -233,21 +214,11 @@ impl Sender {
             .names
             .get(&*metric.name)
             .ok_or_else(|| HandlerError::invalid(format!("{} is no metric here", metric.name)))?;
-        let sample = metric.value.as_ref().and_then(number).ok_or_else(|| {
-            HandlerError::invalid(format!("{} has no number as its value", metric.name))
-        })?;
-        // A gauge that is sampled would stay wrong for long.
-        let is_sampled = self.rate < 1.0 && *kind != Kind::Gauge;
-        if is_sampled && rand::random::<f64>() >= self.rate {
+        let Some((value, suffix)) = sample(metric, *kind, self.rate)? else {
             return Ok(Vec::new());
-        }
-        let suffix = if is_sampled {
-            format!("|@{}", self.rate)
-        } else {
-            String::new()
         };
         let name = format!("{}{}", self.prefix, name(pieces, &metric.dimensions));
-        Ok(lines(*kind, &name, sample, "ms", &suffix))
+        Ok(lines(*kind, &name, value, "ms", &suffix))
     }
 }
 
