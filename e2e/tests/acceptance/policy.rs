@@ -206,7 +206,8 @@ async fn a49_without_mixer_the_fail_policy_decides() -> anyhow::Result<()> {
     };
     let url = format!("{}/details/0", details(&mesh)?);
     let host = [("host", "details:9080")];
-    assert_eq!(client.get_with(&url, &host).await?.status, 200);
+    let first = client.get_with(&url, &host).await?;
+    assert_eq!(first.status, 200, "{}", first.text());
 
     mesh.apply("mesh.yaml", &fail_open(false)).await?;
     mesh.mixer.crash()?;
