@@ -5,6 +5,7 @@
 //! the clock: each step waits for a signal, with a limit after which the error names what was missing.
 
 use std::{
+    collections::BTreeSet,
     fs,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
@@ -21,7 +22,7 @@ use crate::{
     http::Client,
     process::{Process, Spec, program},
     samples,
-    workload::Workload,
+    workload::{self, Workload},
 };
 
 /// Longest wait for one step of the start or for a configuration to become live.
@@ -96,6 +97,8 @@ impl Instance {
 pub struct Mesh {
     // Fields drop in order: what depends on others ends first.
     instances: Vec<Instance>,
+    /// Hostnames of the services that were added.
+    services: BTreeSet<String>,
     /// The ingress gateway.
     pub gateway: Option<Process>,
     /// Mixer.
@@ -188,6 +191,7 @@ impl Mesh {
 
         let mut mesh = Mesh {
             instances: Vec::new(),
+            services: BTreeSet::new(),
             gateway: None,
             mixer,
             pilot,
@@ -273,6 +277,7 @@ impl Mesh {
         for workload in Workload::from_yaml(&yaml)? {
             self.add(workload, true)?;
         }
+        self.services.extend(workload::services(&yaml)?);
         Ok(())
     }
 
@@ -306,6 +311,18 @@ impl Mesh {
             }
         }
         loop {
+            let unknown = self.unknown().await?;
+            if unknown.is_empty() {
+                break;
+            }
+            self.check()?;
+            anyhow::ensure!(
+                Instant::now() < deadline,
+                "Pilot has not read of {unknown:?} after {STEP:?}"
+            );
+            tokio::time::sleep(LOOK).await;
+        }
+        loop {
             let state = self.generation().await?;
             let connected = state["proxies"].as_array().map_or(0, Vec::len);
             if connected >= proxies && state["live"] == state["generation"] {
@@ -318,6 +335,28 @@ impl Mesh {
             );
             tokio::time::sleep(LOOK).await;
         }
+    }
+
+    /// What was written and Pilot has not read yet: addresses of Pods, names of Services.
+    async fn unknown(&self) -> anyhow::Result<Vec<String>> {
+        let url = format!("http://{}:15014/debug/registryz", self.block.pilot());
+        let registry = self.client.get(&url).await?;
+        // Until there is a first configuration the answer is 503.
+        let registry: Value = match registry.status {
+            200 => registry.json()?,
+            _ => Value::Null,
+        };
+        let names = |list: &str, field: &str| -> BTreeSet<String> {
+            let list = registry[list].as_array().into_iter().flatten();
+            list.filter_map(|entry| entry[field].as_str().map(str::to_owned))
+                .collect()
+        };
+        let (addresses, hosts) = (names("workloads", "address"), names("services", "hostname"));
+        let pods = self.instances.iter().map(|i| i.address.ip.to_string());
+        Ok(pods
+            .filter(|pod| !addresses.contains(pod))
+            .chain(self.services.difference(&hosts).cloned())
+            .collect())
     }
 
     /// Writes `NAME` into the folder and waits until every proxy has acknowledged what follows from it.

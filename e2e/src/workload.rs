@@ -251,6 +251,25 @@ fn strings(map: &Value) -> BTreeMap<String, String> {
         .collect()
 }
 
+/// The hostnames of the Services in Kubernetes YAML.
+///
+/// # Errors
+/// The text is not YAML.
+pub fn services(text: &str) -> anyhow::Result<Vec<String>> {
+    let documents: Vec<Value> = serde_saphyr::from_multiple(text).context("not YAML")?;
+    let services = documents.iter().filter(|d| d["kind"] == "Service");
+    Ok(services
+        .filter_map(|service| {
+            let metadata = &service["metadata"];
+            let namespace = metadata["namespace"].as_str().unwrap_or("default");
+            Some(format!(
+                "{}.{namespace}.svc.cluster.local",
+                metadata["name"].as_str()?
+            ))
+        })
+        .collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
