@@ -101,6 +101,8 @@ pub struct Mesh {
     services: BTreeSet<String>,
     /// The ingress gateway.
     pub gateway: Option<Process>,
+    /// Another Mixer, see [`Mesh::add_mixer`].
+    second_mixer: Option<Process>,
     /// Mixer.
     pub mixer: Process,
     /// Pilot.
@@ -147,39 +149,18 @@ impl Mesh {
         let health = format!("http://{}:15014/healthz/ready", block.auth());
         wait_ready(&client, &mut auth, &health).await?;
 
-        let mixer_workload = system_workload("mixer", "mixer", &[("app", "mixer")]);
         write_yaml(
             &config.join("pods/mixer-0.yaml"),
-            &mixer_workload.pod(block.mixer()),
+            &system_workload("mixer", "mixer", &[("app", "mixer")]).pod(block.mixer()),
         )?;
-        let start = |name: &str, ip: Ipv4Addr, args: Vec<String>| {
-            let identity = format!("spiffe://cluster.local/ns/istio-system/sa/{name}");
-            let token = join_token(folder.path(), name, &identity)?;
-            let mut all = vec!["--bind".to_owned(), ip.to_string()];
-            all.extend(args);
-            all.extend(identity_args(&block, folder.path(), name, &token));
-            let spec = Spec {
-                name: name.to_owned(),
-                path: program(name)?,
-                args: all,
-                env: thrift(),
-                own_group: options.own_group,
-            };
-            Process::start(spec, &logs(&folder))
+        let place = Place {
+            block: &block,
+            folder: &folder,
+            own_group: options.own_group,
         };
-        let mut pilot = start(
-            "pilot",
-            block.pilot(),
-            vec!["--config-dir".to_owned(), text(&config)],
-        )?;
-        let mut mixer = start(
-            "mixer",
-            block.mixer(),
-            vec![
-                "--config-ads".to_owned(),
-                format!("{}:15010", block.pilot()),
-            ],
-        )?;
+        let of_pilot = vec!["--config-dir".to_owned(), text(&config)];
+        let mut pilot = place.start("pilot", "pilot", block.pilot(), of_pilot)?;
+        let mut mixer = place.start("mixer", "mixer", block.mixer(), mixer_args(&block))?;
         for (process, ip) in [(&mut pilot, block.pilot()), (&mut mixer, block.mixer())] {
             wait_ready(
                 &client,
@@ -193,6 +174,7 @@ impl Mesh {
             instances: Vec::new(),
             services: BTreeSet::new(),
             gateway: None,
+            second_mixer: None,
             mixer,
             pilot,
             auth,
@@ -246,6 +228,30 @@ impl Mesh {
             app,
         });
         self.instances.last().context("just pushed")
+    }
+
+    /// Starts a second Mixer with the rules of the first, waits until it is ready and proxies know of it,
+    /// and gives its debug interface.
+    ///
+    /// # Errors
+    /// There are two already, or it does not become ready.
+    pub async fn add_mixer(&mut self) -> anyhow::Result<String> {
+        anyhow::ensure!(self.second_mixer.is_none(), "there are two Mixers already");
+        let ip = self.block.outside(5);
+        let place = Place {
+            block: &self.block,
+            folder: &self.folder,
+            own_group: self.options.own_group,
+        };
+        let mut mixer = place.start("mixer-1", "mixer", ip, mixer_args(&self.block))?;
+        let url = format!("http://{ip}:15014");
+        wait_ready(&self.client, &mut mixer, &format!("{url}/healthz/ready")).await?;
+        self.second_mixer = Some(mixer);
+        let mut workload = system_workload("mixer", "mixer", &[("app", "mixer")]);
+        "mixer-1".clone_into(&mut workload.name);
+        let pod = serde_json::to_string(&workload.pod(ip))?;
+        self.apply("pods/mixer-1.yaml", &pod).await?;
+        Ok(url)
     }
 
     /// Stops one instance and takes its Pod away.
@@ -484,6 +490,7 @@ impl Mesh {
             all.extend(instance.sidecar.iter_mut().chain(&mut instance.app));
         }
         all.extend(&mut self.gateway);
+        all.extend(&mut self.second_mixer);
         all.extend([&mut self.mixer, &mut self.pilot, &mut self.auth]);
         for process in &mut all {
             process.terminate();
@@ -654,6 +661,45 @@ impl Drop for Mesh {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// Where programs of the control plane start.
+struct Place<'a> {
+    block: &'a Block,
+    folder: &'a TempDir,
+    own_group: bool,
+}
+
+impl Place<'_> {
+    /// Starts one at `ip` with the identity of its service account; `name` is the process's.
+    fn start(
+        &self,
+        name: &str,
+        account: &str,
+        ip: Ipv4Addr,
+        args: Vec<String>,
+    ) -> anyhow::Result<Process> {
+        let identity = format!("spiffe://cluster.local/ns/istio-system/sa/{account}");
+        let token = join_token(self.folder.path(), name, &identity)?;
+        let mut all = vec!["--bind".to_owned(), ip.to_string()];
+        all.extend(args);
+        all.extend(identity_args(self.block, self.folder.path(), name, &token));
+        let spec = Spec {
+            name: name.to_owned(),
+            path: program(account)?,
+            args: all,
+            env: thrift(),
+            own_group: self.own_group,
+        };
+        Process::start(spec, &logs(self.folder))
+    }
+}
+
+fn mixer_args(block: &Block) -> Vec<String> {
+    vec![
+        "--config-ads".to_owned(),
+        format!("{}:15010", block.pilot()),
+    ]
 }
 
 /// A dozen programs share one machine here: their allocator gives free memory back at once rather than

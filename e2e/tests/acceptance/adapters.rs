@@ -1,49 +1,13 @@
 //! A39, A46, A47: quota in Redis, and what a check finds out in the headers of requests. Roles, from Pilot to Mixer.
 
-use std::{
-    io::{BufRead as _, BufReader},
-    net::{SocketAddr, TcpListener},
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+use std::{net::SocketAddr, time::Duration};
 
 use e2e::{app, mesh::Options, workload::Workload};
 
-use super::support::{ask, bookinfo, empty, eventually};
-
-/// A redis-server of one's own.
-struct Redis(Child);
-
-impl Redis {
-    fn start() -> anyhow::Result<(Self, u16)> {
-        for _ in 0..10 {
-            let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-            let mut child = Command::new("redis-server")
-                .args(["--bind", "127.0.0.1", "--save", "", "--port"])
-                .arg(port.to_string())
-                .stdout(Stdio::piped())
-                .spawn()
-                .map_err(|e| anyhow::anyhow!("these tests need redis-server: {e}"))?;
-            let output = child.stdout.take();
-            let redis = Self(child);
-            let lines = output.into_iter().flat_map(|o| BufReader::new(o).lines());
-            let mut lines = lines.map_while(Result::ok);
-            if lines.any(|l| l.contains("Ready to accept connections")) {
-                std::thread::spawn(move || lines.for_each(drop));
-                return Ok((redis, port));
-            }
-        }
-        anyhow::bail!("redis-server does not start")
-    }
-}
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _gone = self.0.kill();
-        let _gone = self.0.wait();
-    }
-}
+use super::{
+    redis::Redis,
+    support::{ask, bookinfo, empty, eventually},
+};
 
 fn quota(port: u16, fail_mode: &str) -> String {
     format!(

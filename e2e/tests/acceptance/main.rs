@@ -8,11 +8,14 @@ mod faults;
 mod floods;
 mod gateway;
 mod hostile;
+mod lists;
 // Mixer's tests read the same protocol.
 #[path = "../../../mixer/tests/service/msgpack.rs"]
 mod msgpack;
 mod mtls;
 mod policy;
+mod quota;
+mod redis;
 mod routing;
 mod rules;
 mod samples;
