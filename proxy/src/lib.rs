@@ -28,6 +28,7 @@ pub mod retry;
 pub mod cluster;
 pub mod balance;
 pub mod outlier;
+pub mod pages;
 pub mod circuit;
 pub mod upstream;
 pub mod tcp_proxy;

@@ -33,6 +33,7 @@ use crate::{
     layers::RuntimeLayers,
     listener::Listener,
     logging::Logging,
+    pages,
     route::RouteSlots,
     secret::{Certificate, SecretSlot, SecretStore, Source, Trust},
     shared::Shared,
@@ -213,6 +214,12 @@ impl Server {
             }
         }
         server.discover(&bootstrap)?;
+        let mut phase = server.control.phase();
+        server.tasks.spawn(async move {
+            if phase.wait_for(|phase| *phase == Phase::Live).await.is_ok() {
+                pages::give_back();
+            }
+        });
         Ok(server)
     }
 
