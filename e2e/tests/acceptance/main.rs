@@ -4,6 +4,9 @@
 #![cfg(test)]
 
 mod adapters;
+// Mixer's tests listen the same way.
+#[path = "../../../mixer/tests/service/collector.rs"]
+mod collector;
 mod faults;
 mod floods;
 mod gateway;
@@ -21,3 +24,5 @@ mod rules;
 mod samples;
 mod support;
 mod telemetry;
+mod tracing;
+mod workloads;
