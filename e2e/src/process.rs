@@ -229,14 +229,50 @@ fn spawn(spec: &Spec, log: &Path) -> anyhow::Result<Child> {
     if spec.own_group {
         command.process_group(0);
     }
+    end_with_us(&mut command);
     command
         .spawn()
         .with_context(|| format!("cannot start {}", spec.path.display()))
 }
 
+/// Whoever kills us (SIGKILL asks nobody) must not leave a dozen programs on their ports: the kernel sends
+/// the program SIGTERM when the thread ends that started it. That thread must live as long as we do.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code, reason = "one system call of the child before it becomes the program")]
+fn end_with_us(command: &mut Command) {
+    use std::os::unix::process::CommandExt as _;
+    let before_exec = || nix::sys::prctl::set_pdeathsig(Signal::SIGTERM).map_err(io::Error::from);
+    // SAFETY: between fork and exec only prctl(2) is called, which takes no lock and no memory.
+    unsafe { command.pre_exec(before_exec) };
+}
+
+#[cfg(not(target_os = "linux"))]
+fn end_with_us(_: &mut Command) {}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_we_started_ends_with_us() {
+        let logs = tempfile::tempdir().unwrap();
+        let folder = logs.path().to_owned();
+        let starter = std::thread::spawn(move || {
+            let spec = Spec {
+                name: "long".to_owned(),
+                path: "/bin/sleep".into(),
+                args: vec!["60".to_owned()],
+                env: Vec::new(),
+                own_group: false,
+            };
+            Process::start(spec, &folder).unwrap()
+        });
+        // To the kernel the thread is who started it.
+        let mut process = starter.join().unwrap();
+        let status = process.child.wait().unwrap();
+        assert_eq!(status.signal(), Some(Signal::SIGTERM as i32));
+    }
 
     #[test]
     fn what_ends_right_after_its_start_is_not_started_again() {
