@@ -238,7 +238,10 @@ fn spawn(spec: &Spec, log: &Path) -> anyhow::Result<Child> {
 /// Whoever kills us (SIGKILL asks nobody) must not leave a dozen programs on their ports: the kernel sends
 /// the program SIGTERM when the thread ends that started it. That thread must live as long as we do.
 #[cfg(target_os = "linux")]
-#[allow(unsafe_code, reason = "one system call of the child before it becomes the program")]
+#[allow(
+    unsafe_code,
+    reason = "one system call of the child before it becomes the program"
+)]
 fn end_with_us(command: &mut Command) {
     use std::os::unix::process::CommandExt as _;
     let before_exec = || nix::sys::prctl::set_pdeathsig(Signal::SIGTERM).map_err(io::Error::from);
