@@ -21,7 +21,7 @@ use hyper_util::{
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     task::JoinHandle,
 };
 
@@ -136,28 +136,59 @@ pub async fn httpbin(address: SocketAddr, version: &'static str) -> std::io::Res
     .await
 }
 
+/// Accepts WebSocket and answers every byte with itself, whatever frame it belongs to.
+///
+/// # Errors
+/// The address is taken.
+pub async fn websocket_echo(address: SocketAddr) -> std::io::Result<App> {
+    const ACCEPTED: &[u8] =
+        b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    connections(address, |mut stream| async move {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await?);
+        }
+        stream.write_all(ACCEPTED).await?;
+        let (mut read, mut write) = stream.split();
+        tokio::io::copy(&mut read, &mut write).await.map(drop)
+    })
+    .await
+}
+
 /// Answers each chunk of bytes with `prefix`, a space and the same bytes.
 ///
 /// # Errors
 /// The address is taken.
 pub async fn tcp_echo(address: SocketAddr, prefix: &'static str) -> std::io::Result<App> {
+    connections(address, move |mut stream| async move {
+        let mut buffer = vec![0; 16 * 1024];
+        loop {
+            let read = stream.read(&mut buffer).await?;
+            if read == 0 {
+                return Ok(());
+            }
+            let mut answer = format!("{prefix} ").into_bytes();
+            answer.extend_from_slice(&buffer[..read]);
+            stream.write_all(&answer).await?;
+        }
+    })
+    .await
+}
+
+/// Serves each connection with `each`; one that fails is over.
+async fn connections<F, R>(address: SocketAddr, each: F) -> std::io::Result<App>
+where
+    F: Fn(TcpStream) -> R + Send + Sync + 'static,
+    R: Future<Output = std::io::Result<()>> + Send + 'static,
+{
     let listener = TcpListener::bind(address).await?;
     let address = listener.local_addr()?;
     let seen = Arc::new(AtomicU64::new(0));
     let counter = seen.clone();
     let task = tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
+        while let Ok((stream, _)) = listener.accept().await {
             counter.fetch_add(1, Ordering::SeqCst);
-            tokio::spawn(async move {
-                let mut buffer = vec![0; 16 * 1024];
-                while let Ok(read @ 1..) = stream.read(&mut buffer).await {
-                    let mut answer = format!("{prefix} ").into_bytes();
-                    answer.extend_from_slice(&buffer[..read]);
-                    if stream.write_all(&answer).await.is_err() {
-                        return;
-                    }
-                }
-            });
+            tokio::spawn(each(stream));
         }
     });
     Ok(App {

@@ -25,4 +25,5 @@ mod samples;
 mod support;
 mod telemetry;
 mod tracing;
+mod traffic;
 mod workloads;
