@@ -42,6 +42,21 @@ struct Check<'a> {
     knows_generation: bool,
 }
 
+/// What is asked about one request.
+#[derive(Debug)]
+pub struct Question {
+    /// Its attributes.
+    pub bag: Bag,
+    /// How many words of the global dictionary caller and server share.
+    pub global_words: usize,
+    /// Quotas it is charged, in the order of their names, so that the same request takes them in the same order.
+    pub quotas: BTreeMap<String, QuotaParams>,
+    /// Equal for repetitions of one request; may be empty.
+    pub deduplication_id: String,
+    /// Whether only the quotas are asked for: the precondition has been settled.
+    pub only_quotas: bool,
+}
+
 /// Answers `request` by `snapshot`. The caller learns of configuration changes by itself if `knows_generation`.
 /// What decided is added to `explanation`, if there is one.
 ///
@@ -53,29 +68,66 @@ pub async fn check(
     request: CheckRequest,
     call: &Call,
     knows_generation: bool,
+    explanation: Option<&mut Explanation>,
+) -> Result<CheckResponse, RpcStatus> {
+    let attributes = request.attributes.unwrap_or_default();
+    let bag = crate::attribute::decode(&attributes, request.global_word_count, &snapshot.table)?;
+    let question = Question {
+        bag,
+        global_words: crate::attribute::known_words(request.global_word_count),
+        quotas: request.quotas.into_iter().collect(),
+        deduplication_id: request.deduplication_id,
+        only_quotas: false,
+    };
+    answer(
+        snapshot,
+        metrics,
+        question,
+        call,
+        knows_generation,
+        explanation,
+    )
+    .await
+}
+
+/// As [`check`], of attributes that have been read.
+///
+/// # Errors
+/// As [`check`].
+pub async fn answer(
+    snapshot: &Snapshot,
+    metrics: &Metrics,
+    question: Question,
+    call: &Call,
+    knows_generation: bool,
     mut explanation: Option<&mut Explanation>,
 ) -> Result<CheckResponse, RpcStatus> {
-    if request.quotas.len() > MAX_QUOTAS {
-        let count = request.quotas.len();
+    let Question {
+        bag,
+        global_words,
+        quotas: wanted,
+        deduplication_id,
+        only_quotas,
+    } = question;
+    if wanted.len() > MAX_QUOTAS {
+        let count = wanted.len();
         return Err(RpcStatus::invalid_argument(format!(
             "{count} quotas are more than {MAX_QUOTAS}"
         )));
     }
-    if let Some((name, params)) = request.quotas.iter().find(|(_, p)| p.amount < 0) {
+    if let Some((name, params)) = wanted.iter().find(|(_, p)| p.amount < 0) {
         let amount = params.amount;
         return Err(RpcStatus::invalid_argument(format!(
             "quota {name}: {amount} is negative"
         )));
     }
-    let attributes = request.attributes.unwrap_or_default();
-    let bag = crate::attribute::decode(&attributes, request.global_word_count, &snapshot.table)?;
     metrics.took(0, bag.ignored());
     let mut check = Check {
         snapshot,
         metrics,
         call,
         bag,
-        global_words: crate::attribute::known_words(request.global_word_count),
+        global_words,
         knows_generation,
     };
 
@@ -84,6 +136,7 @@ pub async fn check(
     let after_preprocess = tracker.clone();
     let mut merged = match denied {
         Err(status) => Merged::denied(status),
+        Ok(()) if only_quotas => Merged::new(Vec::new()),
         Ok(()) => {
             check
                 .precondition(&mut tracker, explanation.as_deref_mut())
@@ -92,15 +145,13 @@ pub async fn check(
     };
     let mut quotas = std::collections::HashMap::new();
     if merged.status.is_ok() {
-        // In the order of their names, so that the same request takes them in the same order.
-        let wanted: BTreeMap<String, QuotaParams> = request.quotas.into_iter().collect();
         for (name, params) in wanted {
             let mut tracker = after_preprocess.clone();
             let result = check
                 .quota(
                     &name,
                     params,
-                    &request.deduplication_id,
+                    &deduplication_id,
                     &mut tracker,
                     &mut merged,
                     explanation.as_deref_mut(),

@@ -4,10 +4,11 @@
 //! (attribute generators) → [`check`] (rules that apply, their instances, all handlers at once) → [`merge`]
 //! (one verdict of many) → quota → [`encode`]. A [`report`] goes the same way up to its handlers. [`config`]
 //! makes the snapshot that a request reads from start to end, [`handler`] keeps what adapters do wrong from
-//! everybody else, [`adapter`] has the built-in ones. The expression language and the choice of rules are
+//! everybody else, [`adapter`] has the built-in ones. `envoy` is the same for stock Envoy: its own protocols in place of [`serve`]. The expression language and the choice of rules are
 //! `lateen_engine`'s.
 
 pub mod serve;
+pub mod envoy;
 pub mod attribute;
 pub mod preprocess;
 pub mod check;

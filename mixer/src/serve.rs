@@ -11,6 +11,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use lateen_adapter::Call;
+use lateen_engine::{AttributeTable, Bag};
 use lateen_protocols::istio::mixer::v1::{
     CheckRequest, CheckResponse, ReportRequest, ReportResponse,
     mixer_server::{Mixer, MixerServer},
@@ -23,7 +24,8 @@ use tonic::{
 };
 
 use crate::{
-    attribute, check,
+    attribute,
+    check::{self, Question},
     config::Snapshot,
     explain::Explanation,
     handler::deadline,
@@ -110,6 +112,71 @@ impl Service {
         }))
     }
 
+    /// Asks about what `question` makes of the newest snapshot. Gives the answer, the configuration's generation and
+    /// the verdict's id. The caller counts it.
+    ///
+    /// # Errors
+    /// Too many checks are under way, there is no configuration, or the question makes no sense.
+    pub(crate) async fn decide(
+        &self,
+        metadata: &MetadataMap,
+        question: impl FnOnce(&Snapshot) -> Question,
+    ) -> Result<(CheckResponse, u64, String), Status> {
+        let inner = &*self.0;
+        let _slot = inner
+            .checks
+            .try_acquire()
+            .map_err(|_| overloaded("checks"))?;
+        let snapshot = configured(&inner.snapshot)?;
+        let call = Call {
+            deadline: deadline(timeout(metadata)),
+        };
+        let id = inner.verdicts.next();
+        let question = question(&snapshot);
+        let answer = check::answer(&snapshot, &inner.metrics, question, &call, true, None).await?;
+        told(&answer, id);
+        Ok((answer, snapshot.generation, id.to_string()))
+    }
+
+    /// Reports the bags that `read` makes by the newest snapshot's vocabulary, and counts it. Goes on when the
+    /// caller leaves.
+    ///
+    /// # Errors
+    /// Too many reports are under way, or there is no configuration.
+    pub(crate) async fn deliver(
+        &self,
+        read: impl FnOnce(&AttributeTable) -> Vec<Bag> + Send + 'static,
+    ) -> Result<(), Status> {
+        let inner = Arc::clone(&self.0);
+        let call = Call {
+            deadline: deadline(DEFAULT_TIMEOUT),
+        };
+        let work = self.0.tracker.spawn(async move {
+            let _slot = inner
+                .reports
+                .try_acquire()
+                .map_err(|_| overloaded("reports"))?;
+            let snapshot = configured(&inner.snapshot)?;
+            let bags = read(&snapshot.table);
+            report::report(&snapshot, &inner.metrics, bags, &call).await;
+            Ok(())
+        });
+        let answer = work
+            .await
+            .unwrap_or_else(|_| Err(Status::internal("the report failed")));
+        self.count(Method::Report, answer)
+    }
+
+    /// Counts an answer.
+    pub(crate) fn count<T>(&self, method: Method, answer: Result<T, Status>) -> Result<T, Status> {
+        let code = match &answer {
+            Ok(_) => "OK",
+            Err(status) => code_name(status),
+        };
+        self.0.metrics.answered(method, code);
+        answer
+    }
+
     /// For a tonic server.
     pub fn into_server(self) -> MixerServer<Self> {
         MixerServer::new(self).max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -154,10 +221,7 @@ impl Mixer for Service {
                 explanation.as_mut(),
             );
             let answer = answer.await?;
-            let status = answer.precondition.as_ref().and_then(|p| p.status.as_ref());
-            if let Some(status) = status.filter(|status| status.code != 0) {
-                tracing::debug!(%id, code = status.code, reason = status.message, "denied");
-            }
+            told(&answer, id);
             Ok((answer, snapshot.generation, id, explanation))
         };
         let (answer, told) = match answer.await {
@@ -226,10 +290,21 @@ fn respond<T>(
             Ok(response)
         }
         Err(status) => {
-            let code = lateen_adapter::Code::from_number(i64::from(i32::from(status.code())));
-            metrics.answered(method, code.map_or("UNKNOWN", lateen_adapter::Code::name));
+            metrics.answered(method, code_name(&status));
             Err(status)
         }
+    }
+}
+
+fn code_name(status: &Status) -> &'static str {
+    let code = lateen_adapter::Code::from_number(i64::from(i32::from(status.code())));
+    code.map_or("UNKNOWN", lateen_adapter::Code::name)
+}
+
+fn told(answer: &CheckResponse, id: VerdictId) {
+    let status = answer.precondition.as_ref().and_then(|p| p.status.as_ref());
+    if let Some(status) = status.filter(|status| status.code != 0) {
+        tracing::debug!(%id, code = status.code, reason = status.message, "denied");
     }
 }
 

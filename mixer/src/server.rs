@@ -32,6 +32,7 @@ use tonic::transport::{Channel, Server};
 use crate::{
     adapter::{Inventory, prometheus::Exposition, rbac::PolicyView},
     config::{self, Builder, Snapshot, Update, ads::Ads, folder},
+    envoy,
     handler::World,
     metrics::Metrics,
     serve::Service,
@@ -210,7 +211,7 @@ pub async fn start_as(
         receiver,
         builder,
         Arc::clone(&snapshot),
-        workloads,
+        workloads.clone(),
         policies,
         Arc::clone(&metrics),
         move || {
@@ -220,13 +221,14 @@ pub async fn start_as(
     ));
 
     let service = Service::new(Arc::clone(&snapshot), metrics, handlers.clone());
+    let api = Api { service, workloads };
     let (listener, address) = bind(args.bind, args.port).await?;
-    serve(&drain, service.clone(), tls::serve_plain(listener));
+    serve(&drain, api.clone(), tls::serve_plain(listener));
     let mut tls_address = None;
     if let (Some(identity), Some(identified)) = (identity, identified) {
         let (listener, address) = bind(args.bind, args.tls_port).await?;
         let config = identity.server_config(ClientAuth::Required);
-        serve(&drain, service, tls::serve(listener, config));
+        serve(&drain, api, tls::serve(listener, config));
         tls_address = Some(address);
         drain.spawn_until_stop(async move {
             identity.ready().await;
@@ -370,18 +372,32 @@ async fn serve_admin(
         .map_err(|source| StartError::Bind { address, source })
 }
 
+/// What is served.
+#[derive(Clone, Debug)]
+struct Api {
+    service: Service,
+    workloads: WorkloadView,
+}
+
 fn serve(
     drain: &Drain,
-    service: Service,
+    api: Api,
     connections: impl tokio_stream::Stream<Item = std::io::Result<tls::Conn>> + Send + 'static,
 ) {
     let stopping = drain.stopping();
+    let Api { service, workloads } = api;
+    let authorization = envoy::authorization(service.clone(), workloads.clone());
+    let rate_limits = envoy::rate_limits(service.clone(), workloads.clone());
+    let access_logs = envoy::access_logs(service.clone(), workloads, drain);
     drain.spawn(async move {
         let served = Server::builder()
             .max_concurrent_streams(MAX_STREAMS)
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
             .add_service(service.into_server())
+            .add_service(authorization)
+            .add_service(rate_limits)
+            .add_service(access_logs)
             .serve_with_incoming_shutdown(connections, stopping)
             .await;
         if let Err(error) = served {

@@ -70,6 +70,24 @@ impl Code {
             .find(|(code, _)| *code == self)
             .map_or("UNKNOWN", |(_, name)| name)
     }
+
+    /// The HTTP status that a proxy answers with, as Istio's client maps it.
+    pub fn http_status(self) -> u16 {
+        match self {
+            Self::Ok => 200,
+            Self::Cancelled => 499,
+            Self::InvalidArgument | Self::FailedPrecondition | Self::OutOfRange => 400,
+            Self::DeadlineExceeded => 504,
+            Self::NotFound => 404,
+            Self::AlreadyExists | Self::Aborted => 409,
+            Self::PermissionDenied => 403,
+            Self::Unauthenticated => 401,
+            Self::ResourceExhausted => 429,
+            Self::Unimplemented => 501,
+            Self::Unavailable => 503,
+            Self::Unknown | Self::Internal | Self::DataLoss => 500,
+        }
+    }
 }
 
 impl fmt::Display for Code {

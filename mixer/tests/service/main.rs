@@ -9,6 +9,7 @@ mod adapters;
 mod ads;
 mod audit;
 mod config;
+mod envoy;
 mod examples;
 mod bypass;
 mod collector;
