@@ -23,6 +23,7 @@ mod redis;
 mod routing;
 mod rules;
 mod samples;
+mod scope;
 mod support;
 mod telemetry;
 mod tracing;
