@@ -7,7 +7,7 @@ pub mod denier;
 pub mod dogstatsd;
 pub mod keyval;
 pub mod kubernetesenv;
-mod export;
+pub(crate) mod export;
 pub mod fluentd;
 mod json;
 mod limits;

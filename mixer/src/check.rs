@@ -3,10 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use futures::future::join_all;
-use lateen_adapter::{
-    Call, CheckResult, Code, HandlerError, Output, QuotaArgs, Status, Variety,
-    instance::{CheckInstance, CheckOutputInstance, QuotaInstance},
-};
+use lateen_adapter::{Call, CheckResult, Code, HandlerError, QuotaArgs, Status, Variety};
 use lateen_engine::{Bag, EvalError, Tracker};
 use lateen_protocols::istio::mixer::v1::{
     CheckRequest, CheckResponse,
@@ -18,12 +15,13 @@ use tonic::Status as RpcStatus;
 use crate::{
     config::{
         Snapshot,
-        instance::Instance,
         rule::{Action, FailMode, Rule},
+        sent::Sent,
     },
     encode,
     explain::{Explanation, QuotaTold},
     handler::LiveHandler,
+    instance::Found,
     merge::{Merged, Outputs, Reuse, Verdict},
     metrics::Metrics,
     preprocess::preprocess,
@@ -175,7 +173,7 @@ struct Asked<'a, F> {
     rule: &'a Arc<Rule>,
     matched: usize,
     /// Who is asked with what; `None`: it was settled without asking.
-    sent: Option<(&'a Action, &'a Arc<Instance>)>,
+    sent: Option<(&'a Action, &'a Sent)>,
     answer: Answer<F>,
 }
 
@@ -183,28 +181,6 @@ struct Asked<'a, F> {
 enum Answer<F> {
     Settled(Verdict),
     Waiting(F),
-}
-
-/// An instance of a check of either variety.
-enum Made {
-    Plain(CheckInstance),
-    WithOutput(CheckOutputInstance),
-}
-
-impl Made {
-    async fn ask(
-        self,
-        handler: &LiveHandler,
-        call: &Call,
-    ) -> Result<(CheckResult, Output), HandlerError> {
-        match self {
-            Self::Plain(instance) => {
-                let answer = handler.check(instance, call).await;
-                answer.map(|result| (result, Output::new()))
-            }
-            Self::WithOutput(instance) => handler.check_output(instance, call).await,
-        }
-    }
 }
 
 impl Check<'_> {
@@ -254,12 +230,12 @@ impl Check<'_> {
                 let with_output = action.instances(Variety::CheckWithOutput);
                 for instance in action.instances(Variety::Check).chain(with_output) {
                     let sent = Some((action, instance));
-                    match self.check_instance(instance, tracker) {
+                    match instance.make(&self.bag, tracker) {
                         Ok(made) => asked.push(Asked {
                             rule,
                             matched: matched.len() - 1,
                             sent,
-                            answer: Answer::Waiting(made.ask(&action.handler, self.call)),
+                            answer: Answer::Waiting(action.handler.check(made, self.call)),
                         }),
                         Err(reason) => {
                             self.metrics.instance_failed(&rule.name);
@@ -282,14 +258,17 @@ impl Check<'_> {
                 answer,
             } = asked;
             let (verdict, output) = match (answer, sent) {
-                (Answer::Settled(verdict), _) => (verdict, Output::new()),
+                (Answer::Settled(verdict), _) => (verdict, Found::nothing()),
                 (Answer::Waiting(answer), sent) => {
                     let handler = sent.map(|(action, _)| &*action.handler);
                     match answer.await {
                         Ok((result, output)) => {
                             (verdict(handler, rule.fail_mode, Ok(result)), output)
                         }
-                        Err(error) => (verdict(handler, rule.fail_mode, Err(error)), Output::new()),
+                        Err(error) => (
+                            verdict(handler, rule.fail_mode, Err(error)),
+                            Found::nothing(),
+                        ),
                     }
                 }
             };
@@ -300,7 +279,7 @@ impl Check<'_> {
         let mut outputs: Vec<Outputs> = vec![Outputs::new(); matched.len()];
         for (rule, matched, sent, mut verdict, output) in told {
             if let Some(explanation) = explanation.as_deref_mut() {
-                let sent = sent.map(|(action, instance)| (&*action.handler, &**instance));
+                let sent = sent.map(|(action, instance)| (&*action.handler, instance));
                 explanation.answered(rule, sent, &verdict);
             }
             if rule.is_dry_run {
@@ -329,20 +308,6 @@ impl Check<'_> {
             explanation.others(all.flat_map(|rule| rule.actions()));
         }
         Ok(merged)
-    }
-
-    fn check_instance(&self, instance: &Instance, tracker: &mut Tracker) -> Result<Made, String> {
-        let fields = instance
-            .evaluate(&self.bag, tracker)
-            .map_err(|e| e.to_string())?;
-        let name = Arc::clone(&instance.name);
-        let made = match instance.template.variety {
-            Variety::CheckWithOutput => {
-                CheckOutputInstance::new(instance.template, name, fields).map(Made::WithOutput)
-            }
-            _ => CheckInstance::new(instance.template, name, fields).map(Made::Plain),
-        };
-        made.map_err(|e| e.to_string())
     }
 
     fn encode(&self, merged: Merged, tracker: &Tracker) -> PreconditionResult {
@@ -410,14 +375,7 @@ impl Check<'_> {
                 self.metrics.match_failed(&rule.name);
                 continue;
             }
-            let made = instance
-                .evaluate(&self.bag, tracker)
-                .map_err(|e| e.to_string())
-                .and_then(|fields| {
-                    let name = Arc::clone(&instance.name);
-                    QuotaInstance::new(instance.template, name, fields).map_err(|e| e.to_string())
-                });
-            let made = match (made, rule.fail_mode) {
+            let made = match (instance.make(&self.bag, tracker), rule.fail_mode) {
                 (Ok(made), _) => made,
                 (Err(reason), mode) => {
                     self.metrics.instance_failed(&rule.name);
@@ -523,11 +481,11 @@ fn refused(rule: &Rule) -> Verdict {
     }
 }
 
-fn instance_failed(source: &str, instance: &Instance, reason: &str) -> Verdict {
+fn instance_failed(source: &str, instance: &Sent, reason: &str) -> Verdict {
     Verdict {
         status: Status::new(
             Code::PermissionDenied,
-            format!("{source}:{}:{reason}", instance.name),
+            format!("{source}:{}:{reason}", instance.name()),
         ),
         reuse: Reuse::MOST,
     }

@@ -14,6 +14,7 @@ pub mod remote;
 pub mod vendor;
 pub mod api_spec;
 pub mod instance;
+pub mod sent;
 pub mod recipe;
 pub mod annotation;
 pub mod sampling;

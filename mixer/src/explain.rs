@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use crate::{
-    config::{instance::Instance, rule::Rule},
+    config::{rule::Rule, sent::Sent},
     handler::LiveHandler,
     merge::Verdict,
 };
@@ -115,13 +115,13 @@ impl Explanation {
     pub(crate) fn answered(
         &mut self,
         rule: &Rule,
-        sent: Option<(&LiveHandler, &Instance)>,
+        sent: Option<(&LiveHandler, &Sent)>,
         verdict: &Verdict,
     ) {
         let asked = AskedTold {
             handler: sent.map_or(String::new(), |(h, _)| h.name.to_string()),
-            adapter: sent.map_or("", |(h, _)| h.signature.adapter).to_owned(),
-            instance: sent.map_or(String::new(), |(_, i)| i.name.to_string()),
+            adapter: sent.map_or("", |(h, _)| h.signature.adapter()).to_owned(),
+            instance: sent.map_or(String::new(), |(_, i)| i.name().to_string()),
             code: verdict.status.code.name().to_owned(),
             message: verdict.status.message.clone(),
             valid_ms: u64::try_from(verdict.reuse.duration.as_millis()).unwrap_or(u64::MAX),

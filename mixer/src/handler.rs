@@ -6,18 +6,17 @@ use std::{fmt, future::Future, panic::AssertUnwindSafe, sync::Arc, time::Duratio
 use futures::FutureExt as _;
 use lateen_adapter::{
     Adapter, Call, Candidate, CheckResult, Clock, Code, Env, Handler, HandlerError, InstanceType,
-    Output, QuotaArgs, QuotaResult,
-    env::Closer,
-    instance::{
-        CheckInstance, CheckOutputInstance, GenerateInstance, QuotaInstance, ReportInstance,
-    },
-    workload::Workloads,
+    QuotaArgs, QuotaResult, env::Closer, workload::Workloads,
 };
 use serde_json::Value as Json;
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::task::TaskTracker;
 
-use crate::metrics::{Metrics, Outcome};
+use crate::{
+    instance::{Batch, Found, Made},
+    metrics::{Metrics, Outcome},
+    remote::{self, Process},
+};
 
 /// Calls of one handler at a time; the next one is refused at once. A handler that stalls would otherwise
 /// hold every request that meets it until its deadline.
@@ -44,13 +43,64 @@ impl fmt::Debug for World {
 
 /// What a handler was built of. A handler is built anew only when this changes.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Signature {
+pub enum Signature {
+    /// Of an adapter that is part of this program.
+    Compiled {
+        /// Name of the adapter.
+        adapter: &'static str,
+        /// Parameters as written.
+        params: Json,
+        /// Instances it gets, sorted by name.
+        instances: Vec<InstanceType>,
+    },
+    /// Of an adapter that is a process of its own.
+    Remote(Box<remote::Signature>),
+}
+
+/// What metrics call all adapters that are processes: their names are free text, and the handler's says which.
+pub const REMOTE: &str = "grpc";
+
+impl Signature {
     /// Name of the adapter.
-    pub adapter: &'static str,
-    /// Parameters as written.
-    pub params: Json,
-    /// Instances it gets, sorted by name.
-    pub instances: Vec<InstanceType>,
+    pub fn adapter(&self) -> &str {
+        match self {
+            Self::Compiled { adapter, .. } => adapter,
+            Self::Remote(signature) => &signature.adapter,
+        }
+    }
+
+    /// Whether the adapter is a process of its own.
+    pub fn is_remote(&self) -> bool {
+        matches!(self, Self::Remote(_))
+    }
+
+    /// What metrics call the adapter.
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Compiled { adapter, .. } => adapter,
+            Self::Remote(_) => REMOTE,
+        }
+    }
+
+    fn candidate<'a>(&'a self, name: &'a str) -> Option<Candidate<'a>> {
+        match self {
+            Self::Compiled {
+                params, instances, ..
+            } => Some(Candidate {
+                name,
+                params,
+                instances,
+            }),
+            Self::Remote(_) => None,
+        }
+    }
+}
+
+/// Who does the work.
+#[derive(Debug)]
+enum Worker {
+    Adapter(Handler),
+    Process(Process),
 }
 
 /// A built handler. Closed when the last snapshot and the last call that hold it are gone.
@@ -60,7 +110,7 @@ pub struct LiveHandler {
     pub name: Arc<str>,
     /// What it was built of.
     pub signature: Signature,
-    handler: Handler,
+    worker: Worker,
     calls: Semaphore,
     metrics: Arc<Metrics>,
     _closer: Closer,
@@ -77,28 +127,57 @@ impl LiveHandler {
         signature: Signature,
         world: &World,
     ) -> Result<Self, String> {
+        Self::make(name, signature, world, |name, signature, env| {
+            let candidate = signature.candidate(name).ok_or("it is no such handler")?;
+            let handler = adapter.build(&candidate, env).map_err(|e| e.to_string())?;
+            Ok(Worker::Adapter(handler))
+        })
+    }
+
+    /// Builds a handler whose adapter is a process. It is not called yet.
+    ///
+    /// # Errors
+    /// A file of its connection cannot be used.
+    pub fn build_remote(
+        name: Arc<str>,
+        signature: Signature,
+        world: &World,
+    ) -> Result<Self, String> {
+        Self::make(name, signature, world, |name, signature, env| {
+            let Signature::Remote(signature) = signature else {
+                return Err("it is no such handler".to_owned());
+            };
+            Process::build(name, signature, env).map(Worker::Process)
+        })
+    }
+
+    /// A handler that does nothing, for where configuration is only checked.
+    pub fn idle(name: Arc<str>, signature: Signature, world: &World) -> Result<Self, String> {
+        Self::make(name, signature, world, |_, _, _| {
+            Ok(Worker::Adapter(Handler::new()))
+        })
+    }
+
+    fn make(
+        name: Arc<str>,
+        signature: Signature,
+        world: &World,
+        build: impl FnOnce(&Arc<str>, &Signature, Env) -> Result<Worker, String>,
+    ) -> Result<Self, String> {
         let (env, closer) = Env::new(
             Arc::clone(&name),
             world.clock.clone(),
             Arc::clone(&world.workloads),
             world.tracker.clone(),
         );
-        let env = env.with_meter(world.metrics.events.of(&name, signature.adapter));
-        let candidate = Candidate {
-            name: &name,
-            params: &signature.params,
-            instances: &signature.instances,
-        };
-        let build = || adapter.build(&candidate, env);
-        let handler = match std::panic::catch_unwind(AssertUnwindSafe(build)) {
-            Ok(Ok(handler)) => handler,
-            Ok(Err(error)) => return Err(error.to_string()),
-            Err(_) => return Err(format!("adapter {} panicked", signature.adapter)),
-        };
+        let env = env.with_meter(world.metrics.events.of(&name, signature.label()));
+        let build = AssertUnwindSafe(|| build(&name, &signature, env));
+        let worker = std::panic::catch_unwind(build)
+            .unwrap_or_else(|_| Err(format!("adapter {} panicked", signature.adapter())))?;
         Ok(Self {
             name,
             signature,
-            handler,
+            worker,
             calls: Semaphore::new(MAX_CALLS),
             metrics: Arc::clone(&world.metrics),
             _closer: closer,
@@ -107,59 +186,57 @@ impl LiveHandler {
 
     /// What the adapter finds wrong with `signature`.
     pub fn problems(name: &str, adapter: &dyn Adapter, signature: &Signature) -> Vec<String> {
-        let candidate = Candidate {
-            name,
-            params: &signature.params,
-            instances: &signature.instances,
+        let Some(candidate) = signature.candidate(name) else {
+            return Vec::new();
         };
         let validate = || adapter.validate(&candidate);
         std::panic::catch_unwind(AssertUnwindSafe(validate))
-            .unwrap_or_else(|_| vec![format!("adapter {} panicked", signature.adapter)])
+            .unwrap_or_else(|_| vec![format!("adapter {} panicked", signature.adapter())])
     }
 
-    /// Asks for a verdict.
+    /// Asks for a verdict, and for what was found out.
     ///
     /// # Errors
     /// What went wrong; lateness is UNAVAILABLE.
     pub async fn check(
         &self,
-        instance: CheckInstance,
+        made: Made,
         call: &Call,
-    ) -> Result<CheckResult, HandlerError> {
-        let part = self.handler.check().ok_or_else(|| self.unable("checks"))?;
-        self.guard(call, || part.check(instance, call)).await
-    }
-
-    /// Asks for a verdict and what was found out.
-    ///
-    /// # Errors
-    /// What went wrong; lateness is UNAVAILABLE.
-    pub async fn check_output(
-        &self,
-        instance: CheckOutputInstance,
-        call: &Call,
-    ) -> Result<(CheckResult, Output), HandlerError> {
-        let part = self
-            .handler
-            .check_output()
-            .ok_or_else(|| self.unable("checks with output"))?;
-        self.guard(call, || part.check(instance, call)).await
+    ) -> Result<(CheckResult, Found), HandlerError> {
+        match (&self.worker, made) {
+            (Worker::Adapter(handler), Made::Check(instance)) => {
+                let part = handler.check().ok_or_else(|| self.unable("checks"))?;
+                let result = self.guard(call, || part.check(instance, call)).await?;
+                Ok((result, Found::nothing()))
+            }
+            (Worker::Adapter(handler), Made::CheckOutput(instance)) => {
+                let part = handler.check_output();
+                let part = part.ok_or_else(|| self.unable("checks with output"))?;
+                let (result, output) = self.guard(call, || part.check(instance, call)).await?;
+                Ok((result, Found::Compiled(output)))
+            }
+            (Worker::Process(process), Made::Remote(instance)) => {
+                self.guard(call, || process.check(instance, call)).await
+            }
+            _ => Err(self.unable("such checks")),
+        }
     }
 
     /// Delivers a batch.
     ///
     /// # Errors
     /// What went wrong; lateness is UNAVAILABLE.
-    pub async fn report(
-        &self,
-        batch: Vec<ReportInstance>,
-        call: &Call,
-    ) -> Result<(), HandlerError> {
-        let part = self
-            .handler
-            .report()
-            .ok_or_else(|| self.unable("reports"))?;
-        self.guard(call, || part.report(batch, call)).await
+    pub async fn report(&self, batch: Batch, call: &Call) -> Result<(), HandlerError> {
+        match (&self.worker, batch) {
+            (Worker::Adapter(handler), Batch::Compiled(batch)) => {
+                let part = handler.report().ok_or_else(|| self.unable("reports"))?;
+                self.guard(call, || part.report(batch, call)).await
+            }
+            (Worker::Process(process), Batch::Remote(batch)) => {
+                self.guard(call, || async { process.report(batch) }).await
+            }
+            _ => Err(self.unable("such reports")),
+        }
     }
 
     /// Asks for an amount.
@@ -168,34 +245,47 @@ impl LiveHandler {
     /// What went wrong; lateness is UNAVAILABLE.
     pub async fn quota(
         &self,
-        instance: QuotaInstance,
+        made: Made,
         args: &QuotaArgs,
         call: &Call,
     ) -> Result<QuotaResult, HandlerError> {
-        let part = self.handler.quota().ok_or_else(|| self.unable("quota"))?;
-        self.guard(call, || part.quota(instance, args, call)).await
+        match (&self.worker, made) {
+            (Worker::Adapter(handler), Made::Quota(instance)) => {
+                let part = handler.quota().ok_or_else(|| self.unable("quota"))?;
+                self.guard(call, || part.quota(instance, args, call)).await
+            }
+            (Worker::Process(process), Made::Remote(instance)) => {
+                let ask = || process.quota(instance, args, call);
+                self.guard(call, ask).await
+            }
+            _ => Err(self.unable("such quota")),
+        }
     }
 
     /// Asks for attributes.
     ///
     /// # Errors
     /// What went wrong; lateness is UNAVAILABLE.
-    pub async fn generate(
-        &self,
-        instance: GenerateInstance,
-        call: &Call,
-    ) -> Result<Output, HandlerError> {
-        let part = self
-            .handler
-            .generate()
-            .ok_or_else(|| self.unable("attributes"))?;
-        self.guard(call, || part.generate(instance, call)).await
+    pub async fn generate(&self, made: Made, call: &Call) -> Result<Found, HandlerError> {
+        match (&self.worker, made) {
+            (Worker::Adapter(handler), Made::Generate(instance)) => {
+                let part = handler
+                    .generate()
+                    .ok_or_else(|| self.unable("attributes"))?;
+                let output = self.guard(call, || part.generate(instance, call)).await?;
+                Ok(Found::Compiled(output))
+            }
+            (Worker::Process(process), Made::Remote(instance)) => {
+                self.guard(call, || process.generate(instance, call)).await
+            }
+            _ => Err(self.unable("such attributes")),
+        }
     }
 
     fn unable(&self, what: &str) -> HandlerError {
         HandlerError {
             code: Code::Unimplemented,
-            message: format!("adapter {} does not do {what}", self.signature.adapter),
+            message: format!("adapter {} does not do {what}", self.signature.adapter()),
         }
     }
 
@@ -206,7 +296,7 @@ impl LiveHandler {
         let begun = Instant::now();
         let (result, outcome) = self.bounded(call, start).await;
         self.metrics
-            .dispatched(&self.name, self.signature.adapter, outcome, begun.elapsed());
+            .dispatched(&self.name, self.signature.label(), outcome, begun.elapsed());
         if let Err(error) = &result {
             tracing::debug!(handler = %self.name, %error, "a handler failed");
         }

@@ -2,13 +2,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use lateen_adapter::{Output, QuotaWindow, Status};
+use lateen_adapter::{QuotaWindow, Status};
 use lateen_engine::{Bag, Tracker};
 use lateen_protocols::istio::mixer::v1::{
     HeaderOperation, RouteDirective, header_operation::Operation as WireOperation,
 };
 
-use crate::config::rule::{self, Operation, Rule};
+use crate::{
+    config::rule::{self, Operation, Rule},
+    instance::Found,
+};
 
 /// How far a verdict may be reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,7 +148,7 @@ impl Merged {
 }
 
 /// What the actions of a rule found out, by their names.
-pub type Outputs = Vec<(Arc<str>, Output)>;
+pub type Outputs = Vec<(Arc<str>, Found)>;
 
 /// Changes to the headers, of all rules that matched.
 #[derive(Debug, Default)]

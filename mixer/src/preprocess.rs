@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use futures::future::join_all;
-use lateen_adapter::{Call, Code, Status, Variety, instance::GenerateInstance};
+use lateen_adapter::{Call, Code, Status, Variety};
 use lateen_engine::{Bag, Tracker};
 
 use crate::{
-    config::{Snapshot, instance::Instance, rule::FailMode},
+    config::{Snapshot, rule::FailMode, sent::Sent},
     handler::LiveHandler,
     metrics::Metrics,
 };
@@ -36,7 +36,7 @@ pub async fn preprocess(
             denial = Some(Status::new(Code::Unavailable, message));
         }
     };
-    let mut calls: Vec<(FailMode, &Arc<LiveHandler>, &Arc<Instance>, _)> = Vec::new();
+    let mut calls: Vec<(FailMode, &Arc<LiveHandler>, &Sent, _)> = Vec::new();
     for one in &selected {
         let Some(rule) = one.rule.actions().first() else {
             continue;
@@ -51,27 +51,19 @@ pub async fn preprocess(
         for action in &rule.actions {
             for instance in action.instances(Variety::AttributeGenerator) {
                 let is_asked = calls.iter().any(|(_, handler, asked, _)| {
-                    Arc::ptr_eq(handler, &action.handler) && Arc::ptr_eq(asked, instance)
+                    Arc::ptr_eq(handler, &action.handler) && asked.same(instance)
                 });
                 if is_asked {
                     continue; // another rule has sent the same: the answer is the same
                 }
-                let made = instance
-                    .evaluate(bag, tracker)
-                    .map_err(|e| e.to_string())
-                    .and_then(|fields| {
-                        let name = Arc::clone(&instance.name);
-                        GenerateInstance::new(instance.template, name, fields)
-                            .map_err(|e| e.to_string())
-                    });
-                match made {
+                match instance.make(bag, tracker) {
                     Ok(made) => {
                         let answer = action.handler.generate(made, call);
                         calls.push((rule.fail_mode, &action.handler, instance, answer));
                     }
                     Err(reason) => {
                         metrics.instance_failed(&rule.name);
-                        deny(rule.fail_mode, format!("{}:{reason}", instance.name));
+                        deny(rule.fail_mode, format!("{}:{reason}", instance.name()));
                     }
                 }
             }
@@ -85,7 +77,7 @@ pub async fn preprocess(
     .await;
     for (fail_mode, handler, instance, answer) in answers {
         match answer {
-            Ok(output) => instance.bind(output, bag),
+            Ok(found) => instance.bind(found, bag),
             Err(error) => deny(fail_mode, format!("{}:{error}", handler.name)),
         }
     }

@@ -3,16 +3,22 @@
 use std::sync::Arc;
 
 use futures::future::join_all;
-use lateen_adapter::{Call, Variety, instance::ReportInstance};
+use lateen_adapter::{Call, Variety};
 use lateen_engine::{Bag, Tracker};
 
-use crate::{config::Snapshot, handler::LiveHandler, metrics::Metrics, preprocess::preprocess};
+use crate::{
+    config::Snapshot,
+    handler::LiveHandler,
+    instance::{Batch, Made},
+    metrics::Metrics,
+    preprocess::preprocess,
+};
 
 /// Delivers the instances that rules make of `bags`, one batch to each handler. What goes wrong is counted
 /// and costs only the instances it happened to: the sender could do nothing about it, and sending again
 /// would count the others twice.
 pub async fn report(snapshot: &Snapshot, metrics: &Metrics, bags: Vec<Bag>, call: &Call) {
-    let mut batches: Vec<(&Arc<LiveHandler>, Vec<ReportInstance>)> = Vec::new();
+    let mut batches: Vec<(&Arc<LiveHandler>, Batch)> = Vec::new();
     for mut bag in bags {
         metrics.took(1, bag.ignored());
         let mut tracker = Tracker::off();
@@ -48,19 +54,11 @@ pub async fn report(snapshot: &Snapshot, metrics: &Metrics, bags: Vec<Bag>, call
             }
             for action in &rule.actions {
                 for instance in action.instances(Variety::Report) {
-                    let made = instance
-                        .evaluate(&bag, &mut tracker)
-                        .map_err(|e| e.to_string())
-                        .and_then(|fields| {
-                            let name = Arc::clone(&instance.name);
-                            ReportInstance::new(instance.template, name, fields)
-                                .map_err(|e| e.to_string())
-                        });
-                    match made {
+                    match instance.make(&bag, &mut tracker) {
                         Ok(made) => add(&mut batches, &action.handler, made),
                         Err(reason) => {
                             metrics.instance_failed(&rule.name);
-                            tracing::debug!(instance = %instance.name, reason, "no instance");
+                            tracing::debug!(instance = %instance.name(), reason, "no instance");
                         }
                     }
                 }
@@ -77,12 +75,12 @@ pub async fn report(snapshot: &Snapshot, metrics: &Metrics, bags: Vec<Bag>, call
 }
 
 fn add<'a>(
-    batches: &mut Vec<(&'a Arc<LiveHandler>, Vec<ReportInstance>)>,
+    batches: &mut Vec<(&'a Arc<LiveHandler>, Batch)>,
     handler: &'a Arc<LiveHandler>,
-    instance: ReportInstance,
+    instance: Made,
 ) {
     match batches.iter_mut().find(|(h, _)| Arc::ptr_eq(h, handler)) {
         Some((_, batch)) => batch.push(instance),
-        None => batches.push((handler, vec![instance])),
+        None => batches.extend(Batch::of(instance).map(|batch| (handler, batch))),
     }
 }

@@ -12,15 +12,12 @@ use base64::Engine as _;
 use futures::{FutureExt as _, future::BoxFuture};
 use http::uri::PathAndQuery;
 use lateen_adapter::{
-    Adapter, BuildError, Call, Candidate, CheckHandler, CheckResult, Code, DirectResponse, Env,
-    Handler, HandlerError, Info, QuotaArgs, QuotaHandler, QuotaResult, ReportHandler, Status,
+    Adapter, BuildError, Call, Candidate, CheckHandler, CheckResult, Env, Handler, HandlerError,
+    Info, QuotaArgs, QuotaHandler, QuotaResult, ReportHandler,
     instance::{CheckInstance, QuotaInstance, ReportInstance},
     params, template,
 };
-use lateen_protocols::{
-    google::rpc,
-    istio::{mixer::adapter::model::v1beta1 as model, policy::v1beta1::DirectHttpResponse},
-};
+use lateen_protocols::istio::mixer::adapter::model::v1beta1 as model;
 use prost::Message;
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -33,6 +30,7 @@ use tonic_prost::ProstCodec;
 use self::message::{
     CheckNothingRequest, MetricRequest, Name, QuotaRequest, ReportNothingRequest, dimensions,
 };
+use crate::remote::wire::{span, status};
 
 /// Longest wait for a connection.
 const CONNECT: Duration = Duration::from_secs(1);
@@ -164,32 +162,6 @@ impl Process {
             .map(tonic::Response::into_inner)
             .map_err(|status| failed(format!("{}: {}", status.code(), status.message())))
     }
-}
-
-/// A status as the process has it.
-fn status(status: Option<rpc::Status>) -> Result<Status, HandlerError> {
-    let Some(status) = status else {
-        return Ok(Status::ok());
-    };
-    let code = Code::from_number(status.code.into())
-        .ok_or_else(|| HandlerError::unavailable(format!("{} is no status", status.code)))?;
-    let direct_response = status.details.iter().find_map(|detail| {
-        let direct = detail.to_msg::<DirectHttpResponse>().ok()?;
-        Some(DirectResponse {
-            code: u32::try_from(direct.code).ok()?,
-            body: direct.body,
-            headers: direct.headers.into_iter().collect(),
-        })
-    });
-    Ok(Status {
-        code,
-        message: status.message,
-        direct_response,
-    })
-}
-
-fn span(duration: Option<prost_types::Duration>) -> Option<Duration> {
-    Duration::try_from(duration?).ok()
 }
 
 impl CheckHandler for Process {

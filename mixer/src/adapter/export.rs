@@ -21,23 +21,23 @@ use tokio::{
 };
 
 /// For what is queued when the handler is closed.
-pub(super) const GRACE: Duration = Duration::from_secs(5);
+pub(crate) const GRACE: Duration = Duration::from_secs(5);
 /// After a failure the next attempt comes, at first soon, then more seldom.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
 /// How much waits, and for how long.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+pub(crate) struct Limits {
     /// Records that may wait.
-    pub(super) records: usize,
+    pub(crate) records: usize,
     /// Bytes that may wait.
-    pub(super) bytes: usize,
+    pub(crate) bytes: usize,
     /// Records of one batch.
-    pub(super) batch_records: usize,
+    pub(crate) batch_records: usize,
     /// Bytes of one batch, unless one record is larger.
-    pub(super) batch_bytes: usize,
+    pub(crate) batch_bytes: usize,
     /// Longest wait of a record for others to be sent with.
-    pub(super) interval: Duration,
+    pub(crate) interval: Duration,
 }
 
 impl Default for Limits {
@@ -54,7 +54,7 @@ impl Default for Limits {
 
 /// A batch was not taken.
 #[derive(Debug)]
-pub(super) enum SendError {
+pub(crate) enum SendError {
     /// It may be later.
     Again(String),
     /// It never will be.
@@ -62,7 +62,7 @@ pub(super) enum SendError {
 }
 
 /// Sends batches.
-pub(super) trait Sink: Send + 'static {
+pub(crate) trait Sink: Send + 'static {
     /// What it sends.
     type Record: Send + Sync + 'static;
 
@@ -75,7 +75,7 @@ pub(super) trait Sink: Send + 'static {
 
 /// The near end of the queue.
 #[derive(Clone)]
-pub(super) struct Queue<T> {
+pub(crate) struct Queue<T> {
     sender: mpsc::Sender<(T, usize)>,
     bytes: Arc<AtomicUsize>,
     max_bytes: usize,
@@ -84,7 +84,7 @@ pub(super) struct Queue<T> {
 
 impl<T: Send + Sync + 'static> Queue<T> {
     /// Starts the task.
-    pub(super) fn start(
+    pub(crate) fn start(
         env: &Env,
         handler: &str,
         limits: Limits,
@@ -115,7 +115,7 @@ impl<T: Send + Sync + 'static> Queue<T> {
     }
 
     /// Queues a record of `bytes` bytes. `false`: it is dropped.
-    pub(super) fn push(&self, record: T, bytes: usize) -> bool {
+    pub(crate) fn push(&self, record: T, bytes: usize) -> bool {
         // Others may push at the same time: the bound is exceeded by their records at most.
         let fits = self.bytes.load(Ordering::Relaxed).saturating_add(bytes) <= self.max_bytes;
         if fits {
@@ -131,7 +131,7 @@ impl<T: Send + Sync + 'static> Queue<T> {
 }
 
 /// What a report handler answers when `dropped` records found no place.
-pub(super) fn outcome(dropped: usize) -> Result<(), HandlerError> {
+pub(crate) fn outcome(dropped: usize) -> Result<(), HandlerError> {
     match dropped {
         0 => Ok(()),
         dropped => Err(HandlerError {

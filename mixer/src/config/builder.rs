@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use lateen_adapter::{Adapter, InstanceType, template};
+use lateen_adapter::{Adapter, template};
 use lateen_config::Severity;
 use lateen_engine::AttributeTable;
 use serde_json::Value as Json;
@@ -17,14 +17,16 @@ use super::{
     names::{self, Found, Names, OwnNames},
     object::{Fault, Key, Problem, Source},
     recipe::Recipe,
-    remote::{RemoteAdapter, RemoteTemplate, instance::RemoteInstance},
+    remote::{RemoteAdapter, RemoteTemplate, handler::RemoteHandler, instance::RemoteInstance},
     rule::Draft,
+    sent::Sent,
     snapshot::{Remotes, Snapshot},
     vendor,
 };
 use crate::{
     adapter::{Inventory, noop::Noop},
     handler::{LiveHandler, Signature, World},
+    remote,
 };
 
 /// Kinds of Istio that mean something to Pilot alone.
@@ -56,7 +58,8 @@ struct Good {
 /// A rule in force with all that it uses, so that it can go on when that is changed or deleted.
 struct InForce {
     source: Source,
-    instances: Vec<Source>,
+    /// Each with its template, if that is described by an object.
+    instances: Vec<(Source, Option<Arc<RemoteTemplate>>)>,
     handlers: Vec<(Source, Arc<LiveHandler>)>,
 }
 
@@ -171,7 +174,13 @@ impl Builder {
                             .actions
                             .iter()
                             .flat_map(|(_, sent)| sent)
-                            .filter_map(|(key, _)| used(&good.instances, key))
+                            .filter_map(|(key, sent)| {
+                                let template = match sent {
+                                    Sent::Compiled(_) => None,
+                                    Sent::Remote(instance) => Some(Arc::clone(&instance.template)),
+                                };
+                                Some((used(&good.instances, key)?, template))
+                            })
                             .collect(),
                         handlers: draft
                             .actions
@@ -184,8 +193,17 @@ impl Builder {
                     }
                 }
             };
-            let mut uses = in_force.instances.clone();
-            uses.extend(in_force.handlers.iter().map(|(handler, _)| handler.clone()));
+            let mut uses = Vec::new();
+            for (instance, template) in &in_force.instances {
+                uses.push(instance.clone());
+                uses.extend(template.as_ref().map(|t| t.source.clone()));
+            }
+            for (handler, live) in &in_force.handlers {
+                uses.push(handler.clone());
+                if let Signature::Remote(signature) = &live.signature {
+                    uses.push(signature.source.clone());
+                }
+            }
             let is_guard = draft.is_guard();
             rules.extend(draft.finish(|key| in_force.handler(key)).map(Arc::new));
             fingerprint.push((source.clone(), uses));
@@ -463,8 +481,7 @@ impl Builder {
         let compile_remote = |source: &Source| {
             let template = remote(source)
                 .ok_or_else(|| vec![Fault::new("template", "there is no such template")])?;
-            let raw = Raw::shape(&source.spec).map_err(|fault| vec![fault])?;
-            RemoteInstance::compile(source, template, raw, table).map(Arc::new)
+            remote_instance(source, template, table).map(Arc::new)
         };
         take(
             &of_remote,
@@ -500,6 +517,7 @@ impl Builder {
                 handlers: &attempt.handlers,
                 instances: &attempt.instances,
                 remote_instances: &attempt.remote_instances,
+                templates: &attempt.templates,
                 broken,
                 default_namespace: &self.default_namespace,
             };
@@ -551,12 +569,12 @@ impl Builder {
         broken: &BTreeMap<Key, String>,
         attempt: &mut Attempt,
     ) -> BTreeMap<Key, String> {
-        let mut used: BTreeMap<Key, BTreeMap<Arc<str>, InstanceType>> = BTreeMap::new();
+        let mut used: BTreeMap<Key, BTreeMap<Arc<str>, Sent>> = BTreeMap::new();
         let drafts = attempt.drafts.iter().filter(|d| !d.is_frozen);
         for (handler, sent) in drafts.flat_map(|d| &d.draft.actions) {
             let instances = used.entry(handler.clone()).or_default();
             for (_, instance) in sent {
-                instances.insert(Arc::clone(&instance.name), instance.types.clone());
+                instances.insert(Arc::clone(instance.name()), instance.clone());
             }
         }
         let mut live = HashMap::new();
@@ -565,41 +583,32 @@ impl Builder {
             let Some(found) = attempt.handlers.get(&key) else {
                 continue;
             };
-            let Recipe::Compiled {
-                adapter,
-                params,
-                params_field,
-            } = &found.what
-            else {
-                continue; // no rule that uses one is let in
-            };
-            let instances: Vec<_> = instances.into_values().collect();
             let running = self.good.live.get(&key);
-            let signature = Signature {
-                adapter: adapter.info().name,
-                params: params.clone(),
-                instances,
-            };
-            if let Some(running) = running.filter(|r| r.signature == signature) {
-                live.insert(key, Arc::clone(running));
-                continue;
-            }
-            let name = key.full_name();
-            let adapter = &**adapter;
-            let mut reasons = LiveHandler::problems(&name, adapter, &signature);
-            if reasons.is_empty() {
-                let builds: &dyn Adapter = if self.is_dry { &Noop } else { adapter };
-                match LiveHandler::build(Arc::clone(&name), builds, signature, &self.world) {
-                    Ok(handler) => {
-                        live.insert(key, Arc::new(handler));
-                        continue;
-                    }
-                    Err(reason) => reasons.push(reason),
+            let (params_field, built) = match &found.what {
+                Recipe::Compiled {
+                    adapter,
+                    params,
+                    params_field,
+                } => {
+                    let built = self.build_compiled(&key, running, &**adapter, params, instances);
+                    (*params_field, built)
                 }
-            }
+                Recipe::Remote(handler) => (
+                    "connection",
+                    self.build_remote(&key, running, handler, &instances),
+                ),
+                Recipe::Vendor(_) => continue, // no rule that uses one is let in
+            };
+            let reasons = match built {
+                Ok(handler) => {
+                    live.insert(key, handler);
+                    continue;
+                }
+                Err(reasons) => reasons,
+            };
             let faults: Vec<_> = reasons
                 .iter()
-                .map(|r| Fault::new(*params_field, r))
+                .map(|r| Fault::new(params_field, r))
                 .collect();
             let problems = tell(&found.source, faults, running.is_some());
             attempt.problems.extend(problems);
@@ -621,6 +630,70 @@ impl Builder {
         attempt.live = live;
         found_broken
     }
+
+    fn build_compiled(
+        &self,
+        key: &Key,
+        running: Option<&Arc<LiveHandler>>,
+        adapter: &dyn Adapter,
+        params: &Json,
+        instances: BTreeMap<Arc<str>, Sent>,
+    ) -> Result<Arc<LiveHandler>, Vec<String>> {
+        let types = instances.into_values().filter_map(|sent| match sent {
+            Sent::Compiled(instance) => Some(instance.types.clone()),
+            Sent::Remote(_) => None,
+        });
+        let signature = Signature::Compiled {
+            adapter: adapter.info().name,
+            params: params.clone(),
+            instances: types.collect(),
+        };
+        if let Some(running) = running.filter(|r| r.signature == signature) {
+            return Ok(Arc::clone(running));
+        }
+        let name = key.full_name();
+        let reasons = LiveHandler::problems(&name, adapter, &signature);
+        if !reasons.is_empty() {
+            return Err(reasons);
+        }
+        let builds: &dyn Adapter = if self.is_dry { &Noop } else { adapter };
+        let built = LiveHandler::build(name, builds, signature, &self.world);
+        built.map(Arc::new).map_err(|reason| vec![reason])
+    }
+
+    fn build_remote(
+        &self,
+        key: &Key,
+        running: Option<&Arc<LiveHandler>>,
+        handler: &RemoteHandler,
+        instances: &BTreeMap<Arc<str>, Sent>,
+    ) -> Result<Arc<LiveHandler>, Vec<String>> {
+        let remote = instances.values().filter_map(|sent| match sent {
+            Sent::Remote(instance) => Some(&**instance),
+            Sent::Compiled(_) => None,
+        });
+        let signature = Signature::Remote(Box::new(remote::Signature::of(handler, remote)));
+        if let Some(running) = running
+            && running.signature == signature
+        {
+            return Ok(Arc::clone(running));
+        }
+        let built = if self.is_dry {
+            LiveHandler::idle(key.full_name(), signature, &self.world)
+        } else {
+            LiveHandler::build_remote(key.full_name(), signature, &self.world)
+        };
+        built.map(Arc::new).map_err(|reason| vec![reason])
+    }
+}
+
+fn remote_instance(
+    source: &Source,
+    template: Arc<RemoteTemplate>,
+    table: &AttributeTable,
+) -> Result<RemoteInstance, Vec<Fault>> {
+    let written = Raw::shape(&source.spec).map_err(|fault| vec![fault])?;
+    RemoteInstance::compile(source, template, written, table)
 }
 
 /// Objects by what they are.
@@ -710,15 +783,21 @@ impl InForce {
     /// The rule again, with all that it had.
     fn compile(&self, table: &AttributeTable, default_namespace: &str) -> Option<Draft> {
         let mut instances = BTreeMap::new();
-        for source in &self.instances {
-            let instance = Instance::compile(source, table).ok()?;
-            instances.insert(source.key.clone(), Arc::new(instance));
+        for (source, template) in &self.instances {
+            let sent = match template {
+                None => Sent::Compiled(Arc::new(Instance::compile(source, table).ok()?)),
+                Some(template) => {
+                    let instance = remote_instance(source, Arc::clone(template), table).ok()?;
+                    Sent::Remote(Arc::new(instance))
+                }
+            };
+            instances.insert(source.key.clone(), sent);
         }
         let names = OwnNames {
             handlers: self
                 .handlers
                 .iter()
-                .map(|(source, _)| (source.key.clone(), ()))
+                .map(|(source, live)| (source.key.clone(), live.signature.is_remote()))
                 .collect(),
             instances,
             default_namespace,

@@ -7,14 +7,17 @@ use std::{
 };
 
 use lateen_adapter::{
-    Field, FieldKind, InstanceType, Output, Template, ValueType, Variety,
+    Field, FieldKind, InstanceType, Output, Template, Value, ValueType, Variety,
     instance::{FieldValue, Fields},
     template,
 };
 use lateen_engine::{AttributeTable, Bag, EvalError, Expression, Language, Slot, Tracker};
 use serde_json::{Map, Value as Json};
 
-use super::object::{Fault, Source};
+use super::{
+    object::{Fault, Source},
+    remote::instance::Written,
+};
 
 /// A compiled instance.
 #[derive(Debug)]
@@ -38,10 +41,45 @@ enum Plan {
     Message(Vec<(&'static str, Plan)>),
 }
 
+/// An attribute, and what a generator's result makes of it.
 #[derive(Debug)]
-struct Binding {
+pub(super) struct Binding {
     slot: Slot,
     expression: Expression,
+}
+
+impl Binding {
+    /// Puts what was found into the generated layer. `table` has the results as attributes `output.NAME`.
+    pub(super) fn apply<N: AsRef<str>>(
+        bindings: &[Self],
+        table: &AttributeTable,
+        output: impl IntoIterator<Item = (N, Value)>,
+        bag: &mut Bag,
+    ) {
+        let mut found = Bag::new(table);
+        for (name, value) in output {
+            // A name that the template lacks is an adapter's mistake that nobody can read.
+            drop(found.set_by_name(&format!("output.{}", name.as_ref()), value));
+        }
+        for binding in bindings {
+            if let Ok(value) = binding.expression.evaluate(&found, &mut Tracker::off()) {
+                bag.generate(binding.slot, value);
+            }
+        }
+    }
+
+    /// The attributes that have a value whatever is found.
+    pub(super) fn always(bindings: &[Self], table: &AttributeTable) -> Vec<Slot> {
+        let nothing = Bag::new(table);
+        let has_value = |binding: &&Self| {
+            binding
+                .expression
+                .evaluate(&nothing, &mut Tracker::off())
+                .is_ok()
+        };
+        let always = bindings.iter().filter(has_value);
+        always.map(|binding| binding.slot).collect()
+    }
 }
 
 /// For each generator template, its results as attributes `output.NAME`.
@@ -116,11 +154,11 @@ impl<'a> Raw<'a> {
         })
     }
 
-    /// The parameters of an object of kind `instance`, whatever its template.
+    /// The parameters and bindings of an object of kind `instance`, whatever its template.
     ///
     /// # Errors
     /// It has fields that no instance has.
-    pub fn shape(spec: &'a Json) -> Result<Option<&'a Map<String, Json>>, Fault> {
+    pub fn shape(spec: &'a Json) -> Result<Written<'a>, Fault> {
         let known = [
             "name",
             "compiledTemplate",
@@ -133,7 +171,11 @@ impl<'a> Raw<'a> {
                 return Err(Fault::new(key, "there is no such field in an instance"));
             }
         }
-        object("params", spec.get("params"))
+        let bindings = BINDINGS.iter().find_map(|key| spec.get(key));
+        Ok(Written {
+            params: object("params", spec.get("params"))?,
+            bindings: object("attributeBindings", bindings)?,
+        })
     }
 }
 
@@ -167,7 +209,13 @@ impl Instance {
             "",
             raw.prefix.is_empty(),
         );
-        let bindings = compiler.bindings(raw.template, raw.bindings);
+        let bindings = bindings(
+            table,
+            OUTPUTS.get(raw.template.name),
+            raw.template.name,
+            raw.bindings,
+            &mut compiler.faults,
+        );
         if !compiler.faults.is_empty() {
             return Err(compiler.faults);
         }
@@ -203,31 +251,16 @@ impl Instance {
     /// Puts what a generator found into the generated layer. A binding without a value leaves its attribute
     /// as it was.
     pub fn bind(&self, output: Output, bag: &mut Bag) {
-        let Some(table) = OUTPUTS.get(self.template.name) else {
-            return;
-        };
-        let mut found = Bag::new(table);
-        for (name, value) in output {
-            // A name that the template lacks is an adapter's mistake that nobody can read.
-            drop(found.set_by_name(&format!("output.{name}"), value));
-        }
-        for binding in &self.bindings {
-            if let Ok(value) = binding.expression.evaluate(&found, &mut Tracker::off()) {
-                bag.generate(binding.slot, value);
-            }
+        if let Some(table) = OUTPUTS.get(self.template.name) {
+            Binding::apply(&self.bindings, table, output, bag);
         }
     }
 
     /// The attributes this instance generates, whatever the generator finds.
-    pub fn generated(&self) -> impl Iterator<Item = Slot> {
-        self.bindings.iter().filter_map(|binding| {
-            let nothing = Bag::new(OUTPUTS.get(self.template.name)?);
-            let always = binding
-                .expression
-                .evaluate(&nothing, &mut Tracker::off())
-                .is_ok();
-            always.then_some(binding.slot)
-        })
+    pub fn generated(&self) -> Vec<Slot> {
+        OUTPUTS
+            .get(self.template.name)
+            .map_or_else(Vec::new, |table| Binding::always(&self.bindings, table))
     }
 }
 
@@ -370,49 +403,49 @@ impl Compiler<'_> {
         }
         Some(compiled)
     }
+}
 
-    fn bindings(
-        &mut self,
-        template: &'static Template,
-        written: Option<&Map<String, Json>>,
-    ) -> Vec<Binding> {
-        let Some(written) = written else {
-            return Vec::new();
-        };
-        let Some(outputs) = OUTPUTS.get(template.name) else {
-            self.faults.push(Fault::new(
-                "attributeBindings",
-                format!("template {} generates no attributes", template.name),
+/// Compiles the bindings of an instance of `template`, whose results are the attributes `outputs`; `None`: it has
+/// none.
+pub(super) fn bindings(
+    table: &AttributeTable,
+    outputs: Option<&AttributeTable>,
+    template: &str,
+    written: Option<&Map<String, Json>>,
+    faults: &mut Vec<Fault>,
+) -> Vec<Binding> {
+    let Some(written) = written else {
+        return Vec::new();
+    };
+    let Some(outputs) = outputs else {
+        faults.push(Fault::new(
+            "attributeBindings",
+            format!("template {template} generates no attributes"),
+        ));
+        return Vec::new();
+    };
+    let mut bindings = Vec::with_capacity(written.len());
+    for (attribute, json) in written {
+        let at = join("attributeBindings", attribute);
+        let Some(slot) = table.slot(attribute) else {
+            faults.push(Fault::new(
+                at,
+                format!("unknown attribute {attribute}; declare it in an attributemanifest"),
             ));
-            return Vec::new();
+            continue;
         };
-        let mut bindings = Vec::with_capacity(written.len());
-        for (attribute, json) in written {
-            let at = join("attributeBindings", attribute);
-            let Some(slot) = self.table.slot(attribute) else {
-                self.faults.push(Fault::new(
-                    at,
-                    format!("unknown attribute {attribute}; declare it in an attributemanifest"),
-                ));
-                continue;
-            };
-            let want = self.table.type_of(slot);
-            match Expression::compile_output(json.as_str().unwrap_or_default(), outputs) {
-                Err(error) => self.faults.push(Fault::new(at, error)),
-                Ok(expression) if expression.value_type() != want => {
-                    self.faults.push(Fault::new(
-                        at,
-                        format!(
-                            "{} is bound to an attribute of type {want}",
-                            expression.value_type()
-                        ),
-                    ));
-                }
-                Ok(expression) => bindings.push(Binding { slot, expression }),
+        let want = table.type_of(slot);
+        match Expression::compile_output(json.as_str().unwrap_or_default(), outputs) {
+            Err(error) => faults.push(Fault::new(at, error)),
+            Ok(expression) if expression.value_type() != want => {
+                let ty = expression.value_type();
+                let reason = format!("{ty} is bound to an attribute of type {want}");
+                faults.push(Fault::new(at, reason));
             }
+            Ok(expression) => bindings.push(Binding { slot, expression }),
         }
-        bindings
     }
+    bindings
 }
 
 fn join(path: &str, key: &str) -> String {

@@ -11,8 +11,9 @@ use super::{
     instance::Instance,
     object::{Key, Source},
     recipe::Recipe,
-    remote::instance::RemoteInstance,
-    rule::Directory,
+    remote::{RemoteTemplate, instance::RemoteInstance},
+    rule::{Directory, Takes},
+    sent::Sent,
 };
 
 /// The version of an object that is used.
@@ -78,6 +79,8 @@ pub struct Names<'a> {
     pub instances: &'a BTreeMap<Key, Found<Arc<Instance>>>,
     /// Those of remote templates.
     pub remote_instances: &'a BTreeMap<Key, Found<Arc<RemoteInstance>>>,
+    /// The remote templates there are.
+    pub templates: &'a BTreeMap<Key, Found<Arc<RemoteTemplate>>>,
     /// Handlers that cannot be built, and why.
     pub broken: &'a BTreeMap<Key, String>,
     /// Where rules for everybody are.
@@ -85,7 +88,7 @@ pub struct Names<'a> {
 }
 
 impl Directory for Names<'_> {
-    fn handler(&self, name: &str, namespace: &str) -> Result<(Key, Vec<&'static str>), String> {
+    fn handler(&self, name: &str, namespace: &str) -> Result<(Key, Takes), String> {
         let (key, found) = find(
             self.handlers,
             name,
@@ -98,13 +101,18 @@ impl Directory for Names<'_> {
         }
         match &found.what {
             Recipe::Compiled { adapter, .. } => {
-                let templates = adapter.info().templates;
-                Ok((key.clone(), templates.iter().map(|t| t.name).collect()))
+                let templates = adapter.info().templates.iter().map(|t| t.name);
+                Ok((key.clone(), Takes::Compiled(templates.collect())))
             }
-            Recipe::Remote(handler) => Err(format!(
-                "{key} is of adapter {}, a process of its own; this version does not call those yet",
-                handler.adapter.name
-            )),
+            Recipe::Remote(handler) => {
+                let adapter = &handler.adapter;
+                let templates = adapter.templates.iter().filter_map(|name| {
+                    let (home, default) = (&adapter.namespace, self.default_namespace);
+                    let found = find(self.templates, name, "template", home, default).ok();
+                    found.map(|(_, found)| Arc::clone(&found.what))
+                });
+                Ok((key.clone(), Takes::Remote(templates.collect())))
+            }
             Recipe::Vendor(vendor) => Err(format!(
                 "{key} is of adapter {}, which is not part of this Mixer; run it as a process of its own",
                 vendor.name
@@ -112,32 +120,33 @@ impl Directory for Names<'_> {
         }
     }
 
-    fn instance(&self, name: &str, namespace: &str) -> Result<(Key, Arc<Instance>), String> {
-        let found = find(
-            self.instances,
-            name,
-            "instance",
-            namespace,
-            self.default_namespace,
-        );
-        match found {
-            Ok((key, found)) => Ok((key.clone(), Arc::clone(&found.what))),
-            Err(reason) => {
-                let remote = find(
-                    self.remote_instances,
-                    name,
-                    "instance",
-                    namespace,
-                    self.default_namespace,
-                );
-                let Ok((key, found)) = remote else {
-                    return Err(reason);
-                };
-                Err(format!(
+    fn instance(&self, name: &str, namespace: &str, takes: &Takes) -> Result<(Key, Sent), String> {
+        let default = self.default_namespace;
+        let compiled = || {
+            let (key, found) = find(self.instances, name, "instance", namespace, default)?;
+            Ok::<_, String>((key.clone(), Sent::Compiled(Arc::clone(&found.what))))
+        };
+        let remote = || {
+            let (key, found) = find(self.remote_instances, name, "instance", namespace, default)?;
+            Ok::<_, String>((key.clone(), Sent::Remote(Arc::clone(&found.what))))
+        };
+        // An instance of one of Istio's templates may be there in both forms.
+        match takes {
+            Takes::Remote(_) => remote().map_err(|reason| match compiled() {
+                Ok((key, sent)) => format!(
+                    "{key} is of {}, which is part of this Mixer; for an adapter process describe the template by \
+                     an object of kind template and name it with template: instead of compiledTemplate:",
+                    sent.template()
+                ),
+                Err(_) => reason,
+            }),
+            Takes::Compiled(_) => compiled().map_err(|reason| match remote() {
+                Ok((key, sent)) => format!(
                     "{key} is of {}, which only adapters that are processes of their own take",
-                    found.what.template.name
-                ))
-            }
+                    sent.template()
+                ),
+                Err(_) => reason,
+            }),
         }
     }
 }
@@ -145,35 +154,34 @@ impl Directory for Names<'_> {
 /// Names in a rule that uses what it used before.
 #[derive(Debug)]
 pub struct OwnNames<'a> {
-    /// Its handlers.
-    pub handlers: BTreeMap<Key, ()>,
+    /// Its handlers, and whether each is of an adapter process.
+    pub handlers: BTreeMap<Key, bool>,
     /// Its instances.
-    pub instances: BTreeMap<Key, Arc<Instance>>,
+    pub instances: BTreeMap<Key, Sent>,
     /// Where rules for everybody are.
     pub default_namespace: &'a str,
 }
 
 impl Directory for OwnNames<'_> {
-    fn handler(&self, name: &str, namespace: &str) -> Result<(Key, Vec<&'static str>), String> {
-        let (key, ()) = find(
-            &self.handlers,
-            name,
-            "handler",
-            namespace,
-            self.default_namespace,
-        )?;
+    fn handler(&self, name: &str, namespace: &str) -> Result<(Key, Takes), String> {
+        let default = self.default_namespace;
+        let (key, is_remote) = find(&self.handlers, name, "handler", namespace, default)?;
         // What it takes was asked when the rule came into force.
-        Ok((key.clone(), template::ALL.iter().map(|t| t.name).collect()))
+        let takes = if *is_remote {
+            let remote = |sent: &Sent| match sent {
+                Sent::Remote(instance) => Some(Arc::clone(&instance.template)),
+                Sent::Compiled(_) => None,
+            };
+            Takes::Remote(self.instances.values().filter_map(remote).collect())
+        } else {
+            Takes::Compiled(template::ALL.iter().map(|t| t.name).collect())
+        };
+        Ok((key.clone(), takes))
     }
 
-    fn instance(&self, name: &str, namespace: &str) -> Result<(Key, Arc<Instance>), String> {
-        let (key, instance) = find(
-            &self.instances,
-            name,
-            "instance",
-            namespace,
-            self.default_namespace,
-        )?;
-        Ok((key.clone(), Arc::clone(instance)))
+    fn instance(&self, name: &str, namespace: &str, _: &Takes) -> Result<(Key, Sent), String> {
+        let default = self.default_namespace;
+        let (key, sent) = find(&self.instances, name, "instance", namespace, default)?;
+        Ok((key.clone(), sent.clone()))
     }
 }

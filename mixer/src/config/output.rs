@@ -5,11 +5,13 @@
 
 use std::sync::Arc;
 
-use lateen_adapter::{Output, Template, Value, ValueType};
+use lateen_adapter::{Value, ValueType};
 use lateen_engine::{AttributeTable, Bag, CompileError, Expression, Language, Slot, Tracker};
 
-/// An action's name and the template of its output.
-pub(super) type Named = (Arc<str>, &'static Template);
+use crate::instance::Found;
+
+/// An action's name, and the names and types of its outputs.
+pub(super) type Named = (Arc<str>, Vec<(Arc<str>, ValueType)>);
 
 /// The attributes there are and the outputs of a rule's actions.
 #[derive(Debug)]
@@ -17,7 +19,7 @@ pub(super) struct Scope<'a> {
     base: &'a AttributeTable,
     /// `None`: no action has an output.
     all: Option<AttributeTable>,
-    outputs: Vec<(Arc<str>, &'static str, String)>,
+    outputs: Vec<(Arc<str>, Arc<str>, String)>,
 }
 
 /// The value of a header.
@@ -36,17 +38,17 @@ pub struct OutputValue {
     /// Attributes it reads too: where the request has them, and where this expression wants them.
     reads: Vec<(Slot, Slot)>,
     /// Action, field, and where this expression wants it.
-    outputs: Vec<(Arc<str>, &'static str, Slot)>,
+    outputs: Vec<(Arc<str>, Arc<str>, Slot)>,
 }
 
 impl<'a> Scope<'a> {
     /// Of a rule with these named actions.
     pub(super) fn new(base: &'a AttributeTable, actions: &[Named]) -> Result<Self, String> {
         let mut outputs = Vec::new();
-        for (action, template) in actions {
-            for (field, value_type) in template.outputs {
+        for (action, fields) in actions {
+            for (field, value_type) in fields {
                 let name = format!("{action}.output.{field}");
-                outputs.push((Arc::clone(action), *field, name, *value_type));
+                outputs.push((Arc::clone(action), Arc::clone(field), name, *value_type));
             }
         }
         let all = if outputs.is_empty() {
@@ -88,7 +90,9 @@ impl<'a> Scope<'a> {
                 continue;
             };
             match self.outputs.iter().find(|(_, _, n)| n == name) {
-                Some((action, field, _)) => outputs.push((Arc::clone(action), *field, there)),
+                Some((action, field, _)) => {
+                    outputs.push((Arc::clone(action), Arc::clone(field), there));
+                }
                 None => reads.extend(self.base.slot(name).map(|here| (here, there))),
             }
         }
@@ -116,7 +120,7 @@ impl HeaderValue {
     pub fn evaluate(
         &self,
         bag: &Bag,
-        outputs: &[(Arc<str>, Output)],
+        outputs: &[(Arc<str>, Found)],
         tracker: &mut Tracker,
     ) -> Option<Value> {
         let value = match self {
@@ -135,8 +139,7 @@ impl HeaderValue {
         }
         for (action, field, there) in &value.outputs {
             let output = outputs.iter().find(|(name, _)| name == action);
-            let found = output.and_then(|(_, o)| o.iter().find(|(name, _)| name == field));
-            if let Some((_, found)) = found {
+            if let Some(found) = output.and_then(|(_, found)| found.get(field)) {
                 own.set(*there, found.clone());
             }
         }

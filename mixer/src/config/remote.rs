@@ -4,18 +4,24 @@
 //!
 //! reference: istio.io/api `mixer/adapter/model/v1beta1` (`Info`, `Template`, `extensions.proto`).
 
+pub mod encode;
 pub mod handler;
 pub mod instance;
+pub mod output;
+pub mod types;
 
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use base64::Engine as _;
+use http::uri::PathAndQuery;
 use lateen_adapter::Variety;
+use lateen_engine::AttributeTable;
 use prost::Message as _;
 use prost_reflect::{DescriptorPool, FileDescriptor, MessageDescriptor, MethodDescriptor};
 use serde::Deserialize;
 use serde_json::Value as Json;
 
+use self::output::OutputPlan;
 use super::object::{Fault, Source};
 
 /// The number of the field `name` that Mixer fills in each instance.
@@ -28,18 +34,39 @@ const MAX_DESCRIPTOR_BYTES: usize = 4 << 20;
 pub struct RemoteTemplate {
     /// `NAME.template.NAMESPACE`.
     pub name: Arc<str>,
+    /// As written.
+    pub source: Source,
     /// What the descriptor calls it, as adapters may do too.
     pub template_name: String,
     /// What its instances are for.
     pub variety: Variety,
-    /// A check that also returns values, which header operations may use.
-    pub has_output: bool,
     /// What an adapter gets.
     pub instance: MessageDescriptor,
+    /// The types of an instance's fields, as a session is told them; `None`: the descriptor has no such message.
+    pub types: Option<MessageDescriptor>,
     /// What an adapter returns besides its verdict.
-    pub output: Option<MessageDescriptor>,
-    /// The method that Mixer calls.
-    pub method: MethodDescriptor,
+    pub output: Option<OutputPlan>,
+    /// The path of the call, `/PACKAGE.SERVICE/METHOD`.
+    pub path: PathAndQuery,
+    /// Where the parts of a call stand.
+    pub numbers: Numbers,
+}
+
+/// The numbers of the fields in the request and the response of a template's method.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Numbers {
+    /// `instance`, or for reports `instances`.
+    pub instance: u32,
+    /// `adapter_config`.
+    pub adapter_config: u32,
+    /// `dedup_id`.
+    pub dedup_id: u32,
+    /// `quota_request`.
+    pub quota_request: u32,
+    /// `result` of a check with output.
+    pub result: u32,
+    /// `output` of a check with output.
+    pub output: u32,
 }
 
 /// An adapter described by an object of kind `adapter`.
@@ -47,6 +74,8 @@ pub struct RemoteTemplate {
 pub struct RemoteAdapter {
     /// `NAME.adapter.NAMESPACE`.
     pub name: Arc<str>,
+    /// As written.
+    pub source: Source,
     /// Its namespace, in which its templates are looked for.
     pub namespace: Arc<str>,
     /// For people.
@@ -125,32 +154,81 @@ impl RemoteTemplate {
             .find(|method| method.name().starts_with("Handle"))
             .ok_or_else(|| at(&format_args!("{package} has no service Handle…Service")))?;
         let output = message("OutputMsg");
-        let (variety, has_output) = match options.variety.unwrap_or(0) {
-            0 => (Variety::Check, false),
-            1 => (Variety::Report, false),
-            2 => (Variety::Quota, false),
-            3 => (Variety::AttributeGenerator, true),
-            4 => (Variety::Check, true),
+        let variety = match options.variety.unwrap_or(0) {
+            0 => Variety::Check,
+            1 => Variety::Report,
+            2 => Variety::Quota,
+            3 => Variety::AttributeGenerator,
+            4 => Variety::CheckWithOutput,
             other => return Err(at(&format_args!("template_variety {other} is not known"))),
         };
-        if has_output && output.is_none() {
-            return Err(at(&format_args!("{package} has no message OutputMsg")));
-        }
+        let output = match (variety, output) {
+            (Variety::Check | Variety::Report | Variety::Quota, _) => None,
+            (Variety::AttributeGenerator | Variety::CheckWithOutput, None) => {
+                return Err(at(&format_args!("{package} has no message OutputMsg")));
+            }
+            (Variety::AttributeGenerator | Variety::CheckWithOutput, Some(output)) => {
+                Some(OutputPlan::of(output).map_err(|reason| at(&reason))?)
+            }
+        };
+        let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
         Ok(Self {
             name: source.key.full_name(),
-            template_name: options.name.unwrap_or(package),
+            source: source.clone(),
+            types: message("Type"),
+            template_name: options.name.unwrap_or(package.clone()),
             variety,
-            has_output,
+            numbers: Numbers::of(&method, variety, &instance).map_err(|reason| at(&reason))?,
             instance,
-            output: output.filter(|_| has_output),
-            method,
+            output,
+            path: path.parse().map_err(|error| at(&error))?,
         })
     }
 
-    /// The path of the call, `/PACKAGE.SERVICE/METHOD`.
-    pub fn path(&self) -> String {
-        let service = self.method.parent_service();
-        format!("/{}/{}", service.full_name(), self.method.name())
+    /// What a generator of this template finds, as attributes `output.NAME`.
+    pub fn generated_outputs(&self) -> Option<&AttributeTable> {
+        let output = self.output.as_ref()?;
+        (self.variety == Variety::AttributeGenerator).then_some(&output.table)
+    }
+}
+
+impl Numbers {
+    /// By the descriptor; what it does not say is as Istio's generator writes it.
+    fn of(
+        method: &MethodDescriptor,
+        variety: Variety,
+        instance: &MessageDescriptor,
+    ) -> Result<Self, String> {
+        let (request, response) = (method.input(), method.output());
+        let name = match variety {
+            Variety::Report => "instances",
+            _ => "instance",
+        };
+        let field = request.get_field_by_name(name);
+        let is_right = field.as_ref().is_some_and(|field| {
+            field.is_list() == (variety == Variety::Report)
+                && field.kind().as_message() == Some(instance)
+        });
+        if !is_right {
+            return Err(format!(
+                "{} has no field {name} of {}",
+                request.full_name(),
+                instance.full_name()
+            ));
+        }
+        let number = |message: &MessageDescriptor, name: &str, usual: u32| {
+            message
+                .get_field_by_name(name)
+                .map_or(usual, |f| f.number())
+        };
+        Ok(Self {
+            instance: number(&request, name, 1),
+            adapter_config: number(&request, "adapter_config", 2),
+            dedup_id: number(&request, "dedup_id", 3),
+            quota_request: number(&request, "quota_request", 4),
+            result: number(&response, "result", 1),
+            output: number(&response, "output", 2),
+        })
     }
 }
 
@@ -184,6 +262,7 @@ impl RemoteAdapter {
         };
         Ok(Self {
             name: source.key.full_name(),
+            source: source.clone(),
             namespace: Arc::clone(&source.key.namespace),
             description: raw.description.unwrap_or_default(),
             templates: raw.templates,

@@ -9,10 +9,11 @@ use serde_json::Value as Json;
 
 use super::{
     annotation::{Annotations, DRY_RUN},
-    instance::Instance,
     object::{Fault, Key, Source},
     output::{HeaderValue, Named, Scope},
+    remote::RemoteTemplate,
     sampling::Sampling,
+    sent::Sent,
 };
 use crate::handler::LiveHandler;
 
@@ -64,7 +65,7 @@ impl Rule {
     }
 
     /// The quota instance that a request calls `name`, and who gets it.
-    pub fn quota(&self, name: &str) -> Option<(&Arc<LiveHandler>, &Arc<Instance>)> {
+    pub fn quota(&self, name: &str) -> Option<(&Arc<LiveHandler>, &Sent)> {
         self.actions.iter().find_map(|action| {
             let mut sent = action.instances(Variety::Quota);
             Some((&action.handler, sent.find(|i| i.is_called(name))?))
@@ -92,15 +93,15 @@ pub struct Action {
     /// Who gets them.
     pub handler: Arc<LiveHandler>,
     /// What it gets.
-    pub instances: Vec<Arc<Instance>>,
+    pub instances: Vec<Sent>,
 }
 
 impl Action {
     /// Its instances of `variety`.
-    pub fn instances(&self, variety: Variety) -> impl Iterator<Item = &Arc<Instance>> {
+    pub fn instances(&self, variety: Variety) -> impl Iterator<Item = &Sent> {
         self.instances
             .iter()
-            .filter(move |i| i.template.variety == variety)
+            .filter(move |i| i.variety() == variety)
     }
 }
 
@@ -159,7 +160,7 @@ struct RawHeaderOperation {
 }
 
 /// The handler of an action, and its instances.
-pub type Resolved = (Key, Vec<(Key, Arc<Instance>)>);
+pub type Resolved = (Key, Vec<(Key, Sent)>);
 
 /// The output of an action, if it has one and a name for it.
 fn output(
@@ -174,7 +175,7 @@ fn output(
     let mut with_output = resolved
         .1
         .iter()
-        .filter(|(_, instance)| instance.template.variety == Variety::CheckWithOutput);
+        .filter(|(_, instance)| instance.variety() == Variety::CheckWithOutput);
     let (_, instance) = with_output.next()?;
     let mut fault = |reason: String| faults.push(Fault::new(format!("actions[{i}].name"), reason));
     if with_output.next().is_some() {
@@ -185,7 +186,7 @@ fn output(
         fault(format!("{:?} is no identifier", raw.name));
         return None;
     }
-    Some((Arc::from(raw.name.as_str()), instance.template))
+    Some((Arc::from(raw.name.as_str()), instance.outputs()))
 }
 
 /// A rule without its handlers: those are built when it is known which instances each gets.
@@ -211,13 +212,45 @@ pub trait Directory {
     ///
     /// # Errors
     /// Why there is none.
-    fn handler(&self, name: &str, namespace: &str) -> Result<(Key, Vec<&'static str>), String>;
+    fn handler(&self, name: &str, namespace: &str) -> Result<(Key, Takes), String>;
 
-    /// The instance that `name` means to a rule of `namespace`.
+    /// The instance that `name` means to a rule of `namespace`, in the form that a handler which takes `takes`
+    /// wants it.
     ///
     /// # Errors
     /// Why there is none.
-    fn instance(&self, name: &str, namespace: &str) -> Result<(Key, Arc<Instance>), String>;
+    fn instance(&self, name: &str, namespace: &str, takes: &Takes) -> Result<(Key, Sent), String>;
+}
+
+/// What a handler takes.
+#[derive(Debug)]
+pub enum Takes {
+    /// Instances of these templates, in the form for adapters that are part of this program.
+    Compiled(Vec<&'static str>),
+    /// Instances of these templates, in the form for processes.
+    Remote(Vec<Arc<RemoteTemplate>>),
+}
+
+impl Takes {
+    fn has(&self, instance: &Sent) -> bool {
+        match (self, instance) {
+            (Self::Compiled(names), Sent::Compiled(i)) => names.contains(&i.template.name),
+            (Self::Remote(templates), Sent::Remote(i)) => {
+                templates.iter().any(|t| t.name == i.template.name)
+            }
+            (Self::Compiled(_), Sent::Remote(_)) | (Self::Remote(_), Sent::Compiled(_)) => false,
+        }
+    }
+
+    fn names(&self) -> String {
+        match self {
+            Self::Compiled(names) => names.join(", "),
+            Self::Remote(templates) => {
+                let names: Vec<&str> = templates.iter().map(|t| &*t.name).collect();
+                names.join(", ")
+            }
+        }
+    }
 }
 
 impl Draft {
@@ -283,7 +316,7 @@ impl Draft {
             ));
         }
         let sent = || actions.iter().flat_map(|(_, sent)| sent);
-        let variety = |(_, instance): &(Key, Arc<Instance>)| instance.template.variety;
+        let variety = |(_, instance): &(Key, Sent)| instance.variety();
         if sampling.is_some() && sent().any(|i| variety(i) != Variety::Report) {
             faults.push(Fault::new(
                 "sampling",
@@ -465,24 +498,26 @@ fn resolve(
             "the action sends nothing",
         ));
     }
-    let mut instances: Vec<(Key, Arc<Instance>)> = Vec::new();
+    let mut instances: Vec<(Key, Sent)> = Vec::new();
+    let anything = Takes::Compiled(Vec::new());
+    let takes = handler.as_ref().map_or(&anything, |(_, takes)| takes);
     for (j, name) in action.instances.iter().enumerate() {
         let at = format!("actions[{i}].instances[{j}]");
-        match directory.instance(name, namespace) {
+        match directory.instance(name, namespace, takes) {
             Err(reason) => faults.push(Fault::new(at, reason)),
             Ok((key, _)) if instances.iter().any(|(k, _)| *k == key) => {
                 faults.push(Fault::new(at, format!("{key} is there twice")));
             }
             Ok((key, instance)) => {
                 if let Some((handler, takes)) = &handler
-                    && !takes.contains(&instance.template.name)
+                    && !takes.has(&instance)
                 {
                     faults.push(Fault::new(
                         at,
                         format!(
                             "{handler} does not take instances of {}; it takes {}",
-                            instance.template.name,
-                            takes.join(", ")
+                            instance.template(),
+                            takes.names()
                         ),
                     ));
                 }

@@ -81,7 +81,7 @@ impl Remotes {
                 "name": *template.name,
                 "templateName": template.template_name,
                 "variety": format!("{:?}", template.variety),
-                "method": template.path(),
+                "method": template.path.as_str(),
             })
         });
         let adapters = self.adapters.values().map(|adapter| {
@@ -178,10 +178,11 @@ impl Snapshot {
                     .actions
                     .iter()
                     .map(|action| {
-                        let instances: Vec<_> = action.instances.iter().map(|i| &*i.name).collect();
+                        let instances: Vec<_> =
+                            action.instances.iter().map(|i| &**i.name()).collect();
                         json!({
                             "handler": *action.handler.name,
-                            "adapter": action.handler.signature.adapter,
+                            "adapter": action.handler.signature.adapter(),
                             "instances": instances,
                         })
                     })

@@ -50,8 +50,18 @@ pub(crate) async fn listen_and_say(
 ) -> (SocketAddr, mpsc::UnboundedReceiver<Received>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
+    (address, serve(listener, None, status))
+}
+
+/// As [`listen_and_say`], on a port that is bound already, with TLS if there is a configuration for it.
+pub(crate) fn serve(
+    listener: TcpListener,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    status: impl Fn(&Received) -> (u16, Vec<u8>) + Send + Sync + 'static,
+) -> mpsc::UnboundedReceiver<Received> {
     let (sender, receiver) = mpsc::unbounded_channel();
     let status = Arc::new(status);
+    let tls = tls.map(tokio_rustls::TlsAcceptor::from);
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let (sender, status) = (sender.clone(), Arc::clone(&status));
@@ -76,15 +86,27 @@ pub(crate) async fn listen_and_say(
                     })
                 }
             });
-            let io = TokioIo::new(stream);
+            let tls = tls.clone();
             tokio::spawn(async move {
                 let server = auto::Builder::new(TokioExecutor::new());
-                // A client that goes away is no matter.
-                let _gone = server.serve_connection(io, service).await;
+                // A client that goes away, or does not come in, is no matter.
+                match tls {
+                    None => {
+                        let io = TokioIo::new(stream);
+                        let _gone = server.serve_connection(io, service).await;
+                    }
+                    Some(tls) => {
+                        let Ok(stream) = tls.accept(stream).await else {
+                            return;
+                        };
+                        let io = TokioIo::new(stream);
+                        let _gone = server.serve_connection(io, service).await;
+                    }
+                }
             });
         }
     });
-    (address, receiver)
+    receiver
 }
 
 type Body = http_body_util::combinators::BoxBody<Bytes, Infallible>;

@@ -52,7 +52,7 @@ async fn the_examples_load() {
             assert_eq!(mesh.problems(), [], "{name}");
             let uses = mesh.running.snapshot.load().rules.iter().any(|rule| {
                 let mut actions = rule.actions.iter();
-                actions.any(|a| a.handler.signature.adapter == name)
+                actions.any(|a| a.handler.signature.adapter() == name)
             });
             assert!(uses, "no rule of {name}'s example uses it");
         }

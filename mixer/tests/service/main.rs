@@ -26,6 +26,7 @@ mod quota;
 mod rbac;
 mod redis;
 mod redisquota;
+mod remote;
 mod rules;
 mod telemetry;
 mod zipkin;

@@ -3,12 +3,14 @@ use std::{collections::BTreeMap, fs, sync::Arc, time::Duration};
 use base64::Engine as _;
 use lateen_adapter::Variety;
 use lateen_engine::{AttributeTable, Bag, StringMap, Tracker, Value, parse_timestamp};
+use prost_reflect::DynamicMessage;
 use serde_json::{Value as Json, json};
 
 use super::{
     RemoteAdapter, RemoteTemplate,
     handler::{Authentication, Connection, RemoteHandler},
-    instance::RemoteInstance,
+    instance::{RemoteInstance, Written},
+    types::inferred_type,
 };
 use crate::config::object::{Fault, Key, Source};
 
@@ -37,8 +39,9 @@ import "options.proto";
 import "types.proto";
 option (istio.mixer.adapter.model.v1beta1.template_variety) = VARIETY;
 option (istio.mixer.adapter.model.v1beta1.template_name) = "depth";
-service HandleDepthService { rpc HandleDepth(Request) returns (Request); }
-message Request { InstanceMsg instance = 1; }
+service HandleDepthService { rpc HandleDepth(Request) returns (Response); }
+message Request { InstanceMsg instance = 5; string dedup_id = 6; }
+message Response { int32 result = 8; OutputMsg output = 9; }
 message InstanceMsg {
   string name = 72295727;
   string text = 1;
@@ -53,7 +56,11 @@ message InstanceMsg {
   Color color = 10;
   bytes raw = 11;
 }
-message Inner { bool is_it = 1; }
+message Inner { bool is_it = 1; sint32 zig = 2; fixed64 fixed = 3; sfixed32 sfixed = 4; float part = 5; double whole = 6; }
+message OutputMsg { string text = 1; map<string, string> labels = 2; istio.policy.v1beta1.IPAddress ip = 3; int32 n = 4; istio.policy.v1beta1.Value any = 5; istio.policy.v1beta1.TimeStamp time = 6; }
+message Type { ValueType any = 3; map<string, ValueType> values = 7; InnerType inner = 9; }
+message InnerType { ValueType nothing = 7; }
+enum ValueType { UNSPECIFIED = 0; STRING = 1; INT64 = 2; IP_ADDRESS = 6; STRING_MAP = 11; }
 enum Color { RED = 0; GREEN = 1; }
 "#;
 
@@ -105,10 +112,21 @@ fn a_template_is_what_its_descriptor_says() {
     let read = template("QUOTA").unwrap();
     assert_eq!(&*read.name, "x.template.ns");
     assert_eq!(read.template_name, "depth");
+    let numbers = (
+        read.numbers.instance,
+        read.numbers.adapter_config,
+        read.numbers.dedup_id,
+    );
+    assert_eq!(
+        numbers,
+        (5, 2, 6),
+        "what is not said is as Istio's generator writes it"
+    );
     assert_eq!(read.variety, Variety::Quota);
-    assert_eq!(read.path(), "/depth.HandleDepthService/HandleDepth");
-    let error = template("CHECK_WITH_OUTPUT").unwrap_err();
-    assert_eq!(error.reason, "depth has no message OutputMsg");
+    assert_eq!(read.path, "/depth.HandleDepthService/HandleDepth");
+    assert!(read.output.is_none(), "a quota has none");
+    let read = template("CHECK_WITH_OUTPUT").unwrap();
+    assert_eq!((read.numbers.result, read.numbers.output), (8, 9));
 }
 
 #[test]
@@ -143,9 +161,16 @@ fn instance(params: Json) -> Result<RemoteInstance, Vec<Fault>> {
     RemoteInstance::compile(
         &source("instance", Json::Null),
         template,
-        Some(&params),
+        written(&params),
         &table(),
     )
+}
+
+fn written(params: &serde_json::Map<String, Json>) -> Written<'_> {
+    Written {
+        params: Some(params),
+        bindings: None,
+    }
 }
 
 #[test]
@@ -159,7 +184,7 @@ fn expressions_may_stand_anywhere() {
         "labels": "source.labels",
         "values": {"a": "request.headers", "b": 5},
         "many": ["response.code", 7],
-        "inner": {"isIt": "connection.mtls | true"},
+        "inner": {"isIt": "connection.mtls | true", "zig": "response.size | 0", "fixed": 1, "sfixed": "response.size | 0", "part": 0.5, "whole": 2.5},
         "color": "GREEN",
     }))
     .unwrap();
@@ -168,6 +193,7 @@ fn expressions_may_stand_anywhere() {
     for (name, value) in [
         ("source.name", Value::from("me")),
         ("response.code", Value::Int64(503)),
+        ("response.size", Value::Int64(-7)),
         ("source.ip", Value::Ip([10, 0, 0, 1].into())),
         (
             "request.time",
@@ -179,6 +205,8 @@ fn expressions_may_stand_anywhere() {
         bag.set_by_name(name, value).unwrap();
     }
     let message = instance.encode(&bag, &mut Tracker::new()).unwrap();
+    let descriptor = instance.template.instance.clone();
+    let message = DynamicMessage::decode(descriptor, &*message).unwrap();
     let shown = serde_json::to_value(&message).unwrap();
     assert_eq!(
         shown,
@@ -192,9 +220,17 @@ fn expressions_may_stand_anywhere() {
             "labels": {"app": "ratings"},
             "values": {"a": {"stringMapValue": {"value": {"app": "ratings"}}}, "b": {"int64Value": "5"}},
             "many": ["503", "7"],
-            "inner": {"isIt": true},
+            "inner": {"isIt": true, "zig": -7, "fixed": "1", "sfixed": -7, "part": 0.5, "whole": 2.5},
             "color": "GREEN",
         })
+    );
+    let any = inferred_type(&instance);
+    assert_eq!(any.type_url, "type.googleapis.com/depth.Type");
+    let types = instance.template.types.clone().unwrap();
+    let types = DynamicMessage::decode(types, &*any.value).unwrap();
+    assert_eq!(
+        serde_json::to_value(&types).unwrap(),
+        json!({"any": "IP_ADDRESS", "values": {"a": "STRING_MAP", "b": "INT64"}})
     );
     bag.set_by_name("response.code", -1_i64).unwrap();
     let error = instance.encode(&bag, &mut Tracker::new()).unwrap_err();
@@ -342,6 +378,50 @@ fn connections_are_checked() {
     ));
 }
 
+#[test]
+fn outputs_are_read_as_attributes() {
+    let template = template("ATTRIBUTE_GENERATOR").unwrap();
+    let plan = template.output.unwrap();
+    let fields: Vec<_> = plan
+        .fields()
+        .map(|(name, ty)| format!("{name} {ty}"))
+        .collect();
+    assert_eq!(
+        fields,
+        [
+            "text STRING",
+            "labels STRING_MAP",
+            "ip IP_ADDRESS",
+            "n INT64",
+            "time TIMESTAMP"
+        ],
+        "a Value has no type of its own"
+    );
+    // text "x", ip 10.0.0.1, n -1, labels {a: b}, time 5 s
+    let message = b"\x0a\x01x\x1a\x06\x0a\x04\x0a\x00\x00\x01\x20\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01\x12\x06\x0a\x01a\x12\x01b\x32\x04\x0a\x02\x08\x05";
+    let found = plan.decode(message.as_slice().to_vec().into()).unwrap();
+    let found: Vec<_> = found
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            "text=x",
+            "labels={a: b}",
+            "ip=10.0.0.1",
+            "n=-1",
+            "time=1970-01-01T00:00:05Z"
+        ]
+    );
+    assert_eq!(
+        plan.decode(Vec::new().into()).unwrap(),
+        [],
+        "what is not there has no value"
+    );
+    assert!(plan.decode(vec![0x0a, 9].into()).is_err());
+}
+
 /// Descriptors come from whoever may write configuration: none may bring Mixer down.
 #[test]
 fn damaged_descriptors_are_refused_or_read() {
@@ -372,12 +452,16 @@ fn damaged_descriptors_are_refused_or_read() {
         };
         read += 1;
         let instance = source("instance", Json::Null);
-        let compiled =
-            RemoteInstance::compile(&instance, Arc::new(template), Some(params), &table());
+        let template = Arc::new(template);
+        if let Some(output) = &template.output {
+            drop(output.decode(bytes.into()));
+        }
+        let compiled = RemoteInstance::compile(&instance, template, written(params), &table());
         if let Ok(compiled) = compiled {
             let mut bag = Bag::new(&table());
             bag.set_by_name("source.name", "x").unwrap();
             drop(compiled.encode(&bag, &mut Tracker::new()));
+            inferred_type(&compiled);
         }
     }
     assert!(
