@@ -2,7 +2,8 @@
 //!
 //! sources → [`push`] (debounce, generations) → [`model`] (snapshot) → [`translate`] (pure) → [`encode`]
 //! (bytes, versions) → [`serve`] (ADS streams, ACKs, ledger). Beside the path: [`generic`] (objects as they
-//! are, for Mixer), [`debug`] (HTTP pages), [`metrics`].
+//! are, for Mixer), [`debug`] (HTTP pages), [`metrics`], [`tool`]
+//! (translation at the command line).
 
 pub mod push;
 pub mod model;
@@ -13,3 +14,4 @@ pub mod serve;
 pub mod debug;
 pub mod metrics;
 pub mod server;
+pub mod tool;

@@ -1,4 +1,4 @@
-//! The program `pilot`: flags, build, run, drain.
+//! The program `pilot`: flags, build, run, drain; or one of its tools.
 
 use std::time::Duration;
 
@@ -6,6 +6,7 @@ use clap::Parser;
 use lateen_service::shutdown::{self, Drain};
 use lateen_service::telemetry::{self, TelemetryArgs};
 use pilot::server::{Config, Pilot};
+use pilot::tool::{Tool, ToolError};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -15,10 +16,16 @@ const DRAIN: Duration = Duration::from_secs(10);
 
 /// Discovery and routing rules into Envoy configuration, served over xDS.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 struct Args {
+    #[command(subcommand)]
+    tool: Option<Tool>,
     #[command(flatten)]
-    config: Config,
+    config: Option<Config>,
     #[command(flatten)]
     telemetry: TelemetryArgs,
 }
@@ -26,11 +33,23 @@ struct Args {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
+    if let Some(tool) = args.tool {
+        return match tool.run(&mut std::io::stdout().lock(), &mut std::io::stderr().lock()) {
+            // Who reads has seen enough.
+            Err(ToolError::Write(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+                Ok(())
+            }
+            done => Ok(done?),
+        };
+    }
+    let config = args
+        .config
+        .expect("clap asks for --config-dir where there is no tool");
     telemetry::init("pilot", &args.telemetry)?;
     lateen_service::init_crypto();
     let stop = shutdown::signal()?;
     let drain = Drain::new();
-    let _pilot = Pilot::start(&args.config, &drain).await?;
+    let _pilot = Pilot::start(&config, &drain).await?;
     stop.await;
     drain.finish(DRAIN).await;
     Ok(())
