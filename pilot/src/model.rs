@@ -292,6 +292,30 @@ impl Snapshot {
                     })
             })
             .collect();
+        // Services without a selector list their endpoints themselves. Only those of the node's own namespace
+        // count: nobody else may open ports of its workloads.
+        for service in self
+            .services
+            .values()
+            .filter(|service| service.namespace == node.namespace && service.selector.is_empty())
+        {
+            for port in &service.ports {
+                let own = self
+                    .endpoints(&service.hostname, port.number)
+                    .iter()
+                    .find(|endpoint| {
+                        endpoint
+                            .address
+                            .parse()
+                            .is_ok_and(|ip| node.addresses.contains(&ip))
+                    });
+                all.extend(own.map(|endpoint| InboundPort {
+                    service: service.clone(),
+                    port: port.clone(),
+                    workload_port: endpoint.port,
+                }));
+            }
+        }
         all.sort_by(|a, b| {
             (a.workload_port, &a.service.hostname, a.port.number).cmp(&(
                 b.workload_port,
@@ -385,6 +409,12 @@ impl Snapshot {
                 .cloned()
                 .collect()
         })
+    }
+
+    /// Ports of a workload for which its own policy says whether they demand mesh mTLS.
+    #[must_use]
+    pub fn ports_with_own_mutual_tls(&self, namespace: &str, labels: &Labels) -> Vec<u16> {
+        self.authn.own_ports(namespace, labels)
     }
 
     /// Quotas bound to a service, by namespace and name.

@@ -1,6 +1,6 @@
 //! From a snapshot to what one node gets: a pure function without clock or I/O, its output sorted.
 //!
-//! [`translate`] → [`listener`] (outbound, inbound; [`gateway`] for routers) and [`route`] (virtual hosts,
+//! [`translate`] → [`listener`] (outbound), [`inbound`] ([`gateway`] for routers) and [`route`] (virtual hosts,
 //! VirtualServices) → [`cluster`] (by DestinationRule: [`policy`]) → [`endpoint`]. Beside the path: [`names`],
 //! [`tls`], [`http`] (connection manager), [`tcp`], [`access_log`], [`mixer`], and [`wire`] for the small change
 //! of protobuf. Where traffic enters and leaves is read from the node in [`interception`] only.
@@ -21,6 +21,7 @@ mod tcp;
 mod route;
 mod virtual_host;
 mod listener;
+mod inbound;
 mod gateway;
 mod cluster;
 mod endpoint;
@@ -62,7 +63,7 @@ pub fn translate(snapshot: &Snapshot, node: &Node) -> Resources {
     match node.role {
         Role::Sidecar => {
             listener::outbound(&scope, &mut resources);
-            listener::inbound(&scope, &mut resources);
+            inbound::inbound(&scope, &mut resources);
         }
         Role::Router => gateway::listeners(&scope, &mut resources),
         // Reads configuration objects only.
@@ -121,6 +122,13 @@ impl<'a> Scope<'a> {
             mixer: None,
             access_log: Vec::new(),
         }
+    }
+
+    /// Labels of the workload: what the registry says before what the node says.
+    fn labels(&self) -> &crate::model::Labels {
+        self.snapshot
+            .workload(self.node)
+            .map_or(&self.node.labels, |workload| &*workload.labels)
     }
 
     fn is_router(&self) -> bool {

@@ -697,8 +697,8 @@ kinds! {
     Sidecar {
         /// Workloads it is for.
         #[serde(alias = "workload_selector")] workload_selector: Option<WorkloadSelector>,
-        /// Inbound listeners; not supported yet.
-        ingress: Vec<serde_json::Value>,
+        /// Inbound listeners, instead of those of services.
+        ingress: Vec<IngressListener>,
         /// Hosts that are visible.
         egress: Vec<EgressListener>,
         /// Unknown destinations.
@@ -707,6 +707,22 @@ kinds! {
         #[serde(alias = "inbound_connection_pool")] inbound_connection_pool: Option<serde_json::Value>,
         /// Localhost; not supported yet.
         localhost: Option<serde_json::Value>,
+    }
+
+    /// A port of the workload.
+    IngressListener {
+        /// The port.
+        port: Option<GatewayPort>,
+        /// Address; not supported yet.
+        bind: String,
+        /// Capture; not supported yet.
+        #[serde(alias = "capture_mode")] capture_mode: String,
+        /// Where the application listens: `IP:PORT` or `unix:///PATH`; empty: the same port.
+        #[serde(alias = "default_endpoint")] default_endpoint: String,
+        /// TLS of its own; not supported yet.
+        tls: Option<serde_json::Value>,
+        /// Limits; not supported yet.
+        #[serde(alias = "connection_pool")] connection_pool: Option<serde_json::Value>,
     }
 
     /// Hosts visible to a sidecar.

@@ -88,6 +88,16 @@ impl Policies {
             .unwrap_or(MutualTlsMode::Permissive)
     }
 
+    /// Ports for which a workload's own policy says a mode.
+    pub(super) fn own_ports(&self, namespace: &str, labels: &Labels) -> Vec<u16> {
+        self.own_policy(namespace, labels)
+            .into_iter()
+            .flat_map(|policy| &policy.port_level_mtls)
+            .filter(|(_, tls)| tls.mode != MutualTlsMode::Unset)
+            .map(|(port, _)| *port)
+            .collect()
+    }
+
     fn own_policy(&self, namespace: &str, labels: &Labels) -> Option<&PeerAuthentication> {
         self.workloads
             .get(namespace)?

@@ -57,7 +57,7 @@ fn translate_prints_envoys_json() {
         ["0.0.0.0_9080", "virtualInbound", "virtualOutbound"]
     );
     assert!(names("clusters").contains(&"outbound|9080||reviews.default.svc.cluster.local"));
-    assert_eq!(names("routes"), ["9080"]);
+    assert_eq!(names("routes"), ["9080", "InboundPassthroughCluster"]);
 }
 
 #[test]

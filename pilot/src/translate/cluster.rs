@@ -30,10 +30,12 @@ use lateen_config::networking::{
 
 use crate::model::{DestinationPolicy, Port, Protocol, Resolution, Service, selects};
 
-use super::interception::{app_address, source_address};
+use super::inbound::{self, Application};
+use super::interception::source_address;
 use super::policy::{Policy, subset_labels};
 use super::wire::{
-    ads, any, count, duration, metadata, socket_address, structure, text, u32_value,
+    ads, any, count, duration, endpoint_address, metadata, socket_address, structure, text,
+    u32_value,
 };
 use super::{Resources, Scope, endpoint, mixer, names, route, tls};
 
@@ -77,12 +79,12 @@ pub(super) fn clusters(scope: &Scope<'_>, resources: &mut Resources) {
             resources,
             special(scope, names::PASSTHROUGH, DiscoveryType::OriginalDst),
         );
-        let mut inbound = special(
+        let mut passed = special(
             scope,
             names::INBOUND_PASSTHROUGH,
             DiscoveryType::OriginalDst,
         );
-        inbound.upstream_bind_config = Some(BindConfig {
+        passed.upstream_bind_config = Some(BindConfig {
             source_address: Some(SocketAddress {
                 address: PASSTHROUGH_SOURCE.to_owned(),
                 port_specifier: Some(PortSpecifier::PortValue(0)),
@@ -90,7 +92,7 @@ pub(super) fn clusters(scope: &Scope<'_>, resources: &mut Resources) {
             }),
             ..Default::default()
         });
-        insert(resources, inbound);
+        insert(resources, passed);
     }
     if !scope.is_router() {
         inbound(scope, resources);
@@ -474,7 +476,11 @@ fn is_http2(protocol: Protocol, pool: Option<&ConnectionPool>) -> bool {
 }
 
 fn downstream_protocol() -> HashMap<String, Any> {
-    let options = HttpProtocolOptions {
+    HashMap::from([(HTTP_OPTIONS.to_owned(), downstream_options())])
+}
+
+fn downstream_options() -> Any {
+    any(&HttpProtocolOptions {
         upstream_protocol_options: Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(
             UseDownstreamHttpConfig {
                 http_protocol_options: Some(Http1ProtocolOptions::default()),
@@ -483,8 +489,7 @@ fn downstream_protocol() -> HashMap<String, Any> {
             },
         )),
         ..Default::default()
-    };
-    HashMap::from([(HTTP_OPTIONS.to_owned(), any(&options))])
+    })
 }
 
 /// `None` for HTTP/1.1 with nothing to say, and for what is no HTTP.
@@ -627,22 +632,18 @@ fn identities(
 }
 
 fn inbound(scope: &Scope<'_>, resources: &mut Resources) {
-    let served = scope.snapshot.inbound_ports(scope.node);
-    let mut ports: Vec<(u16, Protocol)> = served
-        .iter()
-        .map(|inbound| (inbound.workload_port, inbound.port.protocol))
-        .collect();
-    ports.extend(
-        scope
-            .node
-            .app_ports
-            .keys()
-            .map(|port| (*port, Protocol::Tcp)),
-    );
-    for (port, protocol) in ports {
-        let name = names::inbound(port);
-        let application = app_address(scope.node, port);
-        let options = protocol_options(protocol, None, protocol.is_http2());
+    // Conflicts have been told with the listeners.
+    for inbound in inbound::ports(scope, &mut Vec::new()).into_values() {
+        let name = names::inbound(inbound.port);
+        let application = match &inbound.application {
+            Application::At(address) => socket_address(&address.ip().to_string(), address.port()),
+            Application::Pipe(path) => endpoint_address(&format!("unix://{path}"), 0),
+        };
+        let options = match inbound.protocol {
+            // As the client came: its protocol has been sniffed.
+            Protocol::Unknown => Some(downstream_options()),
+            protocol => protocol_options(protocol, None, protocol.is_http2()),
+        };
         insert(
             resources,
             Cluster {
@@ -655,10 +656,7 @@ fn inbound(scope: &Scope<'_>, resources: &mut Resources) {
                     vec![LocalityLbEndpoints {
                         lb_endpoints: vec![LbEndpoint {
                             host_identifier: Some(HostIdentifier::Endpoint(Endpoint {
-                                address: socket_address(
-                                    &application.ip().to_string(),
-                                    application.port(),
-                                ),
+                                address: application,
                                 ..Default::default()
                             })),
                             ..Default::default()

@@ -1,37 +1,38 @@
-//! A sidecar's listeners.
+//! A sidecar's outbound listeners.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::{CidrRange, TrafficDirection};
 use envoy_types::pb::envoy::config::listener::v3::{
-    Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter, listener_filter,
-};
-use envoy_types::pb::envoy::config::route::v3::{
-    RouteAction, RouteConfiguration, VirtualHost, route_action::ClusterSpecifier,
+    AdditionalAddress, Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter,
+    listener_filter,
 };
 use envoy_types::pb::envoy::extensions::filters::listener::{
-    original_dst::v3::OriginalDst, tls_inspector::v3::TlsInspector,
+    http_inspector::v3::HttpInspector, tls_inspector::v3::TlsInspector,
 };
+use ipnet::IpNet;
 use lateen_config::networking::OutboundMode;
-use lateen_config::security::MutualTlsMode;
 use prost::{Message, Name};
 
-use crate::model::{InboundPort, Port, Protocol, Service};
+use crate::model::{Port, Protocol, Service};
 
 use super::http::{self, Side};
 use super::interception::{Traffic, may_bind};
 use super::mixer::{self, Direction};
-use super::route::{self, Binding};
+use super::route::Binding;
 use super::tcp::{self, Weighted};
 use super::wire::{ZERO, any, bool_value, duration, ip_address, u32_value};
-use super::{Resources, Scope, names, tls, virtual_host};
+use super::{Resources, Scope, names, virtual_host};
+
+/// What the HTTP inspector calls what it has seen.
+pub(super) const PLAIN_HTTP: &[&str] = &["http/1.0", "http/1.1", "h2c"];
 
 /// A server that speaks first keeps the inspector waiting; after this the connection is taken as plain.
 const INSPECTION: lateen_config::Duration = lateen_config::Duration::from_millis(100);
 
-fn listener_filter<M: Message + Name>(name: &str, config: &M) -> ListenerFilter {
+pub(super) fn listener_filter<M: Message + Name>(name: &str, config: &M) -> ListenerFilter {
     ListenerFilter {
         name: name.to_owned(),
         config_type: Some(listener_filter::ConfigType::TypedConfig(any(config))),
@@ -46,7 +47,14 @@ pub(super) fn tls_inspector() -> ListenerFilter {
     )
 }
 
-fn chain(name: impl Into<String>, filters: Vec<Filter>) -> FilterChain {
+pub(super) fn http_inspector() -> ListenerFilter {
+    listener_filter(
+        "envoy.filters.listener.http_inspector",
+        &HttpInspector::default(),
+    )
+}
+
+pub(super) fn chain(name: impl Into<String>, filters: Vec<Filter>) -> FilterChain {
     FilterChain {
         name: name.into(),
         filters,
@@ -62,16 +70,7 @@ pub(super) fn outbound(scope: &Scope<'_>, resources: &mut Resources) {
             http_proxy_port,
         } => {
             let name = format!("{outbound}_{http_proxy_port}");
-            let manager = http::connection_manager(
-                scope,
-                Side::Outbound,
-                format!("outbound_{name}"),
-                names::HTTP_PROXY.to_owned(),
-                scope
-                    .mixer
-                    .as_ref()
-                    .and_then(|mixer| mixer.http_filter(Direction::Outbound, None)),
-            );
+            let manager = manager(scope, &name, names::HTTP_PROXY.to_owned());
             insert(
                 resources,
                 Listener {
@@ -83,121 +82,334 @@ pub(super) fn outbound(scope: &Scope<'_>, resources: &mut Resources) {
                 },
             );
             virtual_host::http_proxy(scope, resources);
-            let taken = BTreeSet::from([http_proxy_port]);
-            tcp_listeners(scope, resources, outbound, &taken, true);
+            bound_listeners(scope, resources, outbound, http_proxy_port);
         }
         Traffic::Redirected { .. } => {
-            let http_ports = http_listeners(scope, resources);
-            tcp_listeners(
-                scope,
-                resources,
-                IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-                &http_ports,
-                false,
-            );
+            redirected_listeners(scope, resources);
             catch_all_outbound(scope, resources);
         }
     }
 }
 
-fn insert(resources: &mut Resources, listener: Listener) {
+pub(super) fn insert(resources: &mut Resources, listener: Listener) {
     resources.listeners.insert(listener.name.clone(), listener);
 }
 
-/// `0.0.0.0_PORT` for every HTTP port, each with its own routes.
-fn http_listeners(scope: &Scope<'_>, resources: &mut Resources) -> BTreeSet<u16> {
-    let ports: BTreeSet<u16> = scope
-        .services
-        .iter()
-        .flat_map(|service| &service.ports)
-        .filter(|port| virtual_host::is_http(scope, port.protocol))
-        .map(|port| port.number)
-        .collect();
-    for port in &ports {
-        let name = format!("0.0.0.0_{port}");
-        let manager = http::connection_manager(
-            scope,
-            Side::Outbound,
-            format!("outbound_{name}"),
-            port.to_string(),
-            scope
-                .mixer
-                .as_ref()
-                .and_then(|mixer| mixer.http_filter(Direction::Outbound, None)),
-        );
-        insert(
-            resources,
-            Listener {
-                name,
-                address: ip_address(IpAddr::V4(Ipv4Addr::UNSPECIFIED), *port),
-                filter_chains: vec![chain("", vec![manager])],
-                traffic_direction: TrafficDirection::Outbound as i32,
-                bind_to_port: bool_value(false),
-                ..Default::default()
-            },
-        );
-        virtual_host::of_port(scope, *port, resources);
-    }
-    ports
-}
-
-/// The chains of one TCP listener, as they come together.
+/// One listener as it comes together: chains by address and name, HTTP by what it looks like, the rest.
 #[derive(Default)]
 struct Chains {
+    /// The route configuration of HTTP, and whether the port is declared to be HTTP.
+    http: Option<(String, bool)>,
+    by_range: Vec<FilterChain>,
+    ranges: BTreeSet<IpNet>,
     by_sni: Vec<FilterChain>,
     names: BTreeSet<String>,
     rest: Option<(FilterChain, String)>,
+    /// Whether the rest is to be told from HTTP by its first bytes.
+    sniffed: bool,
 }
 
-/// One listener for each TCP port (and virtual address, where addresses tell services apart).
-fn tcp_listeners(
-    scope: &Scope<'_>,
-    resources: &mut Resources,
-    bind: IpAddr,
-    taken: &BTreeSet<u16>,
-    bind_to_port: bool,
-) {
+/// `0.0.0.0_PORT` for what is told apart by its first bytes or its port alone, `ADDRESS_PORT` for the rest.
+fn redirected_listeners(scope: &Scope<'_>, resources: &mut Resources) {
+    let any = wildcard(scope);
     let mut listeners: BTreeMap<(IpAddr, u16), Chains> = BTreeMap::new();
+    // Declared HTTP first: it wins over TCP on the same port of no address.
+    for service in &scope.services {
+        for port in service.ports.iter().filter(|port| port.protocol.is_http()) {
+            listeners.entry((any, port.number)).or_default().http =
+                Some((port.number.to_string(), true));
+        }
+    }
     for service in &scope.services {
         for port in &service.ports {
             if port.protocol.is_http() || port.protocol == Protocol::Udp {
                 continue;
             }
-            if bind_to_port && !may_bind(scope.node, port.number) {
+            let ranges: Vec<IpNet> = service
+                .addresses
+                .iter()
+                .filter(|address| address.contains('/'))
+                .filter_map(|address| address.parse::<IpNet>().ok())
+                .map(|range| range.trunc())
+                .collect();
+            let addresses = own_addresses(scope, service, port);
+            if addresses.is_empty() || !ranges.is_empty() {
+                let chains = listeners.entry((any, port.number)).or_default();
+                let conflicts = &mut resources.conflicts;
+                add_to_wildcard(scope, chains, service, port, ranges, conflicts);
+            }
+            for address in addresses {
+                let chains = listeners.entry((address, port.number)).or_default();
+                if port.protocol == Protocol::Unknown {
+                    chains.http.get_or_insert_with(|| {
+                        (format!("{}:{}", service.hostname, port.number), false)
+                    });
+                    chains.sniffed = true;
+                }
+                add_service(
+                    scope,
+                    chains,
+                    service,
+                    port,
+                    false,
+                    &mut resources.conflicts,
+                );
+            }
+        }
+    }
+    for ((address, port), chains) in listeners {
+        if let Some((name, declared)) = &chains.http {
+            if *declared || *name == port.to_string() {
+                virtual_host::of_port(scope, port, resources);
+            } else {
+                virtual_host::of_service_port(scope, name, port, resources);
+            }
+        }
+        redirected_listener(scope, resources, address, port, chains);
+    }
+}
+
+/// Where connections to a service port go by address: its virtual ones, or those of a headless one's pods.
+fn own_addresses(scope: &Scope<'_>, service: &Service, port: &Port) -> BTreeSet<IpAddr> {
+    if service.headless {
+        return scope
+            .snapshot
+            .endpoints(&service.hostname, port.number)
+            .iter()
+            .filter_map(|endpoint| endpoint.address.parse().ok())
+            .collect();
+    }
+    service
+        .addresses
+        .iter()
+        .filter_map(|address| address.parse().ok())
+        .collect()
+}
+
+/// Services without an address of their own, or with ranges of them, share a port's listener.
+fn add_to_wildcard(
+    scope: &Scope<'_>,
+    chains: &mut Chains,
+    service: &Arc<Service>,
+    port: &Port,
+    ranges: Vec<IpNet>,
+    conflicts: &mut Vec<String>,
+) {
+    let declared = matches!(chains.http, Some((_, true)));
+    if port.protocol == Protocol::Unknown {
+        chains
+            .http
+            .get_or_insert_with(|| (port.number.to_string(), false));
+        chains.sniffed |= ranges.is_empty();
+    }
+    if ranges.is_empty() {
+        if declared && port.protocol == Protocol::Tcp {
+            conflicts.push(format!(
+                "port {} of {} is taken by HTTP, which wins: TCP services without addresses need ports of their own",
+                port.number, service.hostname
+            ));
+            return;
+        }
+        add_service(scope, chains, service, port, true, conflicts);
+        return;
+    }
+    let free: Vec<CidrRange> = ranges
+        .into_iter()
+        .filter(|range| {
+            let free = chains.ranges.insert(*range);
+            if !free {
+                conflicts.push(format!(
+                    "{range} port {} of {} is already that of an older service, which wins",
+                    port.number, service.hostname
+                ));
+            }
+            free
+        })
+        .map(|range| CidrRange {
+            address_prefix: range.addr().to_string(),
+            prefix_len: u32_value(range.prefix_len().into()),
+        })
+        .collect();
+    if free.is_empty() {
+        return;
+    }
+    let cluster = names::outbound(port.number, "", &service.hostname);
+    let matcher = FilterChainMatch {
+        prefix_ranges: free,
+        ..Default::default()
+    };
+    let passed = |transport: &str| FilterChain {
+        filter_chain_match: Some(FilterChainMatch {
+            transport_protocol: transport.to_owned(),
+            ..matcher.clone()
+        }),
+        ..chain(cluster.clone(), service_filters(scope, service, port))
+    };
+    if port.protocol == Protocol::Unknown {
+        // Envoy does not go back from a transport to another, so each stands for itself.
+        let name = port.number.to_string();
+        chains.by_range.push(FilterChain {
+            filter_chain_match: Some(FilterChainMatch {
+                transport_protocol: "raw_buffer".to_owned(),
+                application_protocols: plain_http(),
+                ..matcher.clone()
+            }),
+            ..chain("", vec![manager(scope, &format!("0.0.0.0_{name}"), name)])
+        });
+        chains
+            .by_range
+            .extend([passed("raw_buffer"), passed("tls")]);
+    } else {
+        chains.by_range.push(passed(""));
+    }
+}
+
+fn plain_http() -> Vec<String> {
+    PLAIN_HTTP
+        .iter()
+        .map(|protocol| (*protocol).to_owned())
+        .collect()
+}
+
+/// Every address, of the family the node has.
+fn wildcard(scope: &Scope<'_>) -> IpAddr {
+    if scope.node.addresses.iter().any(IpAddr::is_ipv4) {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+    } else {
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+    }
+}
+
+/// What a listener of every IPv4 address needs to have those of the other family as well.
+pub(super) fn other_family(
+    scope: &Scope<'_>,
+    address: IpAddr,
+    port: u16,
+) -> Vec<AdditionalAddress> {
+    let both = address == IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+        && scope.node.addresses.iter().any(IpAddr::is_ipv6);
+    if !both {
+        return Vec::new();
+    }
+    vec![AdditionalAddress {
+        address: ip_address(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port),
+        ..Default::default()
+    }]
+}
+
+fn manager(scope: &Scope<'_>, listener: &str, route_name: String) -> Filter {
+    http::connection_manager(
+        scope,
+        Side::Outbound,
+        format!("outbound_{listener}"),
+        route_name,
+        scope
+            .mixer
+            .as_ref()
+            .and_then(|mixer| mixer.http_filter(Direction::Outbound, None)),
+    )
+}
+
+fn redirected_listener(
+    scope: &Scope<'_>,
+    resources: &mut Resources,
+    address: IpAddr,
+    port: u16,
+    chains: Chains,
+) {
+    let name = format!("{address}_{port}");
+    let shared = address.is_unspecified();
+    let has_http = chains.http.is_some();
+    let has_sni = !chains.by_sni.is_empty();
+    let declared = matches!(chains.http, Some((_, true)));
+    let mut filter_chains = chains.by_range;
+    let by_address = !filter_chains.is_empty();
+    filter_chains.extend(chains.by_sni);
+    if let Some((route_name, _)) = chains.http {
+        filter_chains.push(FilterChain {
+            filter_chain_match: Some(FilterChainMatch {
+                transport_protocol: "raw_buffer".to_owned(),
+                application_protocols: plain_http(),
+                ..Default::default()
+            }),
+            ..chain("", vec![manager(scope, &name, route_name)])
+        });
+    }
+    // What nobody here is for goes where the client wanted, as without any listener of this port.
+    let mut default = None;
+    match chains.rest {
+        Some((rest, _)) if filter_chains.is_empty() => filter_chains.push(rest),
+        Some((rest, _)) => default = Some(rest),
+        None if shared => {
+            default = Some(chain(
+                names::PASSTHROUGH_CHAIN,
+                tcp_to(scope, unknown_destination(scope)),
+            ));
+        }
+        None => {}
+    }
+    if filter_chains.is_empty() {
+        return;
+    }
+    let inspects_tls = has_http || has_sni || by_address && chains.sniffed;
+    let mut listener_filters = Vec::new();
+    if inspects_tls {
+        listener_filters.push(tls_inspector());
+    }
+    if has_http {
+        listener_filters.push(http_inspector());
+    }
+    let inspects = !listener_filters.is_empty();
+    insert(
+        resources,
+        Listener {
+            name,
+            address: ip_address(address, port),
+            additional_addresses: other_family(scope, address, port),
+            filter_chains,
+            default_filter_chain: default,
+            listener_filters,
+            listener_filters_timeout: if inspects {
+                // Clients of declared HTTP speak first; of everything else, who knows.
+                inspection(scope, !declared)
+            } else {
+                None
+            },
+            continue_on_listener_filters_timeout: inspects,
+            traffic_direction: TrafficDirection::Outbound as i32,
+            bind_to_port: bool_value(false),
+            ..Default::default()
+        },
+    );
+}
+
+/// Without redirection: one listener for each TCP port, on the node's outbound address.
+fn bound_listeners(scope: &Scope<'_>, resources: &mut Resources, bind: IpAddr, proxy_port: u16) {
+    let mut listeners: BTreeMap<u16, Chains> = BTreeMap::new();
+    for service in &scope.services {
+        for port in &service.ports {
+            if port.protocol.is_http() || port.protocol == Protocol::Udp {
+                continue;
+            }
+            if !may_bind(scope.node, port.number) {
                 resources.conflicts.push(format!(
                     "port {} of {} needs a privilege to bind; TCP clients of this node cannot reach it",
                     port.number, service.hostname
                 ));
                 continue;
             }
-            let addresses: Vec<IpAddr> = if bind_to_port {
-                vec![bind]
-            } else {
-                service
-                    .addresses
-                    .iter()
-                    .filter_map(|address| address.parse().ok())
-                    .collect()
-            };
-            let addresses = if addresses.is_empty() {
-                vec![bind]
-            } else {
-                addresses
-            };
-            for address in addresses {
-                if address == bind && taken.contains(&port.number) {
-                    resources.conflicts.push(format!(
-                        "port {} of {} is taken on {bind} by HTTP, which wins",
-                        port.number, service.hostname
-                    ));
-                    continue;
-                }
-                let chains = listeners.entry((address, port.number)).or_default();
-                add_service(scope, chains, service, port, &mut resources.conflicts);
+            if port.number == proxy_port {
+                resources.conflicts.push(format!(
+                    "port {} of {} is taken on {bind} by HTTP, which wins",
+                    port.number, service.hostname
+                ));
+                continue;
             }
+            let chains = listeners.entry(port.number).or_default();
+            add_service(scope, chains, service, port, true, &mut resources.conflicts);
         }
     }
-    for ((address, port), chains) in listeners {
+    for (port, chains) in listeners {
         let has_sni = !chains.by_sni.is_empty();
         let mut filter_chains = chains.by_sni;
         filter_chains.extend(chains.rest.map(|(chain, _)| chain));
@@ -207,8 +419,8 @@ fn tcp_listeners(
         insert(
             resources,
             Listener {
-                name: format!("{address}_{port}"),
-                address: ip_address(address, port),
+                name: format!("{bind}_{port}"),
+                address: ip_address(bind, port),
                 filter_chains,
                 listener_filters: if has_sni {
                     vec![tls_inspector()]
@@ -218,30 +430,43 @@ fn tcp_listeners(
                 listener_filters_timeout: if has_sni { duration(INSPECTION) } else { None },
                 continue_on_listener_filters_timeout: has_sni,
                 traffic_direction: TrafficDirection::Outbound as i32,
-                bind_to_port: if bind_to_port {
-                    None
-                } else {
-                    bool_value(false)
-                },
                 ..Default::default()
             },
         );
     }
 }
 
+/// The filters of plain TCP to a service port.
+fn service_filters(scope: &Scope<'_>, service: &Arc<Service>, port: &Port) -> Vec<Filter> {
+    let to = tcp::for_service(scope, service, port.number);
+    tcp::filters(
+        scope,
+        Direction::Outbound,
+        None,
+        mixer::Destination::Service(service),
+        &names::outbound(port.number, "", &service.hostname),
+        to,
+    )
+}
+
+/// `by_name`: nothing but the name tells TLS services on this address apart.
 fn add_service(
     scope: &Scope<'_>,
     chains: &mut Chains,
     service: &Arc<Service>,
     port: &Port,
+    by_name: bool,
     conflicts: &mut Vec<String>,
 ) {
-    if port.protocol.is_opaque_tls() {
-        let routed = tls_routes(scope, chains, service, port.number);
-        if routed || add_sni(chains, vec![service.hostname.to_string()]).is_empty() {
+    let cluster = names::outbound(port.number, "", &service.hostname);
+    if port.protocol.is_opaque_tls() && tls_routes(scope, chains, service, port.number) {
+        return;
+    }
+    if port.protocol.is_opaque_tls() && by_name {
+        let name = service.hostname.to_string();
+        if add_sni(chains, vec![name.clone()]).is_empty() {
             return;
         }
-        let cluster = names::outbound(port.number, "", &service.hostname);
         let filters = tcp::filters(
             scope,
             Direction::Outbound,
@@ -253,11 +478,7 @@ fn add_service(
                 weight: 1,
             }],
         );
-        chains.by_sni.push(sni_chain(
-            &cluster,
-            vec![service.hostname.to_string()],
-            filters,
-        ));
+        chains.by_sni.push(sni_chain(&cluster, vec![name], filters));
         return;
     }
     if let Some((_, winner)) = &chains.rest {
@@ -267,17 +488,10 @@ fn add_service(
         ));
         return;
     }
-    let cluster = names::outbound(port.number, "", &service.hostname);
-    let to = tcp::for_service(scope, service, port.number);
-    let filters = tcp::filters(
-        scope,
-        Direction::Outbound,
-        None,
-        mixer::Destination::Service(service),
-        &cluster,
-        to,
-    );
-    chains.rest = Some((chain(cluster, filters), service.hostname.to_string()));
+    chains.rest = Some((
+        chain(cluster, service_filters(scope, service, port)),
+        service.hostname.to_string(),
+    ));
 }
 
 /// The names of these that no chain has yet.
@@ -335,30 +549,13 @@ fn tls_routes(scope: &Scope<'_>, chains: &mut Chains, service: &Service, port: u
 /// `virtualOutbound`: everything the kernel redirects that no other listener is for.
 fn catch_all_outbound(scope: &Scope<'_>, resources: &mut Resources) {
     let port = scope.snapshot.mesh().proxy_listen_port;
-    let allowed = scope.snapshot.outbound_policy(scope.node).mode == OutboundMode::AllowAny;
-    let cluster = if allowed {
-        names::PASSTHROUGH
-    } else {
-        names::BLACK_HOLE
-    };
-    let to = |cluster: &str| {
-        tcp::filters(
-            scope,
-            Direction::Outbound,
-            None,
-            mixer::Destination::Named(cluster),
-            cluster,
-            vec![Weighted {
-                cluster: cluster.to_owned(),
-                weight: 1,
-            }],
-        )
-    };
+    let address = wildcard(scope);
     insert(
         resources,
         Listener {
             name: "virtualOutbound".to_owned(),
-            address: ip_address(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port),
+            address: ip_address(address, port),
+            additional_addresses: other_family(scope, address, port),
             filter_chains: vec![
                 // A connection to the listener itself would go round for ever.
                 FilterChain {
@@ -366,9 +563,12 @@ fn catch_all_outbound(scope: &Scope<'_>, resources: &mut Resources) {
                         destination_port: u32_value(port.into()),
                         ..Default::default()
                     }),
-                    ..chain("virtualOutbound-trap", to(names::BLACK_HOLE))
+                    ..chain("virtualOutbound-trap", tcp_to(scope, names::BLACK_HOLE))
                 },
-                chain("virtualOutbound-catchall-tcp", to(cluster)),
+                chain(
+                    "virtualOutbound-catchall-tcp",
+                    tcp_to(scope, unknown_destination(scope)),
+                ),
             ],
             use_original_dst: bool_value(true),
             transparent: transparent(scope),
@@ -378,105 +578,40 @@ fn catch_all_outbound(scope: &Scope<'_>, resources: &mut Resources) {
     );
 }
 
-fn transparent(scope: &Scope<'_>) -> Option<envoy_types::pb::google::protobuf::BoolValue> {
+/// Where connections to nobody's address go.
+fn unknown_destination(scope: &Scope<'_>) -> &'static str {
+    match scope.snapshot.outbound_policy(scope.node).mode {
+        OutboundMode::AllowAny => names::PASSTHROUGH,
+        OutboundMode::RegistryOnly => names::BLACK_HOLE,
+    }
+}
+
+/// The filters of a chain that leads to a special cluster.
+fn tcp_to(scope: &Scope<'_>, cluster: &str) -> Vec<Filter> {
+    tcp::filters(
+        scope,
+        Direction::Outbound,
+        None,
+        mixer::Destination::Named(cluster),
+        cluster,
+        vec![Weighted {
+            cluster: cluster.to_owned(),
+            weight: 1,
+        }],
+    )
+}
+
+pub(super) fn transparent(
+    scope: &Scope<'_>,
+) -> Option<envoy_types::pb::google::protobuf::BoolValue> {
     match scope.traffic {
         Traffic::Redirected { transparent: true } => bool_value(true),
         Traffic::Redirected { transparent: false } | Traffic::Bound { .. } => None,
     }
 }
 
-/// A port of the workload and what is known about it.
-struct Inbound {
-    port: u16,
-    /// The service port that leads to it; none for ports only the node itself names.
-    served: Option<InboundPort>,
-}
-
-/// Inbound listeners.
-pub(super) fn inbound(scope: &Scope<'_>, resources: &mut Resources) {
-    let mut ports: BTreeMap<u16, Inbound> = BTreeMap::new();
-    for served in scope.snapshot.inbound_ports(scope.node) {
-        let port = served.workload_port;
-        match ports.get(&port).and_then(|inbound| inbound.served.as_ref()) {
-            None => {
-                ports.insert(
-                    port,
-                    Inbound {
-                        port,
-                        served: Some(served),
-                    },
-                );
-            }
-            Some(winner) if winner.port.protocol.is_http() != served.port.protocol.is_http() => {
-                resources.conflicts.push(format!(
-                    "workload port {port} is {:?} by {} and {:?} by {}; the first wins",
-                    winner.port.protocol,
-                    winner.service.hostname,
-                    served.port.protocol,
-                    served.service.hostname
-                ));
-            }
-            Some(_) => {}
-        }
-    }
-    for inbound in ports.values() {
-        if let Some(served) = &inbound.served
-            && served.port.protocol.is_http()
-        {
-            let name = names::inbound(inbound.port);
-            let config = inbound_routes(scope, served, &name);
-            resources.routes.insert(name, config);
-        }
-    }
-    match scope.traffic {
-        Traffic::Bound { .. } => {
-            for port in scope.node.app_ports.keys() {
-                ports.entry(*port).or_insert(Inbound {
-                    port: *port,
-                    served: None,
-                });
-            }
-            for inbound in ports.values() {
-                bound_inbound(scope, resources, inbound);
-            }
-        }
-        Traffic::Redirected { .. } => virtual_inbound(scope, resources, &ports),
-    }
-}
-
-fn bound_inbound(scope: &Scope<'_>, resources: &mut Resources, inbound: &Inbound) {
-    let ip = scope.node.ip();
-    let chains = inbound_chains(scope, inbound, ip, None);
-    let inspects = chains.iter().any(|chain| chain.transport_socket.is_some());
-    // Only what the client starts can be waited for; see INSPECTION.
-    let server_may_speak = !inbound
-        .served
-        .as_ref()
-        .is_some_and(|served| served.port.protocol.is_http());
-    insert(
-        resources,
-        Listener {
-            name: format!("{ip}_{}", inbound.port),
-            address: ip_address(ip, inbound.port),
-            filter_chains: chains,
-            listener_filters: if inspects {
-                vec![tls_inspector()]
-            } else {
-                Vec::new()
-            },
-            listener_filters_timeout: if inspects {
-                inspection(scope, server_may_speak)
-            } else {
-                None
-            },
-            continue_on_listener_filters_timeout: inspects,
-            traffic_direction: TrafficDirection::Inbound as i32,
-            ..Default::default()
-        },
-    );
-}
-
-fn inspection(
+/// How long the first bytes are waited for; nothing: for ever.
+pub(super) fn inspection(
     scope: &Scope<'_>,
     server_may_speak: bool,
 ) -> Option<envoy_types::pb::google::protobuf::Duration> {
@@ -491,233 +626,4 @@ fn inspection(
         // Clients of HTTP speak first, whenever they like.
         (_, false) => ZERO,
     }
-}
-
-/// The chains of one workload port: by mTLS mode, each ending in the same filters.
-fn inbound_chains(
-    scope: &Scope<'_>,
-    inbound: &Inbound,
-    ip: IpAddr,
-    match_port: Option<u16>,
-) -> Vec<FilterChain> {
-    let labels = scope
-        .snapshot
-        .workload(scope.node)
-        .map_or(&scope.node.labels, |workload| &*workload.labels);
-    let mode = scope
-        .snapshot
-        .mutual_tls(&scope.node.namespace, labels, inbound.port);
-    let is_http = inbound
-        .served
-        .as_ref()
-        .is_some_and(|served| served.port.protocol.is_http());
-    let filters = || inbound_filters(scope, inbound, ip);
-    let alpn = if is_http {
-        tls::SERVE_HTTP
-    } else {
-        tls::MESH_TCP
-    };
-    let name = format!("{ip}_{}", inbound.port);
-    mode_chains(scope, mode, &name, match_port, is_http, alpn, filters)
-}
-
-fn mode_chains(
-    scope: &Scope<'_>,
-    mode: MutualTlsMode,
-    name: &str,
-    match_port: Option<u16>,
-    is_http: bool,
-    alpn: &[&str],
-    filters: impl Fn() -> Vec<Filter>,
-) -> Vec<FilterChain> {
-    let base = FilterChainMatch {
-        destination_port: match_port.and_then(|port| u32_value(port.into())),
-        ..Default::default()
-    };
-    let mesh_tls = |marked: bool| FilterChain {
-        filter_chain_match: Some(FilterChainMatch {
-            transport_protocol: "tls".to_owned(),
-            application_protocols: if marked {
-                tls::MESH_MARKS
-                    .iter()
-                    .map(|mark| (*mark).to_owned())
-                    .collect()
-            } else {
-                Vec::new()
-            },
-            ..base.clone()
-        }),
-        transport_socket: Some(tls::mesh_server(scope.trust_domains(), alpn)),
-        ..chain(format!("{name}-mtls"), filters())
-    };
-    let plain = |transport: &str| FilterChain {
-        filter_chain_match: Some(FilterChainMatch {
-            transport_protocol: transport.to_owned(),
-            ..base.clone()
-        })
-        .filter(|matcher| *matcher != FilterChainMatch::default()),
-        ..chain(format!("{name}-plain"), filters())
-    };
-    match mode {
-        MutualTlsMode::Strict => vec![mesh_tls(false)],
-        // The application's own TLS is none of ours, so it goes where plain text goes; HTTP has none.
-        MutualTlsMode::Permissive => vec![
-            mesh_tls(true),
-            plain(if is_http { "raw_buffer" } else { "" }),
-        ],
-        MutualTlsMode::Disable | MutualTlsMode::Unset => vec![plain("")],
-    }
-}
-
-fn inbound_filters(scope: &Scope<'_>, inbound: &Inbound, ip: IpAddr) -> Vec<Filter> {
-    let cluster = names::inbound(inbound.port);
-    let address = Some((ip, inbound.port));
-    let served = inbound.served.as_ref();
-    match served.filter(|served| served.port.protocol.is_http()) {
-        // By name, so that a quota or a rule that changes does not have to wait for connections to drain.
-        Some(_) => vec![http::connection_manager(
-            scope,
-            Side::Inbound,
-            format!("inbound_{ip}_{}", inbound.port),
-            cluster,
-            scope
-                .mixer
-                .as_ref()
-                .and_then(|mixer| mixer.http_filter(Direction::Inbound, address)),
-        )],
-        None => {
-            let service = match served {
-                Some(served) => mixer::Destination::Service(&served.service),
-                None => mixer::Destination::Named(names::INBOUND_PASSTHROUGH),
-            };
-            let to = vec![Weighted {
-                cluster: cluster.clone(),
-                weight: 1,
-            }];
-            tcp::filters(scope, Direction::Inbound, address, service, &cluster, to)
-        }
-    }
-}
-
-fn inbound_routes(scope: &Scope<'_>, served: &InboundPort, cluster: &str) -> RouteConfiguration {
-    let mut route = route::everything(
-        "default",
-        RouteAction {
-            cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())),
-            timeout: ZERO,
-            ..Default::default()
-        },
-    );
-    route.decorator = route::decorator(format!(
-        "{}:{}/*",
-        served.service.hostname, served.port.number
-    ));
-    if let Some(mixer) = &scope.mixer {
-        let quotas = scope.snapshot.quotas(&served.service.hostname);
-        let config = mixer.route(
-            Direction::Inbound,
-            mixer::Destination::Service(&served.service),
-            &quotas,
-        );
-        route
-            .typed_per_filter_config
-            .insert(mixer::FILTER.to_owned(), config);
-    }
-    RouteConfiguration {
-        name: cluster.to_owned(),
-        virtual_hosts: vec![VirtualHost {
-            name: format!("inbound|http|{}", served.port.number),
-            domains: vec!["*".to_owned()],
-            routes: vec![route],
-            ..Default::default()
-        }],
-        validate_clusters: bool_value(false),
-        ..Default::default()
-    }
-}
-
-/// `virtualInbound`: everything the kernel redirects to the workload, by port.
-fn virtual_inbound(scope: &Scope<'_>, resources: &mut Resources, ports: &BTreeMap<u16, Inbound>) {
-    let listen = scope.snapshot.mesh().proxy_inbound_listen_port;
-    let ip = scope.node.ip();
-    let nowhere = tcp::filters(
-        scope,
-        Direction::Inbound,
-        None,
-        mixer::Destination::Named(names::BLACK_HOLE),
-        names::BLACK_HOLE,
-        vec![Weighted {
-            cluster: names::BLACK_HOLE.to_owned(),
-            weight: 1,
-        }],
-    );
-    let mut chains = vec![FilterChain {
-        filter_chain_match: Some(FilterChainMatch {
-            destination_port: u32_value(listen.into()),
-            ..Default::default()
-        }),
-        ..chain("virtualInbound-blackhole", nowhere)
-    }];
-    for inbound in ports.values() {
-        chains.extend(inbound_chains(scope, inbound, ip, Some(inbound.port)));
-    }
-    let labels = scope
-        .snapshot
-        .workload(scope.node)
-        .map_or(&scope.node.labels, |workload| &*workload.labels);
-    // Port 0 is nobody's own setting: the workload's general one.
-    let mode = scope.snapshot.mutual_tls(&scope.node.namespace, labels, 0);
-    let pass = || {
-        tcp::filters(
-            scope,
-            Direction::Inbound,
-            None,
-            mixer::Destination::Named(names::INBOUND_PASSTHROUGH),
-            names::INBOUND_PASSTHROUGH,
-            vec![Weighted {
-                cluster: names::INBOUND_PASSTHROUGH.to_owned(),
-                weight: 1,
-            }],
-        )
-    };
-    let catch_all = mode_chains(
-        scope,
-        mode,
-        "virtualInbound-catchall",
-        None,
-        false,
-        tls::MESH_TCP,
-        pass,
-    );
-    chains.extend(catch_all.into_iter().map(|mut chain| {
-        // One wildcard must tell these from chains of ports: every address.
-        chain
-            .filter_chain_match
-            .get_or_insert_default()
-            .prefix_ranges = vec![CidrRange {
-            address_prefix: "0.0.0.0".to_owned(),
-            prefix_len: u32_value(0),
-        }];
-        chain
-    }));
-    insert(
-        resources,
-        Listener {
-            name: "virtualInbound".to_owned(),
-            address: ip_address(IpAddr::V4(Ipv4Addr::UNSPECIFIED), listen),
-            filter_chains: chains,
-            listener_filters: vec![
-                listener_filter(
-                    "envoy.filters.listener.original_dst",
-                    &OriginalDst::default(),
-                ),
-                tls_inspector(),
-            ],
-            listener_filters_timeout: inspection(scope, true),
-            continue_on_listener_filters_timeout: true,
-            transparent: transparent(scope),
-            traffic_direction: TrafficDirection::Inbound as i32,
-            ..Default::default()
-        },
-    );
 }

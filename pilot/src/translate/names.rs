@@ -6,6 +6,8 @@ pub(super) const BLACK_HOLE: &str = "BlackHoleCluster";
 pub(super) const PASSTHROUGH: &str = "PassthroughCluster";
 /// The same for inbound connections to ports nobody declared.
 pub(super) const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
+/// Filter chain of connections to a port's listener that are for none of its services.
+pub(super) const PASSTHROUGH_CHAIN: &str = "PassthroughFilterChain";
 /// Route configuration of the outbound HTTP proxy listener.
 pub(super) const HTTP_PROXY: &str = "http_proxy";
 

@@ -158,11 +158,7 @@ pub(super) fn source_fits(
     labels: &crate::model::Labels,
     namespace: &str,
 ) -> bool {
-    let own = scope
-        .snapshot
-        .workload(scope.node)
-        .map_or(&scope.node.labels, |workload| &*workload.labels);
-    selects(labels, own) && (namespace.is_empty() || namespace == scope.node.namespace)
+    selects(labels, scope.labels()) && (namespace.is_empty() || namespace == scope.node.namespace)
 }
 
 /// The service a destination names, for attributes.

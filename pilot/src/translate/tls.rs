@@ -38,6 +38,9 @@ pub(super) const MESH_MARKS: &[&str] = &[
     "istio-http/1.1",
     "istio-h2",
 ];
+/// Of those, what mesh clients of HTTP offer, and all others.
+pub(super) const MESH_HTTP_MARKS: &[&str] = &["istio-http/1.0", "istio-http/1.1", "istio-h2"];
+pub(super) const MESH_TCP_MARKS: &[&str] = &["istio", "istio-peer-exchange"];
 pub(super) const SERVE_HTTP: &[&str] = &["h2", "http/1.1", "istio"];
 
 fn socket<M: Message + Name>(name: &str, context: &M) -> TransportSocket {

@@ -18,11 +18,10 @@ use super::{Resources, Scope, names};
 /// Largest body a direct response may have; validation allows as much.
 const DIRECT_RESPONSE_LIMIT_BYTES: u32 = 1 << 20;
 
-/// Whether requests to a port are routed as HTTP. What is not declared is where no original destination
-/// is known: a client that speaks HTTP to our HTTP port has declared it.
-pub(super) fn is_http(scope: &Scope<'_>, protocol: Protocol) -> bool {
-    protocol.is_http()
-        || protocol == Protocol::Unknown && !scope.traffic.knows_original_destination()
+/// Whether requests to a port are routed as HTTP: also where it is not declared, for that they are HTTP has
+/// been seen.
+fn is_http(protocol: Protocol) -> bool {
+    protocol.is_http() || protocol == Protocol::Unknown
 }
 
 /// Virtual hosts by domain: no domain twice, for Envoy refuses such a configuration whole.
@@ -75,6 +74,27 @@ pub(super) fn of_port(scope: &Scope<'_>, port: u16, resources: &mut Resources) {
     resources.routes.insert(config.name.clone(), config);
 }
 
+/// The route configuration of HTTP that was seen at the address of one service: whatever host it names.
+pub(super) fn of_service_port(scope: &Scope<'_>, name: &str, port: u16, resources: &mut Resources) {
+    let service = name
+        .rsplit_once(':')
+        .and_then(|(host, _)| scope.snapshot.service(host));
+    let Some(service) = service else { return };
+    let config = RouteConfiguration {
+        name: name.to_owned(),
+        virtual_hosts: vec![VirtualHost {
+            name: name.to_owned(),
+            domains: vec!["*".to_owned()],
+            routes: of_service(scope, service, port),
+            include_request_attempt_count: true,
+            ..Default::default()
+        }],
+        max_direct_response_body_size_bytes: u32_value(DIRECT_RESPONSE_LIMIT_BYTES),
+        ..Default::default()
+    };
+    resources.routes.insert(config.name.clone(), config);
+}
+
 fn configuration(
     scope: &Scope<'_>,
     name: &str,
@@ -90,7 +110,7 @@ fn configuration(
     for service in &scope.services {
         served.insert(service.hostname.to_string());
         for port in &service.ports {
-            if !is_http(scope, port.protocol) || only.is_some_and(|only| only != port.number) {
+            if !is_http(port.protocol) || only.is_some_and(|only| only != port.number) {
                 continue;
             }
             // Who connects to a port need not repeat it; through a proxy, no port means 80.
