@@ -10,7 +10,7 @@ mod routing;
 mod authn;
 mod quota;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -29,6 +29,9 @@ pub use self::service::{
 /// DNS domain of Kubernetes services.
 pub const DNS_DOMAIN: &str = "cluster.local";
 
+/// Annotation of a Gateway with the host names of its Services.
+const GATEWAY_SERVICE: &str = "internal.istio.io/gateway-service";
+
 /// One generation of everything: what translation reads.
 #[derive(Debug)]
 pub struct Snapshot {
@@ -44,7 +47,8 @@ pub struct Snapshot {
     authn: authn::Policies,
     quotas: quota::Quotas,
     gateways: Vec<Arc<Object>>,
-    sidecars: Vec<Arc<Object>>,
+    /// By namespace.
+    sidecars: BTreeMap<Arc<str>, Vec<Arc<Object>>>,
     status: Status,
 }
 
@@ -86,7 +90,7 @@ impl Snapshot {
             routing: routing::Routing::read(&objects, &mesh, &mut status),
             quotas: quota::Quotas::read(&objects),
             gateways: of_kind(&objects, |spec| matches!(spec, Spec::Gateway(_))),
-            sidecars: of_kind(&objects, |spec| matches!(spec, Spec::Sidecar(_))),
+            sidecars: BTreeMap::new(),
             services: registry.services,
             endpoints: BTreeMap::new(),
             workloads: registry.workloads,
@@ -96,6 +100,13 @@ impl Snapshot {
             objects,
             status,
         };
+        for object in of_kind(&snapshot.objects, |spec| matches!(spec, Spec::Sidecar(_))) {
+            snapshot
+                .sidecars
+                .entry(object.key.namespace.clone())
+                .or_default()
+                .push(object);
+        }
         for workload in snapshot.workloads.values() {
             if let Some(ip) = workload.ip() {
                 snapshot
@@ -188,12 +199,38 @@ impl Snapshot {
     #[must_use]
     pub fn visible_services(&self, node: &Node) -> Vec<&Arc<Service>> {
         let sidecar = self.sidecar(node);
+        let routed = sidecar.map_or_else(BTreeSet::new, |(sidecar, namespace)| {
+            self.routed_hosts(node, sidecar, namespace)
+        });
         self.services
             .values()
             .filter(|service| service.export_to.allows(&node.namespace))
             .filter(|service| {
                 sidecar
                     .is_none_or(|(sidecar, namespace)| egress_allows(sidecar, namespace, service))
+                    || routed.contains(&*service.hostname)
+            })
+            .collect()
+    }
+
+    /// Where the VirtualServices that a Sidecar lets in lead to: that much more can be called.
+    fn routed_hosts(
+        &self,
+        node: &Node,
+        sidecar: &Sidecar,
+        sidecar_namespace: &str,
+    ) -> BTreeSet<String> {
+        if sidecar.egress.is_empty() {
+            return BTreeSet::new();
+        }
+        self.routing
+            .mesh_hosts()
+            .flat_map(|(_, all)| all)
+            .filter(|routes| routes.export_to.allows(&node.namespace))
+            .filter(|routes| egress_allows_routes(sidecar, sidecar_namespace, routes))
+            .flat_map(|routes| {
+                lateen_config::reference::destinations(routes.spec())
+                    .map(|(_, to)| full_host(&to.host.to_ascii_lowercase(), routes.namespace()))
             })
             .collect()
     }
@@ -206,8 +243,9 @@ impl Snapshot {
             return None;
         }
         let find = |namespace: &str, by_label: bool| {
-            self.sidecars.iter().find_map(|object| match &object.spec {
-                Spec::Sidecar(sidecar) if *object.key.namespace == *namespace => {
+            let of_namespace = self.sidecars.get(namespace).map_or(&[][..], Vec::as_slice);
+            of_namespace.iter().find_map(|object| match &object.spec {
+                Spec::Sidecar(sidecar) => {
                     let labels = sidecar
                         .workload_selector
                         .as_ref()
@@ -341,7 +379,13 @@ impl Snapshot {
     /// node; the most specific host wins, then the oldest.
     #[must_use]
     pub fn mesh_routes(&self, hostname: &str, node: &Node) -> Option<&Arc<Routes>> {
-        self.routing.for_mesh(hostname, &node.namespace)
+        let sidecar = self.sidecar(node);
+        self.routing.for_mesh(hostname, |routes| {
+            routes.export_to.allows(&node.namespace)
+                && sidecar.is_none_or(|(sidecar, namespace)| {
+                    egress_allows_routes(sidecar, namespace, routes)
+                })
+        })
     }
 
     /// The VirtualServices bound to a gateway, `NAMESPACE/NAME`, oldest first.
@@ -379,11 +423,22 @@ impl Snapshot {
             |workload| (*workload.labels).clone(),
         );
         let role = node.role;
+        let inbound = if role == Role::Router {
+            self.inbound_ports(node)
+        } else {
+            Vec::new()
+        };
         self.gateways
             .iter()
             .filter_map(move |object| match &object.spec {
                 Spec::Gateway(gateway)
-                    if role == Role::Router && selects(&gateway.selector, &labels) =>
+                    if role == Role::Router
+                        && match gateway_services(object) {
+                            Some(hosts) => inbound
+                                .iter()
+                                .any(|port| hosts.contains(&&*port.service.hostname)),
+                            None => selects(&gateway.selector, &labels),
+                        } =>
                 {
                     Some((object, gateway))
                 }
@@ -422,6 +477,13 @@ impl Snapshot {
     pub fn quotas(&self, hostname: &str) -> Vec<BoundQuota<'_>> {
         self.quotas.of(hostname)
     }
+}
+
+/// Host names of the Services that a Gateway stands behind, if it names any instead of selecting by labels.
+#[must_use]
+pub fn gateway_services(gateway: &Object) -> Option<Vec<&str>> {
+    let hosts = gateway.annotations.get(GATEWAY_SERVICE)?;
+    Some(hosts.split(',').map(str::trim).collect())
 }
 
 /// Completes a host without dots with the namespace of the object that names it.
@@ -472,6 +534,31 @@ fn egress_allows(sidecar: &Sidecar, own_namespace: &str, service: &Service) -> b
                 named => service.namespace == named,
             };
             namespace_fits && host_matches(host, &service.hostname)
+        })
+}
+
+/// Whether they let in a VirtualService: by its namespace and any of its hosts.
+fn egress_allows_routes(sidecar: &Sidecar, own_namespace: &str, routes: &Routes) -> bool {
+    if sidecar.egress.is_empty() {
+        return true;
+    }
+    sidecar
+        .egress
+        .iter()
+        .flat_map(|listener| &listener.hosts)
+        .any(|pattern| {
+            let (namespace, host) = pattern.split_once('/').unwrap_or(("*", pattern));
+            let namespace_fits = match namespace {
+                "*" => true,
+                "." => routes.namespace() == own_namespace,
+                "~" => false,
+                named => routes.namespace() == named,
+            };
+            namespace_fits
+                && routes
+                    .hosts
+                    .iter()
+                    .any(|own| host_matches(host, own) || host_matches(own, host))
         })
 }
 

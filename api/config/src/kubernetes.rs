@@ -48,6 +48,36 @@ kinds! {
         target_port: Option<IntOrString>,
     }
 
+    /// Who answers for a service, as Kubernetes found out.
+    EndpointSlice {
+        /// Addresses.
+        endpoints: Vec<SliceEndpoint>,
+        /// Ports, by name of the service's.
+        ports: Vec<SlicePort>,
+    }
+
+    /// Addresses of one pod, or the like.
+    SliceEndpoint {
+        /// IP addresses.
+        addresses: Vec<String>,
+        /// Its state.
+        conditions: SliceConditions,
+    }
+
+    /// State of an endpoint.
+    SliceConditions {
+        /// Unset: ready.
+        ready: Option<bool>,
+    }
+
+    /// A port that is answered.
+    SlicePort {
+        /// Name of the service's port; empty for the only one.
+        name: String,
+        /// Number on the pod.
+        port: Option<u16>,
+    }
+
     /// A Deployment's spec.
     Deployment {
         /// Pods wanted.

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::kubernetes::{ConfigMap, Deployment, Namespace, Pod, Service, ServiceAccount};
+use crate::kubernetes::{
+    ConfigMap, Deployment, EndpointSlice, Namespace, Pod, Service, ServiceAccount,
+};
 use crate::networking::{
     DestinationRule, Gateway, ServiceEntry, Sidecar, VirtualService, WorkloadEntry,
 };
@@ -121,6 +123,7 @@ pub enum Spec {
     Service(Service),
     ServiceAccount(ServiceAccount),
     Deployment(Deployment),
+    EndpointSlice(EndpointSlice),
     Pod(Box<Pod>),
     ConfigMap(ConfigMap),
     Namespace(Namespace),

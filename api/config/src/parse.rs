@@ -22,7 +22,6 @@ const FOREIGN_KINDS: &[&str] = &[
     "ClusterRoleBinding",
     "CustomResourceDefinition",
     "Endpoints",
-    "EndpointSlice",
     "HorizontalPodAutoscaler",
     "Job",
     "Node",
@@ -318,6 +317,15 @@ impl Reader<'_> {
                 Spec::Pod(Box::new(pod))
             }
             ("apps" | "extensions", "Deployment") => Spec::Deployment(self.typed(spec)?),
+            ("discovery.k8s.io", "EndpointSlice") => Spec::EndpointSlice(
+                self.typed(&Whole(Value::Object(
+                    document
+                        .iter()
+                        .filter(|(key, _)| matches!(key.as_str(), "endpoints" | "ports"))
+                        .map(|(key, value)| (key.clone(), value.clone()))
+                        .collect(),
+                )))?,
+            ),
             ("", "ServiceAccount") => Spec::ServiceAccount(ServiceAccount::default()),
             ("", "Namespace") => Spec::Namespace(Namespace::default()),
             ("", "ConfigMap") => Spec::ConfigMap(self.config_map(document)?),

@@ -40,6 +40,7 @@ pub fn validate(object: &Object) -> Vec<Problem> {
         | Spec::Deployment(_)
         | Spec::Pod(_)
         | Spec::ConfigMap(_)
+        | Spec::EndpointSlice(_)
         | Spec::Namespace(_) => {}
     }
     check.problems

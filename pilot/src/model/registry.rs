@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use lateen_config::kubernetes::{self, IntOrString, Pod};
+use lateen_config::kubernetes::{self, EndpointSlice, IntOrString, Pod};
 use lateen_config::networking::{
     Location, Resolution as EntryResolution, ServiceEntry, WorkloadEntry,
 };
@@ -20,6 +20,12 @@ const TLS_MODE_LABEL: &str = "security.istio.io/tlsMode";
 
 /// Service annotation of Istio for `exportTo`.
 const EXPORT_TO_ANNOTATION: &str = "networking.istio.io/exportTo";
+
+/// Label of an EndpointSlice with the name of its service.
+const SLICE_SERVICE_LABEL: &str = "kubernetes.io/service-name";
+
+/// Longest chain of ExternalNames that is followed.
+const ALIAS_LIMIT: usize = 8;
 
 pub(super) struct Read {
     pub(super) services: BTreeMap<Arc<str>, Arc<Service>>,
@@ -40,7 +46,8 @@ struct Instance {
 
 pub(super) fn read(objects: &[Arc<Object>], mesh: &MeshConfig, status: &mut Status) -> Read {
     let mut services: BTreeMap<Arc<str>, Arc<Service>> = BTreeMap::new();
-    let mut entries: BTreeMap<Arc<str>, (&ServiceEntry, &str)> = BTreeMap::new();
+    // Of each host and port, the entry that says it.
+    let mut entries: BTreeMap<(Arc<str>, u16), &ServiceEntry> = BTreeMap::new();
 
     // Kubernetes services first: they win over entries for the same host; then the oldest wins.
     for object in objects {
@@ -55,7 +62,16 @@ pub(super) fn read(objects: &[Arc<Object>], mesh: &MeshConfig, status: &mut Stat
         };
         for host in &entry.hosts {
             let service = entry_service(object, entry, host, mesh);
-            match services.get(&service.hostname) {
+            match services.get_mut(&service.hostname) {
+                // One host in several entries of one namespace: their ports come together.
+                Some(winner) if adds_ports(winner, &service) => {
+                    for port in &service.ports {
+                        if winner.port(port.number).is_none() {
+                            entries.insert((service.hostname.clone(), port.number), entry);
+                            Arc::make_mut(winner).ports.push(port.clone());
+                        }
+                    }
+                }
                 Some(winner) => status.conflicts.push(format!(
                     "{}:{}: host {host} of {} is already that of {} {}/{}",
                     object.origin.file,
@@ -69,25 +85,34 @@ pub(super) fn read(objects: &[Arc<Object>], mesh: &MeshConfig, status: &mut Stat
                     winner.name,
                 )),
                 None => {
-                    entries.insert(service.hostname.clone(), (entry, &object.key.namespace));
+                    for port in &service.ports {
+                        entries.insert((service.hostname.clone(), port.number), entry);
+                    }
                     services.insert(service.hostname.clone(), Arc::new(service));
                 }
             }
         }
     }
 
+    find_aliases(objects, &mut services);
+    let slices = endpoint_slices(objects);
     let mut instances = instances(objects, mesh, status);
     let mut endpoints: BTreeMap<Arc<str>, BTreeMap<u16, Vec<Endpoint>>> = BTreeMap::new();
     for service in services.values() {
-        let entry = entries.get(&service.hostname).map(|(entry, _)| *entry);
+        let listed = (service.registry == Registry::Kubernetes)
+            .then(|| slices.get(&(service.namespace.as_str(), service.name.as_str())))
+            .flatten();
         let mut ports = BTreeMap::new();
         for port in service
             .ports
             .iter()
             .filter(|port| port.protocol != Protocol::Udp)
         {
-            let mut all = selected_endpoints(service, port, &instances);
-            if let Some(entry) = entry {
+            let mut all = match listed {
+                Some(slices) => sliced_endpoints(service, port, slices, &instances),
+                None => selected_endpoints(service, port, &instances),
+            };
+            if let Some(entry) = entries.get(&(service.hostname.clone(), port.number)) {
                 all.extend(listed_endpoints(service, port, entry, mesh));
             }
             all.sort_by(|a, b| {
@@ -129,6 +154,124 @@ pub(super) fn read(objects: &[Arc<Object>], mesh: &MeshConfig, status: &mut Stat
     }
 }
 
+/// Whether a ServiceEntry's host is the same service as one that is there, with further ports.
+fn adds_ports(there: &Service, more: &Service) -> bool {
+    there.registry == Registry::External
+        && there.namespace == more.namespace
+        && there.resolution == more.resolution
+        && there.external == more.external
+        && there.selector == more.selector
+        && there.export_to == more.export_to
+        && more
+            .ports
+            .iter()
+            .any(|port| there.port(port.number).is_none())
+}
+
+/// ExternalNames of services that are known here are further names of those.
+fn find_aliases(objects: &[Arc<Object>], services: &mut BTreeMap<Arc<str>, Arc<Service>>) {
+    let names: BTreeMap<Arc<str>, Arc<str>> = objects
+        .iter()
+        .filter_map(|object| match &object.spec {
+            Spec::Service(spec) if spec.service_type == "ExternalName" => {
+                let target = spec
+                    .external_name
+                    .trim_end_matches('.')
+                    .to_ascii_lowercase();
+                Some((kubernetes_host(object).into(), target.into()))
+            }
+            _ => None,
+        })
+        .collect();
+    for (alias, first) in &names {
+        let mut target = first.clone();
+        // Aliases of aliases; a circle ends nowhere.
+        for _ in 0..ALIAS_LIMIT {
+            match names.get(&target) {
+                Some(next) => target = next.clone(),
+                None => break,
+            }
+        }
+        if names.contains_key(&target) || !services.contains_key(&target) {
+            continue;
+        }
+        services.remove(alias);
+        if let Some(service) = services.get_mut(&target) {
+            Arc::make_mut(service).aliases.push(alias.clone());
+        }
+    }
+}
+
+fn kubernetes_host(object: &Object) -> String {
+    format!(
+        "{}.{}.svc.{DNS_DOMAIN}",
+        object.key.name, object.key.namespace
+    )
+}
+
+/// By namespace and name of the service.
+fn endpoint_slices(objects: &[Arc<Object>]) -> BTreeMap<(&str, &str), Vec<&EndpointSlice>> {
+    let mut all: BTreeMap<(&str, &str), Vec<&EndpointSlice>> = BTreeMap::new();
+    for object in objects {
+        if let Spec::EndpointSlice(slice) = &object.spec
+            && let Some(service) = object.labels.get(SLICE_SERVICE_LABEL)
+        {
+            all.entry((&object.key.namespace, service))
+                .or_default()
+                .push(slice);
+        }
+    }
+    all
+}
+
+/// What Kubernetes says answers for a service, with what is known of the workload at each address.
+fn sliced_endpoints(
+    service: &Service,
+    port: &Port,
+    slices: &[&EndpointSlice],
+    instances: &[Instance],
+) -> Vec<Endpoint> {
+    let mut all = Vec::new();
+    for slice in slices {
+        let Some(number) = slice
+            .ports
+            .iter()
+            .find(|sliced| sliced.name == port.name)
+            .and_then(|sliced| sliced.port)
+        else {
+            continue;
+        };
+        let ready = slice
+            .endpoints
+            .iter()
+            .filter(|endpoint| endpoint.conditions.ready != Some(false));
+        for address in ready.flat_map(|endpoint| &endpoint.addresses) {
+            let known = instances.iter().find(|instance| {
+                instance.workload.address == *address
+                    && instance.workload.namespace == service.namespace
+            });
+            let workload = known.map(|instance| &instance.workload);
+            all.push(Endpoint {
+                address: address.clone(),
+                port: number,
+                service_port: port.number,
+                labels: workload.map_or_else(Arc::default, |workload| workload.labels.clone()),
+                namespace: service.namespace.clone(),
+                spiffe_id: workload.map(|workload| workload.spiffe_id.clone()),
+                tls_mode: workload.map_or(TlsMode::Disabled, |workload| workload.tls_mode),
+                workload_name: workload.map_or_else(
+                    || service.name.clone(),
+                    |workload| workload.workload_name.clone(),
+                ),
+                weight: known.map_or(1, |instance| instance.weight),
+                locality: known.map_or_else(String::new, |instance| instance.locality.clone()),
+                network: known.map_or_else(String::new, |instance| instance.network.clone()),
+            });
+        }
+    }
+    all
+}
+
 fn kubernetes_service(object: &Object, spec: &kubernetes::Service, mesh: &MeshConfig) -> Service {
     let namespace = object.key.namespace.to_string();
     let mut addresses: Vec<String> = spec.cluster_ips.clone();
@@ -143,7 +286,8 @@ fn kubernetes_service(object: &Object, spec: &kubernetes::Service, mesh: &MeshCo
         .unwrap_or_default();
     let is_external_name = spec.service_type == "ExternalName";
     Service {
-        hostname: format!("{}.{namespace}.svc.{DNS_DOMAIN}", object.key.name).into(),
+        hostname: kubernetes_host(object).into(),
+        aliases: Vec::new(),
         name: object.key.name.to_string(),
         export_to: ExportTo::of(&export_to, &namespace, &mesh.default_service_export_to),
         namespace,
@@ -195,6 +339,7 @@ fn entry_service(object: &Object, entry: &ServiceEntry, host: &str, mesh: &MeshC
     let namespace = object.key.namespace.to_string();
     Service {
         hostname: host.to_ascii_lowercase().into(),
+        aliases: Vec::new(),
         name: object.key.name.to_string(),
         export_to: ExportTo::of(
             &entry.export_to,

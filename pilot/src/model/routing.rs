@@ -235,12 +235,16 @@ impl Routing {
         self.by_name.get(&(namespace.to_owned(), name.to_owned()))
     }
 
-    pub(super) fn for_mesh(&self, hostname: &str, namespace: &str) -> Option<&Arc<Routes>> {
+    pub(super) fn for_mesh(
+        &self,
+        hostname: &str,
+        visible: impl Fn(&Routes) -> bool,
+    ) -> Option<&Arc<Routes>> {
         patterns(hostname).find_map(|pattern| {
             self.mesh_by_host
                 .get(pattern.as_str())?
                 .iter()
-                .find(|routes| routes.export_to.allows(namespace))
+                .find(|routes| visible(routes))
         })
     }
 

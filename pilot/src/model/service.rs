@@ -188,6 +188,8 @@ pub enum Registry {
 pub struct Service {
     /// `NAME.NAMESPACE.svc.cluster.local`, or a ServiceEntry's host (may begin with `*.`).
     pub hostname: Arc<str>,
+    /// Further host names: ExternalNames that lead to it.
+    pub aliases: Vec<Arc<str>>,
     /// Kubernetes name; of a ServiceEntry, its own.
     pub name: String,
     /// Namespace it is declared in.

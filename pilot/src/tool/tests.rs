@@ -211,8 +211,9 @@ fn calls_end_where_istios_do() {
             }
         }
     }
+    // One asks for addresses that Pilot does not give out: of ServiceEntries without any.
     assert!(
-        wrong.len() <= 49,
+        wrong.len() <= 1,
         "{} of {calls}:\n{}",
         wrong.len(),
         wrong.join("\n")
@@ -240,7 +241,7 @@ fn virtual_hosts_are_istios() {
         }
     }
     assert!(
-        wrong.len() <= 1,
+        wrong.is_empty(),
         "{} of {count}:\n{}",
         wrong.len(),
         wrong.join("\n")

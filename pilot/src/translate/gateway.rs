@@ -12,7 +12,7 @@ use envoy_types::pb::envoy::config::route::v3::{
 };
 use lateen_config::networking::{Server, TcpDestination};
 
-use crate::model::{Protocol, Routes, full_host, host_matches};
+use crate::model::{InboundPort, Protocol, Routes, full_host, gateway_services, host_matches};
 
 use super::http::{self, Side};
 use super::interception::gateway_bind;
@@ -24,6 +24,17 @@ use super::wire::{ip_address, u32_value};
 use super::{Resources, Scope, tls};
 
 const DIRECT_RESPONSE_LIMIT_BYTES: u32 = 1 << 20;
+
+/// Label of a Service whose target ports are nothing to Gateways.
+const NO_TRANSLATION: &str = "experimental.istio.io/disable-gateway-port-translation";
+
+/// What servers of one port must have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Http,
+    Tcp,
+    Tls,
+}
 
 /// A server and the Gateway it is of, `NAMESPACE/NAME`.
 struct Opened<'a> {
@@ -43,6 +54,17 @@ impl Opened<'_> {
             .map_or("", |port| port.protocol.as_str());
         // `HTTP_PROXY` and the like are plain HTTP here.
         Protocol::by_name(&name.to_ascii_lowercase()).unwrap_or(Protocol::Http)
+    }
+
+    fn kind(&self) -> Kind {
+        let protocol = self.protocol();
+        if self.terminates() || protocol.is_opaque_tls() {
+            Kind::Tls
+        } else if protocol.is_http() {
+            Kind::Http
+        } else {
+            Kind::Tcp
+        }
     }
 
     fn tls_mode(&self) -> &str {
@@ -101,6 +123,7 @@ impl Opened<'_> {
 
 pub(super) fn listeners(scope: &Scope<'_>, resources: &mut Resources) {
     let mut by_port: BTreeMap<(IpAddr, u16), Vec<Opened<'_>>> = BTreeMap::new();
+    let inbound = scope.snapshot.inbound_ports(scope.node);
     for (object, gateway) in scope.snapshot.gateways(scope.node) {
         for server in &gateway.servers {
             let Ok(port) = u16::try_from(server.port_number()) else {
@@ -110,30 +133,54 @@ pub(super) fn listeners(scope: &Scope<'_>, resources: &mut Resources) {
                 .bind
                 .parse()
                 .unwrap_or_else(|_| gateway_bind(scope.node));
-            by_port
-                .entry((bind, workload_port(scope, port)))
-                .or_default()
-                .push(Opened {
-                    gateway: format!("{}/{}", object.key.namespace, object.key.name),
-                    namespace: &object.key.namespace,
-                    server,
-                    port,
-                });
+            for workload_port in workload_ports(&inbound, gateway_services(object), port) {
+                by_port
+                    .entry((bind, workload_port))
+                    .or_default()
+                    .push(Opened {
+                        gateway: format!("{}/{}", object.key.namespace, object.key.name),
+                        namespace: &object.key.namespace,
+                        server,
+                        port,
+                    });
+            }
         }
     }
-    for ((bind, port), servers) in by_port {
+    for ((bind, port), mut servers) in by_port {
+        let Some(kind) = servers.first().map(Opened::kind) else {
+            continue;
+        };
+        servers.retain(|opened| {
+            let fits = opened.kind() == kind;
+            if !fits {
+                resources.conflicts.push(format!(
+                    "port {port}: a server of {} is {:?}, an older one {kind:?}, which wins",
+                    opened.gateway,
+                    opened.kind()
+                ));
+            }
+            fits
+        });
         listener(scope, resources, bind, port, &servers);
     }
 }
 
-/// The port a gateway's pod serves for one of its Service's.
-fn workload_port(scope: &Scope<'_>, port: u16) -> u16 {
-    scope
-        .snapshot
-        .inbound_ports(scope.node)
+/// The ports a gateway's pod serves for one of its Services'. A port that no Service has is served as it is,
+/// unless the Gateway names the Services it stands behind.
+fn workload_ports(inbound: &[InboundPort], named: Option<Vec<&str>>, port: u16) -> BTreeSet<u16> {
+    let found: BTreeSet<u16> = inbound
         .iter()
-        .find(|inbound| inbound.port.number == port)
-        .map_or(port, |inbound| inbound.workload_port)
+        .filter(|inbound| match &named {
+            Some(hosts) => hosts.contains(&&*inbound.service.hostname),
+            None => !inbound.service.labels.contains_key(NO_TRANSLATION),
+        })
+        .filter(|inbound| inbound.port.number == port)
+        .map(|inbound| inbound.workload_port)
+        .collect();
+    if found.is_empty() && named.is_none() {
+        return BTreeSet::from([port]);
+    }
+    found
 }
 
 fn listener(
@@ -152,16 +199,9 @@ fn listener(
         .collect();
     if !plain_http.is_empty() {
         let route_name = format!("http.{port}");
-        let config = routes(
-            scope,
-            &route_name,
-            port,
-            &plain_http,
-            &mut resources.conflicts,
-        );
+        let config = routes(scope, &route_name, &plain_http, &mut resources.conflicts);
         resources.routes.insert(route_name.clone(), config);
         chains.push(FilterChain {
-            name: route_name.clone(),
             filters: vec![manager(scope, &name, route_name)],
             ..Default::default()
         });
@@ -190,13 +230,7 @@ fn listener(
                 opened.server.tls.as_ref().and_then(|settings| {
                     tls::gateway_server(settings, true, scope.trust_domains())
                 });
-            let config = routes(
-                scope,
-                &route_name,
-                port,
-                &[opened],
-                &mut resources.conflicts,
-            );
+            let config = routes(scope, &route_name, &[opened], &mut resources.conflicts);
             resources.routes.insert(route_name.clone(), config);
             chains.push(FilterChain {
                 filter_chain_match: sni(server_names, true),
@@ -307,15 +341,25 @@ fn manager(scope: &Scope<'_>, listener: &str, route_name: String) -> Filter {
 /// One virtual host as VirtualServices come together in it.
 #[derive(Default)]
 struct Merged {
+    /// Of the first server.
+    port: u16,
     routes: Vec<Route>,
     https_only: bool,
+}
+
+impl Merged {
+    fn of(port: u16) -> Self {
+        Self {
+            port,
+            ..Self::default()
+        }
+    }
 }
 
 /// VirtualServices for one host merge: oldest first, what matches everything last.
 fn routes(
     scope: &Scope<'_>,
     name: &str,
-    port: u16,
     servers: &[&Opened<'_>],
     conflicts: &mut Vec<String>,
 ) -> RouteConfiguration {
@@ -331,7 +375,7 @@ fn routes(
             for (_, host) in opened.hosts() {
                 hosts
                     .entry(full_host(&host, opened.namespace))
-                    .or_default()
+                    .or_insert_with(|| Merged::of(opened.port))
                     .https_only = true;
             }
         }
@@ -351,7 +395,9 @@ fn routes(
                     Binding::Gateway(&opened.gateway),
                     opened.port,
                 );
-                let merged = hosts.entry(host.clone()).or_default();
+                let merged = hosts
+                    .entry(host.clone())
+                    .or_insert_with(|| Merged::of(opened.port));
                 if built.iter().any(route::is_catch_all)
                     && merged.routes.iter().any(route::is_catch_all)
                 {
@@ -371,7 +417,7 @@ fn routes(
             // Stable: order by age stays within each half.
             merged.routes.sort_by_key(route::is_catch_all);
             VirtualHost {
-                name: format!("{host}:{port}"),
+                name: format!("{host}:{}", merged.port),
                 domains: vec![host],
                 routes: merged.routes,
                 require_tls: if merged.https_only {
@@ -387,9 +433,12 @@ fn routes(
         .collect();
     if virtual_hosts.is_empty() {
         virtual_hosts.push(VirtualHost {
-            name: format!("blackhole:{port}"),
+            name: format!(
+                "blackhole:{}",
+                servers.first().map_or(0, |opened| opened.port)
+            ),
             domains: vec!["*".to_owned()],
-            routes: vec![route::always("blackhole", 404)],
+            // No route: 404.
             ..Default::default()
         });
     }

@@ -788,12 +788,12 @@ fn a_gateway_merges_servers_and_virtual_services() {
     assert_eq!(
         hosts,
         [
-            "*.book.example:8080",
-            "httpbin.example.com:8080",
-            "secure.example:8080"
+            "*.book.example:80",
+            "httpbin.example.com:80",
+            "secure.example:80"
         ]
     );
-    let httpbin = vhost(&resources, "http.8080", "httpbin.example.com:8080");
+    let httpbin = vhost(&resources, "http.8080", "httpbin.example.com:80");
     let paths: Vec<&Value> = httpbin["routes"]
         .as_array()
         .unwrap()
@@ -808,7 +808,7 @@ fn a_gateway_merges_servers_and_virtual_services() {
             &json!({"path": "/ratings"})
         ]
     );
-    let book = vhost(&resources, "http.8080", "*.book.example:8080");
+    let book = vhost(&resources, "http.8080", "*.book.example:80");
     let paths: Vec<&Value> = book["routes"]
         .as_array()
         .unwrap()
@@ -821,7 +821,7 @@ fn a_gateway_merges_servers_and_virtual_services() {
         "what takes everything is last"
     );
     assert_eq!(
-        vhost(&resources, "http.8080", "secure.example:8080")["require_tls"],
+        vhost(&resources, "http.8080", "secure.example:80")["require_tls"],
         "ALL"
     );
 
@@ -854,8 +854,12 @@ spec: { selector: { istio: ingressgateway }, servers: [{ port: { number: 80, nam
 ",
     );
     let resources = translate(&snapshot, &router("envoy"));
-    let host = vhost(&resources, "http.8080", "blackhole:8080");
-    assert_eq!(host["routes"][0]["direct_response"]["status"], 404);
+    let host = vhost(&resources, "http.8080", "blackhole:80");
+    assert_eq!(
+        host,
+        json!({"name": "blackhole:80", "domains": ["*"]}),
+        "no route: 404"
+    );
 }
 
 #[test]

@@ -179,7 +179,12 @@ fn virtual_hosts_without_service(
         {
             continue;
         }
-        let Some(routes) = scope.snapshot.mesh_routes(&host, scope.node) else {
+        // Another's wildcard may cover a host whose own VirtualService the node does not see.
+        let Some(routes) = scope
+            .snapshot
+            .mesh_routes(&host, scope.node)
+            .filter(|routes| routes.hosts.contains(&host))
+        else {
             continue;
         };
         let routes = route::of_virtual_service(scope, routes, Binding::Mesh, 80);
@@ -201,14 +206,30 @@ fn virtual_hosts_without_service(
 
 /// All names of a service port, seen from the node's namespace.
 fn domains(scope: &Scope<'_>, service: &Service, port: u16, bare: bool) -> Vec<String> {
-    let mut hosts = vec![service.hostname.to_string()];
-    let kubernetes = format!("{}.svc.{}", service.namespace, crate::model::DNS_DOMAIN);
-    if let Some(name) = service.hostname.strip_suffix(&format!(".{kubernetes}")) {
-        if service.namespace == scope.node.namespace {
-            hosts.push(name.to_owned());
+    let mut hosts = Vec::new();
+    // A VirtualService for an alias alone has a virtual host of its own.
+    let routed = |alias: &str| {
+        port == 80
+            && scope
+                .snapshot
+                .mesh_routes(alias, scope.node)
+                .is_some_and(|routes| routes.hosts.iter().any(|host| host == alias))
+    };
+    for name in std::iter::once(&service.hostname).chain(&service.aliases) {
+        if *name == service.hostname || !routed(name) {
+            hosts.push(name.to_string());
         }
-        hosts.push(format!("{name}.{}", service.namespace));
-        hosts.push(format!("{name}.{}.svc", service.namespace));
+        let suffix = format!(".svc.{}", crate::model::DNS_DOMAIN);
+        if let Some((short, namespace)) = name
+            .strip_suffix(&suffix)
+            .and_then(|rest| rest.rsplit_once('.'))
+        {
+            if namespace == scope.node.namespace {
+                hosts.push(short.to_owned());
+            }
+            hosts.push(format!("{short}.{namespace}"));
+            hosts.push(format!("{short}.{namespace}.svc"));
+        }
     }
     if !service.hostname.starts_with('*') {
         hosts.push(format!("{}.", service.hostname));

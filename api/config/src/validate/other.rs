@@ -301,8 +301,16 @@ pub(super) fn sidecar(check: &mut Check<'_>, spec: &Sidecar) {
             );
         }
     }
-    if !spec.ingress.is_empty() {
-        check.warn("spec.ingress", "not supported by this version; ignored");
+    if spec.ingress.iter().any(|listener| {
+        listener.tls.is_some()
+            || listener.connection_pool.is_some()
+            || !listener.bind.is_empty()
+            || listener.capture_mode == "NONE"
+    }) {
+        check.warn(
+            "spec.ingress",
+            "bind, captureMode, tls and connectionPool are not supported by this version; ignored",
+        );
     }
 }
 
