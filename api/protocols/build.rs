@@ -19,17 +19,52 @@ const PROTOS: &[&str] = &[
     "istio/mixer/adapter/model/v1beta1/model.proto",
 ];
 
+/// Istio's templates as adapter processes know them.
+const TEMPLATES: &[&str] = &[
+    "checknothing",
+    "listentry",
+    "apikey",
+    "authorization",
+    "quota",
+    "reportnothing",
+    "metric",
+    "logentry",
+    "tracespan",
+    "edge",
+    "keyval",
+];
+
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=build");
     let out = PathBuf::from(env::var("OUT_DIR")?);
 
+    let templates = TEMPLATES
+        .iter()
+        .map(|name| format!("istio/mixer/template/{name}.proto"));
+    // prost's own types lose what options say in extensions; the compiler's bytes have it.
+    let mut compiler = protox::Compiler::new(["proto"])?;
+    compiler.include_imports(true).open_files(templates)?;
+    fs::write(
+        out.join("templates.bin"),
+        compiler.encode_file_descriptor_set(),
+    )?;
+
     let ours = protox::compile(PROTOS, ["proto"])?;
     let mut config = tonic_prost_build::Config::new();
     config.enable_type_names();
     config.type_name_domain(["."], "type.googleapis.com");
-    tonic_prost_build::configure().compile_fds_with_config(ours.clone(), config)?;
+    let names: Vec<String> = ours.file.iter().map(|f| f.name().to_owned()).collect();
+    let mut generated = ours.clone();
+    generated.file.extend(
+        compiler
+            .file_descriptor_set()
+            .file
+            .into_iter()
+            .filter(|f| !names.contains(&f.name().to_owned())),
+    );
+    tonic_prost_build::configure().compile_fds_with_config(generated, config)?;
 
     let mut all = envoy_descriptors()?;
     let known: Vec<String> = all.file.iter().map(|f| f.name().to_owned()).collect();

@@ -295,13 +295,18 @@ impl fmt::Display for Failure {
             Self::NotReady(reason) => f.write_str(reason),
             Self::Late(limit) => write!(f, "no answer within {limit:?}"),
             Self::Refused(status) => {
-                write!(f, "{:?}: {}", status.code(), status.message())?;
+                let mut told = format!("{:?}: {}", status.code(), status.message());
                 let mut cause = std::error::Error::source(status);
                 while let Some(error) = cause {
-                    write!(f, ": {error}")?;
+                    let text = error.to_string();
+                    // tonic says some causes again and again.
+                    if !told.contains(&text) {
+                        told.push_str(": ");
+                        told.push_str(&text);
+                    }
                     cause = error.source();
                 }
-                Ok(())
+                f.write_str(&told)
             }
         }
     }
@@ -324,7 +329,7 @@ impl Caller {
         request: Bytes,
         deadline: Instant,
     ) -> Result<Bytes, HandlerError> {
-        self.call(&template.path, request, deadline)
+        self.call(template, request, deadline)
             .await
             .map_err(|failure| {
                 HandlerError::unavailable(format!("the adapter at {}: {failure}", self.address))
@@ -335,7 +340,7 @@ impl Caller {
     /// allows; and so is one of a session that the process has lost.
     async fn call(
         &self,
-        path: &PathAndQuery,
+        template: &RemoteTemplate,
         request: Bytes,
         deadline: Instant,
     ) -> Result<Bytes, Failure> {
@@ -352,7 +357,7 @@ impl Caller {
                 Some(session) => Some(session.id(deadline).await.map_err(Failure::NotReady)?),
             };
             let permit = self.breaker.admit().map_err(Failure::Open)?;
-            let attempt = self.attempt(path.clone(), &request, session.as_deref(), deadline);
+            let attempt = self.attempt(template, &request, session.as_deref(), deadline);
             let answer = match timeout_at(deadline, attempt).await {
                 // tonic's own timer may be the first to notice.
                 Ok(Err(Failure::Refused(status)))
@@ -398,23 +403,26 @@ impl Caller {
 
     async fn attempt(
         &self,
-        path: PathAndQuery,
+        template: &RemoteTemplate,
         request: &Bytes,
         session: Option<&str>,
         deadline: Instant,
     ) -> Result<Bytes, Failure> {
-        let mut request = Request::new(request.clone());
-        if let Some(id) = session {
-            let value = id.parse().map_err(|_| {
-                Failure::NotReady(format!("{id:?} is no session id: it is no header's value"))
-            })?;
-            request.metadata_mut().insert(session::METADATA, value);
+        let message = match session {
+            None => request.clone(),
+            Some(id) => wire::with_session(template, request, id),
+        };
+        let mut request = Request::new(message);
+        // For adapters that would rather not look into the message; not every id can be a header's value.
+        if let Some(Ok(id)) = session.map(str::parse) {
+            request.metadata_mut().insert(session::METADATA, id);
         }
         self.credentials
             .sign(&mut request, deadline)
             .await
             .map_err(Failure::NotReady)?;
         request.set_timeout(deadline.saturating_duration_since(Instant::now()));
+        let path = template.path.clone();
         self.unary(request, path).await.map_err(Failure::Refused)
     }
 

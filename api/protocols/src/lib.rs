@@ -8,6 +8,10 @@ pub mod json;
 
 pub use envoy_types::pb as envoy;
 
+/// The FileDescriptorSet of Istio's templates (`proto/istio/mixer/template`), each a file whose options say that
+/// it is one, and of all that they import.
+pub static TEMPLATES: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/templates.bin"));
+
 /// Packages `google.*` that Envoy's generated types do not carry.
 pub mod google {
     /// `google.rpc`: the status in Check answers.
@@ -19,6 +23,62 @@ pub mod google {
             reason = "generated"
         )]
         tonic::include_proto!("google.rpc");
+    }
+}
+
+/// Istio's templates: what adapter processes get, and the services they have.
+pub mod template {
+    #![allow(
+        clippy::all,
+        clippy::allow_attributes_without_reason,
+        unreachable_pub,
+        reason = "generated"
+    )]
+    use super::istio;
+
+    /// Template `checknothing`.
+    pub mod checknothing {
+        tonic::include_proto!("checknothing");
+    }
+    /// Template `listentry`.
+    pub mod listentry {
+        tonic::include_proto!("listentry");
+    }
+    /// Template `apikey`.
+    pub mod apikey {
+        tonic::include_proto!("apikey");
+    }
+    /// Template `authorization`.
+    pub mod authorization {
+        tonic::include_proto!("authorization");
+    }
+    /// Template `quota`.
+    pub mod quota {
+        tonic::include_proto!("quota");
+    }
+    /// Template `reportnothing`.
+    pub mod reportnothing {
+        tonic::include_proto!("reportnothing");
+    }
+    /// Template `metric`.
+    pub mod metric {
+        tonic::include_proto!("metric");
+    }
+    /// Template `logentry`.
+    pub mod logentry {
+        tonic::include_proto!("logentry");
+    }
+    /// Template `tracespan`.
+    pub mod tracespan {
+        tonic::include_proto!("tracespan");
+    }
+    /// Template `edge`.
+    pub mod edge {
+        tonic::include_proto!("edge");
+    }
+    /// Template `keyval`.
+    pub mod keyval {
+        tonic::include_proto!("keyval");
     }
 }
 

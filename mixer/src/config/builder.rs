@@ -13,7 +13,7 @@ use serde_json::Value as Json;
 
 use super::{
     Update, api_spec, doubts,
-    instance::{Instance, Raw},
+    instance::Instance,
     names::{self, Found, Names, OwnNames},
     object::{Fault, Key, Problem, Source},
     recipe::Recipe,
@@ -374,6 +374,7 @@ impl Builder {
             templates,
             problems,
         );
+        self.built_in_templates(templates);
         let read = |s: &Source| RemoteAdapter::read(s).map(Arc::new).map_err(|f| vec![f]);
         take(
             &sorted.adapters,
@@ -410,6 +411,19 @@ impl Builder {
                 return attempt;
             }
             broken.extend(found);
+        }
+    }
+
+    /// Istio's templates, for adapter processes, unless objects of those names describe them.
+    fn built_in_templates(&self, templates: &mut BTreeMap<Key, Found<Arc<RemoteTemplate>>>) {
+        for template in template::ALL {
+            let built_in = RemoteTemplate::built_in(template.name, &self.default_namespace);
+            let Some(what) = built_in.map(Arc::new) else {
+                continue;
+            };
+            let source = what.source.clone();
+            let place = templates.entry(source.key.clone());
+            place.or_insert(Found { source, what });
         }
     }
 
@@ -462,8 +476,10 @@ impl Builder {
         } = attempt;
         let remote = |source: &Source| -> Option<Arc<RemoteTemplate>> {
             let name = source.spec.get("template")?.as_str()?;
+            // Instances of Istio's templates get the form for processes where a rule sends them to one.
             (&*source.key.kind == "instance")
                 .then(|| self.template(templates, name, &source.key.namespace))?
+                .filter(|template| !template.is_built_in)
         };
         let (of_remote, compiled): (BTreeMap<_, _>, BTreeMap<_, _>) = sorted
             .instances
@@ -481,7 +497,7 @@ impl Builder {
         let compile_remote = |source: &Source| {
             let template = remote(source)
                 .ok_or_else(|| vec![Fault::new("template", "there is no such template")])?;
-            remote_instance(source, template, table).map(Arc::new)
+            RemoteInstance::read(source, template, table).map(Arc::new)
         };
         take(
             &of_remote,
@@ -518,6 +534,7 @@ impl Builder {
                 instances: &attempt.instances,
                 remote_instances: &attempt.remote_instances,
                 templates: &attempt.templates,
+                table: &attempt.table,
                 broken,
                 default_namespace: &self.default_namespace,
             };
@@ -687,15 +704,6 @@ impl Builder {
     }
 }
 
-fn remote_instance(
-    source: &Source,
-    template: Arc<RemoteTemplate>,
-    table: &AttributeTable,
-) -> Result<RemoteInstance, Vec<Fault>> {
-    let written = Raw::shape(&source.spec).map_err(|fault| vec![fault])?;
-    RemoteInstance::compile(source, template, written, table)
-}
-
 /// Objects by what they are.
 #[derive(Default)]
 struct Sorted {
@@ -787,8 +795,8 @@ impl InForce {
             let sent = match template {
                 None => Sent::Compiled(Arc::new(Instance::compile(source, table).ok()?)),
                 Some(template) => {
-                    let instance = remote_instance(source, Arc::clone(template), table).ok()?;
-                    Sent::Remote(Arc::new(instance))
+                    let instance = RemoteInstance::read(source, Arc::clone(template), table);
+                    Sent::Remote(Arc::new(instance.ok()?))
                 }
             };
             instances.insert(source.key.clone(), sent);

@@ -154,6 +154,11 @@ impl<'a> Raw<'a> {
         })
     }
 
+    /// Whether a key of a legacy kind's spec is no parameter.
+    pub fn is_beside_params(key: &str) -> bool {
+        BINDINGS.contains(&key) || key == "name"
+    }
+
     /// The parameters and bindings of an object of kind `instance`, whatever its template.
     ///
     /// # Errors
@@ -308,7 +313,7 @@ impl Compiler<'_> {
         let mut plans: Vec<(&'static str, Plan)> = Vec::new();
         for (key, json) in written.into_iter().flatten() {
             let at = join(at, key);
-            if beside_bindings && (BINDINGS.contains(&key.as_str()) || key == "name") {
+            if beside_bindings && Raw::is_beside_params(key) {
                 continue;
             }
             let Some(field) = known.iter().find(|f| f.is_named(key)) else {

@@ -6,6 +6,7 @@ use std::{
 };
 
 use lateen_adapter::template;
+use lateen_engine::AttributeTable;
 
 use super::{
     instance::Instance,
@@ -81,6 +82,8 @@ pub struct Names<'a> {
     pub remote_instances: &'a BTreeMap<Key, Found<Arc<RemoteInstance>>>,
     /// The remote templates there are.
     pub templates: &'a BTreeMap<Key, Found<Arc<RemoteTemplate>>>,
+    /// The attributes there are.
+    pub table: &'a AttributeTable,
     /// Handlers that cannot be built, and why.
     pub broken: &'a BTreeMap<Key, String>,
     /// Where rules for everybody are.
@@ -122,31 +125,40 @@ impl Directory for Names<'_> {
 
     fn instance(&self, name: &str, namespace: &str, takes: &Takes) -> Result<(Key, Sent), String> {
         let default = self.default_namespace;
-        let compiled = || {
-            let (key, found) = find(self.instances, name, "instance", namespace, default)?;
-            Ok::<_, String>((key.clone(), Sent::Compiled(Arc::clone(&found.what))))
-        };
-        let remote = || {
-            let (key, found) = find(self.remote_instances, name, "instance", namespace, default)?;
-            Ok::<_, String>((key.clone(), Sent::Remote(Arc::clone(&found.what))))
-        };
-        // An instance of one of Istio's templates may be there in both forms.
+        let compiled = || find(self.instances, name, "instance", namespace, default);
+        let remote = || find(self.remote_instances, name, "instance", namespace, default);
         match takes {
-            Takes::Remote(_) => remote().map_err(|reason| match compiled() {
-                Ok((key, sent)) => format!(
-                    "{key} is of {}, which is part of this Mixer; for an adapter process describe the template by \
-                     an object of kind template and name it with template: instead of compiledTemplate:",
-                    sent.template()
-                ),
-                Err(_) => reason,
-            }),
-            Takes::Compiled(_) => compiled().map_err(|reason| match remote() {
-                Ok((key, sent)) => format!(
+            Takes::Compiled(_) => match (compiled(), remote()) {
+                (Ok((key, found)), _) => Ok((key.clone(), Sent::Compiled(Arc::clone(&found.what)))),
+                (Err(_), Ok((key, found))) => Err(format!(
                     "{key} is of {}, which only adapters that are processes of their own take",
-                    sent.template()
-                ),
-                Err(_) => reason,
-            }),
+                    found.what.template.name
+                )),
+                (Err(reason), Err(_)) => Err(reason),
+            },
+            Takes::Remote(templates) => match (remote(), compiled()) {
+                (Ok((key, found)), _) => Ok((key.clone(), Sent::Remote(Arc::clone(&found.what)))),
+                (Err(_), Ok((key, found))) => {
+                    let wanted = found.what.template.name;
+                    let template = templates.iter().find(|t| t.template_name == wanted);
+                    let template = template.ok_or_else(|| {
+                        let takes: Vec<&str> = templates.iter().map(|t| &*t.name).collect();
+                        let takes = takes.join(", ");
+                        format!("the handler does not take instances of {wanted}; it takes {takes}")
+                    })?;
+                    let instance =
+                        RemoteInstance::read(&found.source, Arc::clone(template), self.table);
+                    let instance = instance.map_err(|faults| {
+                        let told = faults.iter().map(|f| format!("{}: {}", f.field, f.reason));
+                        format!(
+                            "{key} is no instance for a process: {}",
+                            told.collect::<Vec<_>>().join("; ")
+                        )
+                    })?;
+                    Ok((key.clone(), Sent::Remote(Arc::new(instance))))
+                }
+                (Err(reason), Err(_)) => Err(reason),
+            },
         }
     }
 }

@@ -10,7 +10,11 @@ pub mod instance;
 pub mod output;
 pub mod types;
 
-use std::{collections::BTreeSet, fmt, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    sync::{Arc, LazyLock},
+};
 
 use base64::Engine as _;
 use http::uri::PathAndQuery;
@@ -22,7 +26,7 @@ use serde::Deserialize;
 use serde_json::Value as Json;
 
 use self::output::OutputPlan;
-use super::object::{Fault, Source};
+use super::object::{Fault, Key, Source};
 
 /// The number of the field `name` that Mixer fills in each instance.
 pub const NAME_FIELD: u32 = 72_295_727;
@@ -36,6 +40,8 @@ pub struct RemoteTemplate {
     pub name: Arc<str>,
     /// As written.
     pub source: Source,
+    /// Whether it is one of Istio's that no object describes.
+    pub is_built_in: bool,
     /// What the descriptor calls it, as adapters may do too.
     pub template_name: String,
     /// What its instances are for.
@@ -134,13 +140,46 @@ impl RemoteTemplate {
         let mut found = None;
         for file in pool.files() {
             let options = Options::of(&file).map_err(|reason| at(&reason))?;
-            if options.name.is_some() || options.variety.is_some() {
+            if options.is_template() {
                 found = Some((file, options));
             }
         }
         let (file, options) = found.ok_or_else(|| {
             at(&"no file of the descriptor has the option istio.mixer.adapter.model.v1beta1.template_name")
         })?;
+        Self::of(source, &pool, &file, options)
+    }
+
+    /// Istio's template `name`, for whom no object describes it; `namespace` is where it counts.
+    pub fn built_in(name: &str, namespace: &str) -> Option<Self> {
+        static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
+            DescriptorPool::decode(lateen_protocols::TEMPLATES)
+                .expect("it is compiled with this program")
+        });
+        let (file, options) = POOL.files().find_map(|file| {
+            let options = Options::of(&file).ok()?;
+            (options.name.as_deref() == Some(name)).then_some((file, options))
+        })?;
+        let source = Source {
+            key: Key {
+                kind: Arc::from("template"),
+                namespace: Arc::from(namespace),
+                name: Arc::from(name),
+            },
+            annotations: Arc::default(),
+            spec: Arc::new(Json::Null),
+            origin: None,
+        };
+        Self::of(&source, &POOL, &file, options).ok()
+    }
+
+    fn of(
+        source: &Source,
+        pool: &DescriptorPool,
+        file: &FileDescriptor,
+        options: Options,
+    ) -> Result<Self, Fault> {
+        let at = |reason: &dyn fmt::Display| Fault::new("descriptor", reason);
         let package = file.package_name().to_owned();
         let message = |name: &str| pool.get_message_by_name(&format!("{package}.{name}"));
         let instance = message("InstanceMsg").ok_or_else(|| {
@@ -175,6 +214,7 @@ impl RemoteTemplate {
         Ok(Self {
             name: source.key.full_name(),
             source: source.clone(),
+            is_built_in: source.spec.is_null(),
             types: message("Type"),
             template_name: options.name.unwrap_or(package.clone()),
             variety,
@@ -323,6 +363,10 @@ struct WireOptions {
 }
 
 impl Options {
+    fn is_template(&self) -> bool {
+        self.name.is_some() || self.variety.is_some()
+    }
+
     fn of(file: &FileDescriptor) -> Result<Self, String> {
         let bytes = file.options().encode_to_vec();
         let wire = WireOptions::decode(bytes.as_slice()).map_err(|error| error.to_string())?;

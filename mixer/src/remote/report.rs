@@ -68,10 +68,7 @@ impl Sink for Sender {
         let mut refused = None;
         while let Some((template, request)) = self.calls.last() {
             let deadline = Instant::now() + self.caller.patience();
-            let sent = self
-                .caller
-                .call(&template.path, request.clone(), deadline)
-                .await;
+            let sent = self.caller.call(template, request.clone(), deadline).await;
             match sent {
                 Err(failure) if failure.may_come_again() => {
                     return Err(SendError::Again(failure.to_string()));

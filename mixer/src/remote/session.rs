@@ -1,5 +1,5 @@
 //! Sessions: an adapter that keeps them gets its parameters and the types of its instances once, and an id with
-//! each call. The API names no place for the id; it goes in the metadata [`METADATA`].
+//! each call: in the place of the parameters, and in the metadata [`METADATA`].
 //!
 //! A session is opened when the handler is built, and again when the process says that it does not know it
 //! (NOT_FOUND) or may have restarted (UNAVAILABLE). It is closed after the last call.

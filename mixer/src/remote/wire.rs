@@ -102,6 +102,28 @@ pub(super) fn request(
     buffer.into()
 }
 
+/// `request` with the id of its session, in the place of the parameters: an Any of type
+/// `google.protobuf.Any.type_url` whose value is the id, as the API has it.
+///
+/// reference: istio.io/istio `mixer/template/*/template_handler_service.proto`, `adapter_config`.
+pub(super) fn with_session(template: &RemoteTemplate, request: &[u8], id: &str) -> Bytes {
+    let any = prost_types::Any {
+        type_url: SESSION_TYPE.to_owned(),
+        value: id.as_bytes().to_vec(),
+    };
+    let mut buffer = Vec::with_capacity(request.len() + id.len() + 48);
+    buffer.extend_from_slice(request);
+    write_bytes(
+        template.numbers.adapter_config,
+        &any.encode_to_vec(),
+        &mut buffer,
+    );
+    buffer.into()
+}
+
+/// The type of an Any that is a session's id.
+const SESSION_TYPE: &str = "google.protobuf.Any.type_url";
+
 fn senseless(error: impl std::fmt::Display) -> HandlerError {
     HandlerError::unavailable(format!("the adapter's answer makes no sense: {error}"))
 }

@@ -1,6 +1,7 @@
 //! Adapters that are processes of their own: what they get, and what becomes of what they answer.
 
 mod protos;
+mod python;
 mod security;
 mod sessions;
 
@@ -388,7 +389,7 @@ async fn what_a_process_does_not_take_is_refused_at_load() {
     let mesh = Mesh::start(&[("rules.yaml", &compiled)]).await;
     let refused = mesh.refused().join("\n");
     assert!(
-        refused.contains("checknothing, which is part of this Mixer"),
+        refused.contains("the handler does not take instances of checknothing; it takes gate.template.istio-system"),
         "{refused}"
     );
     let other = rules.replace(

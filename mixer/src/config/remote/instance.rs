@@ -15,7 +15,7 @@ use super::{
     output::Decoded,
 };
 use crate::config::{
-    instance::{Binding, bindings},
+    instance::{Binding, Raw, bindings},
     object::{Fault, Source},
 };
 
@@ -44,6 +44,33 @@ pub struct Written<'a> {
 }
 
 impl RemoteInstance {
+    /// Compiles `source`, of kind `instance` or a legacy kind, as an instance of `template`.
+    ///
+    /// # Errors
+    /// As [`RemoteInstance::compile`].
+    pub fn read(
+        source: &Source,
+        template: Arc<RemoteTemplate>,
+        table: &AttributeTable,
+    ) -> Result<Self, Vec<Fault>> {
+        if lateen_adapter::template::find(&source.key.kind).is_none() {
+            let written = Raw::shape(&source.spec).map_err(|fault| vec![fault])?;
+            return Self::compile(source, template, written, table);
+        }
+        // All of a legacy kind's spec are parameters, but for these.
+        let params = source.spec.as_object().map(|spec| {
+            let others = spec.iter().filter(|(key, _)| !Raw::is_beside_params(key));
+            others
+                .map(|(key, json)| (key.clone(), json.clone()))
+                .collect()
+        });
+        let written = Written {
+            params: params.as_ref(),
+            bindings: None,
+        };
+        Self::compile(source, template, written, table)
+    }
+
     /// Compiles what `source` says, which is an instance of `template`; answers with everything that is wrong.
     ///
     /// # Errors
