@@ -374,7 +374,10 @@ impl Builder {
             templates,
             problems,
         );
-        self.built_in_templates(templates);
+        // Nobody else asks for them, and most have no such adapters.
+        if !sorted.adapters.is_empty() {
+            self.built_in_templates(templates);
+        }
         let read = |s: &Source| RemoteAdapter::read(s).map(Arc::new).map_err(|f| vec![f]);
         take(
             &sorted.adapters,
