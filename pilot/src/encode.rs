@@ -23,6 +23,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
     TcpProxy, tcp_proxy::ClusterSpecifier as TcpDestination,
 };
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use envoy_types::pb::google::protobuf::Any;
 use prost::{Message, Name};
 use prost_reflect::{DescriptorPool, Kind as FieldKind};
@@ -180,6 +181,14 @@ impl Resource for Cluster {
 
 impl Resource for ClusterLoadAssignment {
     const KIND: Kind = Kind::Endpoint;
+
+    fn refers(&self) -> Refers {
+        Refers::default()
+    }
+}
+
+impl Resource for Secret {
+    const KIND: Kind = Kind::Secret;
 
     fn refers(&self) -> Refers {
         Refers::default()

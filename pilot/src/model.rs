@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use lateen_config::networking::{Gateway, OutboundTrafficPolicy, Sidecar};
 use lateen_config::security::MutualTlsMode;
-use lateen_config::{ConfigSet, MeshConfig, Object, Spec};
+use lateen_config::{ConfigSet, MeshConfig, Object, Secret, Spec};
 
 pub use self::node::{Agent, Interception, Node, NodeError, Role};
 pub use self::quota::BoundQuota;
@@ -49,6 +49,7 @@ pub struct Snapshot {
     gateways: Vec<Arc<Object>>,
     /// By namespace.
     sidecars: BTreeMap<Arc<str>, Vec<Arc<Object>>>,
+    secrets: Vec<Arc<Object>>,
     status: Status,
 }
 
@@ -91,6 +92,7 @@ impl Snapshot {
             quotas: quota::Quotas::read(&objects),
             gateways: of_kind(&objects, |spec| matches!(spec, Spec::Gateway(_))),
             sidecars: BTreeMap::new(),
+            secrets: of_kind(&objects, |spec| matches!(spec, Spec::Secret(_))),
             services: registry.services,
             endpoints: BTreeMap::new(),
             workloads: registry.workloads,
@@ -182,6 +184,19 @@ impl Snapshot {
     #[must_use]
     pub fn status(&self) -> &Status {
         &self.status
+    }
+
+    /// TLS material by namespace and name.
+    #[must_use]
+    pub fn secret(&self, namespace: &str, name: &str) -> Option<&Secret> {
+        self.secrets.iter().find_map(|object| match &object.spec {
+            Spec::Secret(secret)
+                if &*object.key.namespace == namespace && &*object.key.name == name =>
+            {
+                Some(secret)
+            }
+            _ => None,
+        })
     }
 
     /// All services, by host name.

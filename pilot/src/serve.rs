@@ -468,11 +468,17 @@ pub fn catalogs(
         .iter()
         .map(|(name, message)| (name.as_str().into(), encoder.encode(name, message)))
         .collect();
+    let secrets: Catalog = resources
+        .secrets
+        .iter()
+        .map(|(name, message)| (name.as_str().into(), encoder.encode(name, message)))
+        .collect();
     let catalogs = BTreeMap::from([
         (Kind::Cluster, Arc::new(clusters)),
         (Kind::Endpoint, Arc::new(endpoints)),
         (Kind::Listener, Arc::new(listeners)),
         (Kind::Route, Arc::new(routes)),
+        (Kind::Secret, Arc::new(secrets)),
     ]);
     (catalogs, resources.conflicts)
 }
@@ -491,6 +497,7 @@ fn check_identity(peer: &SpiffeId, node: &mut Node) -> Result<(), Status> {
             node.id, node.namespace
         )));
     }
+    node.verified = true;
     match &node.service_account {
         Some(claimed) if claimed != account => Err(Status::permission_denied(format!(
             "{peer} may not act for node {:?}: it claims service account {claimed:?}",

@@ -2,7 +2,7 @@
 //!
 //! [`translate`] → [`listener`] (outbound), [`inbound`] ([`gateway`] for routers) and [`route`] (virtual hosts,
 //! VirtualServices) → [`cluster`] (by DestinationRule: [`policy`]) → [`endpoint`]. Beside the path: [`names`],
-//! [`tls`], [`http`] (connection manager), [`tcp`], [`access_log`], [`mixer`], and [`wire`] for the small change
+//! [`tls`], [`secret`], [`http`] (connection manager), [`tcp`], [`access_log`], [`mixer`], and [`wire`] for the small change
 //! of protobuf. Where traffic enters and leaves is read from the node in [`interception`] only.
 //!
 //! Stock Envoy gets stock filters only; nothing here makes it refuse a resource that another node's
@@ -25,8 +25,10 @@ mod inbound;
 mod gateway;
 mod cluster;
 mod endpoint;
+mod secret;
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::accesslog::v3::AccessLog;
@@ -34,6 +36,7 @@ use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 
 use crate::model::{Node, Role, Service, Snapshot};
 
@@ -51,6 +54,8 @@ pub struct Resources {
     pub clusters: BTreeMap<String, Cluster>,
     /// EDS.
     pub endpoints: BTreeMap<String, ClusterLoadAssignment>,
+    /// SDS: what its listeners and clusters name, as far as the node may have it.
+    pub secrets: BTreeMap<String, Secret>,
     /// What had to be left out for this node, and the winner: ports, hosts, domains.
     pub conflicts: Vec<String>,
 }
@@ -71,6 +76,7 @@ pub fn translate(snapshot: &Snapshot, node: &Node) -> Resources {
     }
     cluster::clusters(&scope, &mut resources);
     endpoint::all(&scope, &mut resources);
+    secret::all(&scope, &mut resources);
     resources.conflicts.sort();
     resources.conflicts.dedup();
     resources
@@ -100,6 +106,8 @@ struct Scope<'a> {
     mixer: Option<Mixer>,
     /// Access logs of every listener.
     access_log: Vec<AccessLog>,
+    /// Names of secrets that what was translated so far asks for.
+    credentials: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Scope<'a> {
@@ -121,6 +129,7 @@ impl<'a> Scope<'a> {
             traffic: Traffic::of(node),
             mixer: None,
             access_log: Vec::new(),
+            credentials: RefCell::default(),
         }
     }
 

@@ -14,6 +14,7 @@ use crate::networking::{
 };
 use crate::policy::{MixerObject, QuotaSpec, QuotaSpecBinding};
 use crate::problem::{Problem, Severity};
+use crate::secret::Secret;
 use crate::security::{AuthenticationPolicy, PeerAuthentication};
 
 /// Labels or annotations.
@@ -126,6 +127,8 @@ pub enum Spec {
     EndpointSlice(EndpointSlice),
     Pod(Box<Pod>),
     ConfigMap(ConfigMap),
+    /// One with TLS material; others are not kept.
+    Secret(Secret),
     Namespace(Namespace),
 }
 

@@ -14,6 +14,7 @@ use crate::mesh::MeshConfig;
 use crate::object::{Key, Labels, Object, Order, Origin, Spec};
 use crate::policy::MixerObject;
 use crate::problem::{Problem, Severity};
+use crate::secret::Secret;
 use crate::yaml::{Document, documents};
 
 /// Kinds that other programs act on, or that change nothing in a mesh of ours: no warning for them.
@@ -31,7 +32,6 @@ const FOREIGN_KINDS: &[&str] = &[
     "ReplicaSet",
     "Role",
     "RoleBinding",
-    "Secret",
 ];
 
 /// Reads every object of a YAML file. `file` is how problems name it.
@@ -329,6 +329,10 @@ impl Reader<'_> {
             ("", "ServiceAccount") => Spec::ServiceAccount(ServiceAccount::default()),
             ("", "Namespace") => Spec::Namespace(Namespace::default()),
             ("", "ConfigMap") => Spec::ConfigMap(self.config_map(document)?),
+            ("", "Secret") => match Secret::read(document) {
+                Ok(secret) => Spec::Secret(secret?),
+                Err((field, reason)) => return self.refuse(&field, reason),
+            },
             ("security.istio.io" | "rbac.istio.io", _) => {
                 self.report(
                     Severity::Warning,

@@ -41,6 +41,7 @@ pub fn validate(object: &Object) -> Vec<Problem> {
         | Spec::Pod(_)
         | Spec::ConfigMap(_)
         | Spec::EndpointSlice(_)
+        | Spec::Secret(_)
         | Spec::Namespace(_) => {}
     }
     check.problems

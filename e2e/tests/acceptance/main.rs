@@ -24,6 +24,7 @@ mod routing;
 mod rules;
 mod samples;
 mod scope;
+mod secure_gateway;
 mod support;
 mod telemetry;
 mod tracing;

@@ -62,6 +62,8 @@ pub struct Node {
     pub domain: String,
     /// Workload labels.
     pub labels: BTreeMap<String, String>,
+    /// Whether a certificate of the mesh has proven namespace and service account.
+    pub verified: bool,
     /// Service account, if it says so.
     pub service_account: Option<String>,
     /// Deployment name, or the like.
@@ -206,6 +208,7 @@ impl Node {
             namespace,
             domain: domain.to_owned(),
             labels: facts.map("LABELS"),
+            verified: false,
             service_account: some("SERVICE_ACCOUNT"),
             workload_name: some("WORKLOAD_NAME"),
             cluster_id: some("CLUSTER_ID").unwrap_or_default(),

@@ -583,6 +583,7 @@ fn secure(
         Some((_, TlsMode::IstioMutual)) => cluster.transport_socket = Some(mesh_socket()),
         Some((settings, TlsMode::Simple | TlsMode::Mutual)) => {
             cluster.transport_socket = tls::client(
+                scope,
                 settings,
                 &service.hostname,
                 &service.subject_alt_names,

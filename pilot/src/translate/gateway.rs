@@ -226,10 +226,11 @@ fn listener(
             let Some(server_names) = names.take(opened, &mut resources.conflicts, port) else {
                 continue;
             };
-            let socket =
-                opened.server.tls.as_ref().and_then(|settings| {
-                    tls::gateway_server(settings, true, scope.trust_domains())
-                });
+            let socket = opened
+                .server
+                .tls
+                .as_ref()
+                .and_then(|settings| tls::gateway_server(scope, settings, true));
             let config = routes(scope, &route_name, &[opened], &mut resources.conflicts);
             resources.routes.insert(route_name.clone(), config);
             chains.push(FilterChain {
@@ -472,7 +473,7 @@ fn tls_chains(
         .server
         .tls
         .as_ref()
-        .and_then(|settings| tls::gateway_server(settings, false, scope.trust_domains()));
+        .and_then(|settings| tls::gateway_server(scope, settings, false));
     let binding = Binding::Gateway(&opened.gateway);
     for virtual_service in scope.snapshot.gateway_routes(&opened.gateway) {
         let common = opened.common_hosts(virtual_service);

@@ -1,9 +1,10 @@
-//! TLS contexts: the mesh's own by SDS names `default` and `ROOTCA`, others by file or secret name.
+//! TLS contexts: the mesh's own by SDS names `default` and `ROOTCA` from the agent, others by file or by the
+//! name of a Secret, which comes from us ([`secret`]).
 
 use envoy_types::pb::envoy::config::core::v3::{
-    ApiConfigSource, ApiVersion, ConfigSource, GrpcService, TransportSocket,
-    api_config_source::ApiType, config_source::ConfigSourceSpecifier, grpc_service::EnvoyGrpc,
-    grpc_service::TargetSpecifier, transport_socket,
+    AggregatedConfigSource, ApiConfigSource, ApiVersion, ConfigSource, GrpcService,
+    TransportSocket, api_config_source::ApiType, config_source::ConfigSourceSpecifier,
+    grpc_service::EnvoyGrpc, grpc_service::TargetSpecifier, transport_socket,
 };
 use envoy_types::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
@@ -18,6 +19,7 @@ use lateen_config::networking::{ClientTls, ServerTls, TlsMode};
 use prost::{Message, Name};
 
 use super::wire::{any, bool_value, exact, file, prefix};
+use super::{Scope, secret};
 
 /// Cluster of the agent's SDS server.
 const SDS_CLUSTER: &str = "sds-grpc";
@@ -88,6 +90,21 @@ fn sds(name: &str) -> SdsSecretConfig {
                     }],
                     ..Default::default()
                 },
+            )),
+            ..Default::default()
+        }),
+    }
+}
+
+/// The Secret that a user's `credentialName` names, on the stream that everything else comes by.
+fn credential(scope: &Scope<'_>, name: String) -> SdsSecretConfig {
+    scope.credentials.borrow_mut().insert(name.clone());
+    SdsSecretConfig {
+        name,
+        sds_config: Some(ConfigSource {
+            resource_api_version: ApiVersion::V3 as i32,
+            config_source_specifier: Some(ConfigSourceSpecifier::Ads(
+                AggregatedConfigSource::default(),
             )),
             ..Default::default()
         }),
@@ -179,6 +196,7 @@ pub(super) fn mesh_client<'a>(
 
 /// TLS towards a server outside of the mesh, as a DestinationRule says. `None`: no TLS.
 pub(super) fn client(
+    scope: &Scope<'_>,
     tls: &ClientTls,
     host: &str,
     identities: &[String],
@@ -218,9 +236,9 @@ pub(super) fn client(
             common.tls_certificates = vec![certificate(&tls.client_certificate, &tls.private_key)];
         }
     } else {
-        let name = format!("kubernetes://{}", tls.credential_name);
         if tls.mode == TlsMode::Mutual {
-            common.tls_certificate_sds_secret_configs = vec![sds(&name)];
+            let name = secret::certificate_name(&tls.credential_name);
+            common.tls_certificate_sds_secret_configs = vec![credential(scope, name)];
         }
         if tls.insecure_skip_verify != Some(true) {
             common.validation_context_type =
@@ -230,7 +248,10 @@ pub(super) fn client(
                             trusted_ca: None,
                             ..validation
                         }),
-                        validation_context_sds_secret_config: Some(sds(&format!("{name}-cacert"))),
+                        validation_context_sds_secret_config: Some(credential(
+                            scope,
+                            secret::authorities_name(&tls.credential_name),
+                        )),
                         ..Default::default()
                     },
                 ));
@@ -257,10 +278,10 @@ fn certificate(chain: &str, key: &str) -> TlsCertificate {
 }
 
 /// TLS of a gateway's server. `None`: it terminates nothing.
-pub(super) fn gateway_server<'a>(
+pub(super) fn gateway_server(
+    scope: &Scope<'_>,
     tls: &ServerTls,
     http: bool,
-    trust_domains: impl Iterator<Item = &'a str>,
 ) -> Option<TransportSocket> {
     let alpn: &[&str] = if http { &["h2", "http/1.1"] } else { &[] };
     let wants_client = match tls.mode.as_str() {
@@ -269,7 +290,7 @@ pub(super) fn gateway_server<'a>(
         "OPTIONAL_MUTUAL" => Some(false),
         "ISTIO_MUTUAL" => {
             return Some(mesh_server(
-                trust_domains,
+                scope.trust_domains(),
                 if http { SERVE_HTTP } else { MESH_TCP },
             ));
         }
@@ -294,13 +315,13 @@ pub(super) fn gateway_server<'a>(
         }),
         ..Default::default()
     };
-    let secret = tls.credential_names.first().unwrap_or(&tls.credential_name);
+    let secret_name = tls.credential_names.first().unwrap_or(&tls.credential_name);
     let sans = tls
         .subject_alt_names
         .iter()
         .map(|name| listed_san(name))
         .collect();
-    if secret.is_empty() {
+    if secret_name.is_empty() {
         common.tls_certificates = vec![certificate(&tls.server_certificate, &tls.private_key)];
         if wants_client.is_some() {
             common.validation_context_type = Some(ValidationContextType::ValidationContext(
@@ -314,12 +335,12 @@ pub(super) fn gateway_server<'a>(
             ));
         }
     } else {
-        let name = format!("kubernetes://{secret}");
-        common.tls_certificate_sds_secret_configs = vec![sds(&name)];
+        let certificate = secret::certificate_name(secret_name);
+        common.tls_certificate_sds_secret_configs = vec![credential(scope, certificate)];
         if wants_client.is_some() {
-            let authority = match tls.ca_cert_credential_name.as_str() {
-                "" => format!("{name}-cacert"),
-                named => format!("kubernetes://{named}"),
+            let authorities = match tls.ca_cert_credential_name.as_str() {
+                "" => secret::authorities_name(secret_name),
+                named => secret::authorities_name(named),
             };
             common.validation_context_type =
                 Some(ValidationContextType::CombinedValidationContext(
@@ -328,7 +349,7 @@ pub(super) fn gateway_server<'a>(
                             match_typed_subject_alt_names: sans,
                             ..Default::default()
                         }),
-                        validation_context_sds_secret_config: Some(sds(&authority)),
+                        validation_context_sds_secret_config: Some(credential(scope, authorities)),
                         ..Default::default()
                     },
                 ));
