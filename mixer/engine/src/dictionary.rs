@@ -103,20 +103,52 @@ pub(crate) struct MessageWords {
     ends: Vec<usize>,
 }
 
+/// The words of a message as they are found.
+#[derive(Debug, Default)]
+pub(crate) struct MessageWordsBuilder {
+    buffer: String,
+    ends: Vec<usize>,
+}
+
+impl MessageWordsBuilder {
+    pub(crate) fn push(&mut self, word: &str) {
+        if self.ends.is_empty() {
+            // What a request's words take.
+            self.buffer.reserve(1024);
+            self.ends.reserve(32);
+        }
+        self.buffer.push_str(word);
+        self.ends.push(self.buffer.len());
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Bytes of all of them.
+    pub(crate) fn bytes(&self) -> usize {
+        self.buffer.len()
+    }
+
+    pub(crate) fn build(self) -> MessageWords {
+        MessageWords {
+            buffer: self.buffer.into(),
+            ends: self.ends,
+        }
+    }
+}
+
 impl MessageWords {
     pub(crate) fn new(words: &[String]) -> MessageWords {
-        let mut buffer = String::with_capacity(words.iter().map(String::len).sum());
-        let ends = words
-            .iter()
-            .map(|word| {
-                buffer.push_str(word);
-                buffer.len()
-            })
-            .collect();
-        MessageWords {
-            buffer: buffer.into(),
-            ends,
+        let mut all = MessageWordsBuilder {
+            buffer: String::with_capacity(words.iter().map(String::len).sum()),
+            ends: Vec::with_capacity(words.len()),
+        };
+        for word in words {
+            all.push(word);
         }
+        all.build()
     }
 
     /// The word at an index; `None` when neither dictionary has it.

@@ -142,6 +142,11 @@ impl StringMap {
         StringMap(entries.into())
     }
 
+    /// A map of entries that are sorted by key, each key once.
+    pub(crate) fn sorted(entries: Arc<[(Text, Text)]>) -> StringMap {
+        StringMap(entries)
+    }
+
     /// The value of a key.
     pub fn get(&self, key: &str) -> Option<&Text> {
         let at = self.0.binary_search_by(|(k, _)| k.as_str().cmp(key)).ok()?;

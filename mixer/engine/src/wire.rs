@@ -1,5 +1,7 @@
 //! `istio.mixer.v1` attributes to and from bags.
 
+pub mod raw;
+
 use std::net::IpAddr;
 
 use chrono::{DateTime, TimeDelta, Utc};
