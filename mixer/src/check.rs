@@ -10,6 +10,7 @@ use lateen_protocols::istio::mixer::v1::{
     check_request::QuotaParams,
     check_response::{PreconditionResult, QuotaResult},
 };
+use tokio::time::Instant;
 use tonic::Status as RpcStatus;
 
 use crate::{
@@ -68,15 +69,7 @@ pub async fn check(
     knows_generation: bool,
     explanation: Option<&mut Explanation>,
 ) -> Result<CheckResponse, RpcStatus> {
-    let attributes = request.attributes.unwrap_or_default();
-    let bag = crate::attribute::decode(&attributes, request.global_word_count, &snapshot.table)?;
-    let question = Question {
-        bag,
-        global_words: crate::attribute::known_words(request.global_word_count),
-        quotas: request.quotas.into_iter().collect(),
-        deduplication_id: request.deduplication_id,
-        only_quotas: false,
-    };
+    let question = crate::attribute::question(request, &snapshot.table)?;
     answer(
         snapshot,
         metrics,
@@ -226,6 +219,7 @@ impl Check<'_> {
                 continue;
             }
             matched.push(rule);
+            self.metrics.rule_matched(&rule.name, 1);
             for action in &rule.actions {
                 let with_output = action.instances(Variety::CheckWithOutput);
                 for instance in action.instances(Variety::Check).chain(with_output) {
@@ -249,6 +243,7 @@ impl Check<'_> {
                 }
             }
         }
+        let begun = Instant::now();
         // All at once; the order of the verdicts is that of the rules, whoever answers first.
         let told = join_all(asked.into_iter().map(|asked| async move {
             let Asked {
@@ -261,7 +256,9 @@ impl Check<'_> {
                 (Answer::Settled(verdict), _) => (verdict, Found::nothing()),
                 (Answer::Waiting(answer), sent) => {
                     let handler = sent.map(|(action, _)| &*action.handler);
-                    match answer.await {
+                    let answer = answer.await;
+                    self.metrics.rule_asked(&rule.name, begun.elapsed());
+                    match answer {
                         Ok((result, output)) => {
                             (verdict(handler, rule.fail_mode, Ok(result)), output)
                         }
@@ -281,6 +278,9 @@ impl Check<'_> {
             if let Some(explanation) = explanation.as_deref_mut() {
                 let sent = sent.map(|(action, instance)| (&*action.handler, instance));
                 explanation.answered(rule, sent, &verdict);
+            }
+            if !verdict.status.is_ok() {
+                self.metrics.rule_denied(&rule.name);
             }
             if rule.is_dry_run {
                 // It counts what it would do, as often as it would be asked.

@@ -100,7 +100,14 @@ pub async fn run(
             // Whoever asked may have gone.
             drop(reply.send(next.problems.clone()));
         }
+        let names: std::collections::HashSet<_> = next
+            .rules
+            .iter()
+            .map(|rule| Arc::clone(&rule.name))
+            .collect();
         snapshot.store(Arc::new(next));
+        drop(old);
+        metrics.configured.retain(|name| names.contains(name));
         applied();
     }
 }

@@ -13,8 +13,8 @@ use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    instance::{Batch, Found, Made},
-    metrics::{Metrics, Outcome},
+    instance::{Batch, Encoded, Found, Made},
+    metrics::{HandlerStats, Metrics, Outcome},
     remote::{self, Process},
 };
 
@@ -112,7 +112,7 @@ pub struct LiveHandler {
     pub signature: Signature,
     worker: Worker,
     calls: Semaphore,
-    metrics: Arc<Metrics>,
+    stats: Arc<HandlerStats>,
     _closer: Closer,
 }
 
@@ -174,14 +174,20 @@ impl LiveHandler {
         let build = AssertUnwindSafe(|| build(&name, &signature, env));
         let worker = std::panic::catch_unwind(build)
             .unwrap_or_else(|_| Err(format!("adapter {} panicked", signature.adapter())))?;
+        let stats = world.metrics.configured.handler(&name, signature.label());
         Ok(Self {
             name,
             signature,
             worker,
             calls: Semaphore::new(MAX_CALLS),
-            metrics: Arc::clone(&world.metrics),
+            stats,
             _closer: closer,
         })
+    }
+
+    /// What is counted of it.
+    pub(crate) fn stats(&self) -> &HandlerStats {
+        &self.stats
     }
 
     /// What the adapter finds wrong with `signature`.
@@ -206,17 +212,23 @@ impl LiveHandler {
         match (&self.worker, made) {
             (Worker::Adapter(handler), Made::Check(instance)) => {
                 let part = handler.check().ok_or_else(|| self.unable("checks"))?;
-                let result = self.guard(call, || part.check(instance, call)).await?;
+                let template = instance.template();
+                let ask = || part.check(instance, call);
+                let result = self.guard(template, call, ask).await?;
                 Ok((result, Found::nothing()))
             }
             (Worker::Adapter(handler), Made::CheckOutput(instance)) => {
                 let part = handler.check_output();
                 let part = part.ok_or_else(|| self.unable("checks with output"))?;
-                let (result, output) = self.guard(call, || part.check(instance, call)).await?;
+                let template = instance.template();
+                let ask = || part.check(instance, call);
+                let (result, output) = self.guard(template, call, ask).await?;
                 Ok((result, Found::Compiled(output)))
             }
             (Worker::Process(process), Made::Remote(instance)) => {
-                self.guard(call, || process.check(instance, call)).await
+                let template = instance.template();
+                self.guard(&template, call, || process.check(instance, call))
+                    .await
             }
             _ => Err(self.unable("such checks")),
         }
@@ -230,10 +242,16 @@ impl LiveHandler {
         match (&self.worker, batch) {
             (Worker::Adapter(handler), Batch::Compiled(batch)) => {
                 let part = handler.report().ok_or_else(|| self.unable("reports"))?;
-                self.guard(call, || part.report(batch, call)).await
+                // A batch may be of several templates: it is counted with that of its first instance.
+                let template = batch.first().map_or("", |i| i.template());
+                self.guard(template, call, || part.report(batch, call))
+                    .await
             }
             (Worker::Process(process), Batch::Remote(batch)) => {
-                self.guard(call, || async { process.report(batch) }).await
+                let template = batch.first().map(Encoded::template);
+                let template = template.as_deref().unwrap_or_default();
+                self.guard(template, call, || async { process.report(batch) })
+                    .await
             }
             _ => Err(self.unable("such reports")),
         }
@@ -252,11 +270,13 @@ impl LiveHandler {
         match (&self.worker, made) {
             (Worker::Adapter(handler), Made::Quota(instance)) => {
                 let part = handler.quota().ok_or_else(|| self.unable("quota"))?;
-                self.guard(call, || part.quota(instance, args, call)).await
+                self.guard("quota", call, || part.quota(instance, args, call))
+                    .await
             }
             (Worker::Process(process), Made::Remote(instance)) => {
+                let template = instance.template();
                 let ask = || process.quota(instance, args, call);
-                self.guard(call, ask).await
+                self.guard(&template, call, ask).await
             }
             _ => Err(self.unable("such quota")),
         }
@@ -272,11 +292,15 @@ impl LiveHandler {
                 let part = handler
                     .generate()
                     .ok_or_else(|| self.unable("attributes"))?;
-                let output = self.guard(call, || part.generate(instance, call)).await?;
+                let template = instance.template();
+                let ask = || part.generate(instance, call);
+                let output = self.guard(template, call, ask).await?;
                 Ok(Found::Compiled(output))
             }
             (Worker::Process(process), Made::Remote(instance)) => {
-                self.guard(call, || process.generate(instance, call)).await
+                let template = instance.template();
+                self.guard(&template, call, || process.generate(instance, call))
+                    .await
             }
             _ => Err(self.unable("such attributes")),
         }
@@ -289,14 +313,19 @@ impl LiveHandler {
         }
     }
 
-    async fn guard<T, F>(&self, call: &Call, start: impl FnOnce() -> F) -> Result<T, HandlerError>
+    async fn guard<T, F>(
+        &self,
+        template: &str,
+        call: &Call,
+        start: impl FnOnce() -> F,
+    ) -> Result<T, HandlerError>
     where
         F: Future<Output = Result<T, HandlerError>>,
     {
         let begun = Instant::now();
+        let _under_way = self.stats.begin();
         let (result, outcome) = self.bounded(call, start).await;
-        self.metrics
-            .dispatched(&self.name, self.signature.label(), outcome, begun.elapsed());
+        self.stats.ended(template, outcome, begun.elapsed());
         if let Err(error) = &result {
             tracing::debug!(handler = %self.name, %error, "a handler failed");
         }

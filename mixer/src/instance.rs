@@ -38,6 +38,13 @@ pub struct Encoded {
     pub message: Bytes,
 }
 
+impl Encoded {
+    /// Name of its template.
+    pub fn template(&self) -> Arc<str> {
+        Arc::clone(&self.instance.template.name)
+    }
+}
+
 /// Values of a template's outputs.
 #[derive(Clone, Debug)]
 pub enum Found {

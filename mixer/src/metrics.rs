@@ -1,12 +1,21 @@
 //! Mixer's metrics about itself, on the monitoring port. What users measure is the prometheus adapter's.
 
+mod handlers;
+mod latency;
+
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
-use lateen_adapter::{Counter as HandlerCounter, meter::Meter};
+use lateen_adapter::{
+    Counter as HandlerCounter,
+    meter::{Gauge as HandlerGauge, Meter},
+};
 use prometheus_client::{
     collector::Collector,
     encoding::{
@@ -16,14 +25,16 @@ use prometheus_client::{
         MetricType,
         counter::{ConstCounter, Counter},
         family::Family,
-        gauge::Gauge,
-        histogram::{Histogram, exponential_buckets},
+        gauge::{ConstGauge, Gauge},
     },
     registry::Registry,
 };
 
+pub(crate) use handlers::{Configured, HandlerStats};
+use latency::Latency;
+
 /// How a call of a handler ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the label's values")]
 pub enum Outcome {
     Answered,
@@ -31,6 +42,37 @@ pub enum Outcome {
     Panicked,
     Late,
     Refused,
+}
+
+impl Outcome {
+    /// All of them, in order.
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Answered,
+        Self::Failed,
+        Self::Panicked,
+        Self::Late,
+        Self::Refused,
+    ];
+
+    /// The label's value.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Answered => "Answered",
+            Self::Failed => "Failed",
+            Self::Panicked => "Panicked",
+            Self::Late => "Late",
+            Self::Refused => "Refused",
+        }
+    }
+}
+
+/// Why a call was not taken on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Shed {
+    /// Too many are under way.
+    TooMany,
+    /// The program is too late.
+    Delay,
 }
 
 /// Which call of the API.
@@ -52,22 +94,15 @@ impl EncodeLabelValue for Name {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct DispatchLabels {
-    handler: Name,
-    adapter: &'static str,
-    outcome: Outcome,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct HandlerLabels {
-    handler: Name,
-    adapter: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
     method: Method,
     code: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ShedLabels {
+    method: Method,
+    reason: Shed,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -90,7 +125,11 @@ struct EventLabels {
 
 /// What handlers count of themselves. A counter stays when its handler is rebuilt or gone.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Events(Arc<Mutex<BTreeMap<EventLabels, HandlerCounter>>>);
+pub(crate) struct Events {
+    counters: Arc<Mutex<BTreeMap<EventLabels, HandlerCounter>>>,
+    /// `event` is the queue.
+    queues: Arc<Mutex<BTreeMap<EventLabels, HandlerGauge>>>,
+}
 
 impl Events {
     /// The counters of one handler.
@@ -103,21 +142,65 @@ impl Events {
     }
 }
 
+impl Events {
+    fn counts(&self) -> Vec<(EventLabels, u64)> {
+        let all = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().map(|(l, c)| (l.clone(), c.get())).collect()
+    }
+
+    fn levels(&self) -> Vec<(EventLabels, i64)> {
+        let all = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().map(|(l, g)| (l.clone(), g.get())).collect()
+    }
+
+    /// Events and queues of one handler, by name.
+    pub(crate) fn told(
+        &self,
+        handler: &str,
+    ) -> (BTreeMap<&'static str, u64>, BTreeMap<&'static str, i64>) {
+        let is_its = |l: &EventLabels| *l.handler.0 == *handler;
+        let counts = self.counts().into_iter().filter(|(l, _)| is_its(l));
+        let levels = self.levels().into_iter().filter(|(l, _)| is_its(l));
+        (
+            counts.map(|(l, count)| (l.event, count)).collect(),
+            levels.map(|(l, level)| (l.event, level)).collect(),
+        )
+    }
+}
+
 struct HandlerMeter {
     events: Events,
     handler: Name,
     adapter: &'static str,
 }
 
-impl Meter for HandlerMeter {
-    fn counter(&self, event: &'static str) -> HandlerCounter {
-        let labels = EventLabels {
+impl HandlerMeter {
+    fn labels(&self, event: &'static str) -> EventLabels {
+        EventLabels {
             handler: self.handler.clone(),
             adapter: self.adapter,
             event,
-        };
-        let mut all = self.events.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.entry(labels).or_default().clone()
+        }
+    }
+}
+
+impl Meter for HandlerMeter {
+    fn counter(&self, event: &'static str) -> HandlerCounter {
+        let mut all = self
+            .events
+            .counters
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        all.entry(self.labels(event)).or_default().clone()
+    }
+
+    fn gauge(&self, queue: &'static str) -> HandlerGauge {
+        let mut all = self
+            .events
+            .queues
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        all.entry(self.labels(queue)).or_default().clone()
     }
 }
 
@@ -129,28 +212,84 @@ impl Collector for Events {
             None,
             MetricType::Counter,
         )?;
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for (labels, counter) in &*all {
-            let one = family.encode_family(labels)?;
-            ConstCounter::new(counter.get()).encode(one)?;
+        for (labels, count) in self.counts() {
+            let one = family.encode_family(&labels)?;
+            ConstCounter::new(count).encode(one)?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "mixer_adapter_queue",
+            "What waits in queues of handlers",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (labels, level) in self.levels() {
+            let labels = [
+                ("handler", &*labels.handler.0),
+                ("adapter", labels.adapter),
+                ("queue", labels.event),
+            ];
+            let one = family.encode_family(&labels)?;
+            ConstGauge::new(level).encode(one)?;
         }
         Ok(())
     }
 }
 
-/// 50 µs to 13 s: a handler in memory, and one that has hit the longest deadline.
-fn seconds() -> Histogram {
-    Histogram::new(exponential_buckets(5e-5, 4.0, 10))
+/// Time that calls of the API take, without their way here.
+#[derive(Debug, Default)]
+struct RequestSeconds {
+    check: Latency,
+    report: Latency,
+}
+
+impl RequestSeconds {
+    fn of(&self, method: Method) -> &Latency {
+        match method {
+            Method::Check => &self.check,
+            Method::Report => &self.report,
+        }
+    }
+}
+
+/// What Mixer measures of itself as a whole.
+#[derive(Debug)]
+struct Own {
+    seconds: Arc<RequestSeconds>,
+    delay_micros: Arc<AtomicU64>,
+}
+
+impl Collector for Own {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let mut family = encoder.encode_descriptor(
+            "mixer_request_seconds",
+            "Time that calls of the API take here",
+            None,
+            MetricType::Histogram,
+        )?;
+        for (method, name) in [(Method::Check, "Check"), (Method::Report, "Report")] {
+            let labels = [("method", name)];
+            let one = family.encode_family(&labels)?;
+            self.seconds.of(method).encode(one)?;
+        }
+        let delay = encoder.encode_descriptor(
+            "mixer_delay_seconds",
+            "How late the program comes to what is due",
+            None,
+            MetricType::Gauge,
+        )?;
+        let delay_micros = self.delay_micros.load(Ordering::Relaxed);
+        ConstGauge::new(Duration::from_micros(delay_micros).as_secs_f64()).encode(delay)
+    }
 }
 
 /// All of them. Labels name configured objects only, so their number is the configuration's.
 #[derive(Debug)]
 pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
-    dispatches: Family<DispatchLabels, Counter>,
-    dispatch_seconds: Family<HandlerLabels, Histogram, fn() -> Histogram>,
-    match_errors: Family<RuleLabels, Counter>,
-    instance_errors: Family<RuleLabels, Counter>,
+    request_seconds: Arc<RequestSeconds>,
+    shed: Family<ShedLabels, Counter>,
+    delay_micros: Arc<AtomicU64>,
+    pub(crate) configured: Configured,
     tried: Family<TriedLabels, Counter>,
     sampled_out: Family<RuleLabels, Counter>,
     unknown_quotas: Counter,
@@ -170,10 +309,10 @@ impl Metrics {
     pub fn register(registry: &mut Registry) -> Arc<Self> {
         let metrics = Self {
             requests: Family::default(),
-            dispatches: Family::default(),
-            dispatch_seconds: Family::new_with_constructor(seconds),
-            match_errors: Family::default(),
-            instance_errors: Family::default(),
+            request_seconds: Arc::default(),
+            shed: Family::default(),
+            delay_micros: Arc::default(),
+            configured: Configured::default(),
             tried: Family::default(),
             sampled_out: Family::default(),
             unknown_quotas: Counter::default(),
@@ -189,28 +328,14 @@ impl Metrics {
         };
         let m = &metrics;
         registry.register_collector(Box::new(m.events.clone()));
+        registry.register_collector(Box::new(m.configured.clone()));
+        registry.register_collector(Box::new(Own {
+            seconds: Arc::clone(&m.request_seconds),
+            delay_micros: Arc::clone(&m.delay_micros),
+        }));
         let mixer = registry.sub_registry_with_prefix("mixer");
         mixer.register("requests", "Calls of the API by result", m.requests.clone());
-        mixer.register(
-            "dispatches",
-            "Calls of handlers by outcome",
-            m.dispatches.clone(),
-        );
-        mixer.register(
-            "dispatch_seconds",
-            "Time handlers take",
-            m.dispatch_seconds.clone(),
-        );
-        mixer.register(
-            "match_errors",
-            "Matches that failed",
-            m.match_errors.clone(),
-        );
-        mixer.register(
-            "instance_errors",
-            "Instances that failed",
-            m.instance_errors.clone(),
-        );
+        mixer.register("shed", "Calls that were not taken on", m.shed.clone());
         mixer.register(
             "dry_run_verdicts",
             "What rules that are only tried would have done",
@@ -253,46 +378,64 @@ impl Metrics {
         Arc::new(metrics)
     }
 
-    pub(crate) fn dispatched(
-        &self,
-        handler: &Arc<str>,
-        adapter: &'static str,
-        outcome: Outcome,
-        took: Duration,
-    ) {
-        let handler = Name(Arc::clone(handler));
-        self.dispatches
-            .get_or_create(&DispatchLabels {
-                handler: handler.clone(),
-                adapter,
-                outcome,
-            })
-            .inc();
-        self.dispatch_seconds
-            .get_or_create(&HandlerLabels { handler, adapter })
-            .observe(took.as_secs_f64());
-    }
-
-    pub(crate) fn answered(&self, method: Method, code: &'static str) {
+    /// A call of the API has ended.
+    pub(crate) fn answered(&self, method: Method, code: &'static str, took: Duration) {
+        self.request_seconds.of(method).observe(took);
         self.requests
             .get_or_create(&RequestLabels { method, code })
             .inc();
     }
 
-    pub(crate) fn match_failed(&self, rule: &Arc<str>) {
-        self.match_errors
-            .get_or_create(&RuleLabels {
-                rule: Name(Arc::clone(rule)),
-            })
+    /// A call was not taken on.
+    pub(crate) fn shed(&self, method: Method, reason: Shed) {
+        self.shed
+            .get_or_create(&ShedLabels { method, reason })
             .inc();
     }
 
+    /// Calls that were not taken on.
+    #[cfg(test)]
+    pub(crate) fn shed_total(&self) -> u64 {
+        let all = [Method::Check, Method::Report]
+            .into_iter()
+            .flat_map(|method| {
+                [Shed::TooMany, Shed::Delay].map(|reason| ShedLabels { method, reason })
+            });
+        all.map(|labels| self.shed.get_or_create(&labels).get())
+            .sum()
+    }
+
+    /// How late the program is.
+    pub(crate) fn late(&self, delay: Duration) {
+        let micros = u64::try_from(delay.as_micros()).unwrap_or(u64::MAX);
+        self.delay_micros.store(micros, Ordering::Relaxed);
+    }
+
+    /// A rule applied to so many checks or reports.
+    pub(crate) fn rule_matched(&self, rule: &Arc<str>, times: u64) {
+        let stats = self.configured.rule(rule);
+        stats.matched.fetch_add(times, Ordering::Relaxed);
+    }
+
+    /// A handler has answered what a rule asked it.
+    pub(crate) fn rule_asked(&self, rule: &Arc<str>, took: Duration) {
+        self.configured.rule(rule).took.observe(took);
+    }
+
+    /// A check is denied if it is up to a rule.
+    pub(crate) fn rule_denied(&self, rule: &Arc<str>) {
+        let stats = self.configured.rule(rule);
+        stats.denied.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn match_failed(&self, rule: &Arc<str>) {
+        let stats = self.configured.rule(rule);
+        stats.match_errors.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn instance_failed(&self, rule: &Arc<str>) {
-        self.instance_errors
-            .get_or_create(&RuleLabels {
-                rule: Name(Arc::clone(rule)),
-            })
-            .inc();
+        let stats = self.configured.rule(rule);
+        stats.instance_errors.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn tried(&self, rule: &Arc<str>, code: &'static str) {

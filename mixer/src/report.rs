@@ -7,7 +7,7 @@ use lateen_adapter::{Call, Variety};
 use lateen_engine::{Bag, Tracker};
 
 use crate::{
-    config::Snapshot,
+    config::{Snapshot, rule::Rule},
     handler::LiveHandler,
     instance::{Batch, Made},
     metrics::Metrics,
@@ -18,6 +18,7 @@ use crate::{
 /// and costs only the instances it happened to: the sender could do nothing about it, and sending again
 /// would count the others twice.
 pub async fn report(snapshot: &Snapshot, metrics: &Metrics, bags: Vec<Bag>, call: &Call) {
+    let mut matched: Vec<(&Arc<Rule>, u64)> = Vec::new();
     let mut batches: Vec<(&Arc<LiveHandler>, Batch)> = Vec::new();
     for mut bag in bags {
         metrics.took(1, bag.ignored());
@@ -52,6 +53,10 @@ pub async fn report(snapshot: &Snapshot, metrics: &Metrics, bags: Vec<Bag>, call
                 metrics.tried(&rule.name, "OK");
                 continue;
             }
+            match matched.iter_mut().find(|(r, _)| Arc::ptr_eq(r, rule)) {
+                Some((_, times)) => *times += 1,
+                None => matched.push((rule, 1)),
+            }
             for action in &rule.actions {
                 for instance in action.instances(Variety::Report) {
                     match instance.make(&bag, &mut tracker) {
@@ -64,6 +69,9 @@ pub async fn report(snapshot: &Snapshot, metrics: &Metrics, bags: Vec<Bag>, call
                 }
             }
         }
+    }
+    for (rule, times) in matched {
+        metrics.rule_matched(&rule.name, times);
     }
     // Each handler's own errors are counted where it is called.
     join_all(

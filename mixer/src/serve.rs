@@ -10,13 +10,11 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use lateen_adapter::Call;
+use bytes::Bytes;
+use lateen_adapter::{Call, Code};
 use lateen_engine::{AttributeTable, Bag};
-use lateen_protocols::istio::mixer::v1::{
-    CheckRequest, CheckResponse, ReportRequest, ReportResponse,
-    mixer_server::{Mixer, MixerServer},
-};
-use tokio::sync::Semaphore;
+use lateen_protocols::istio::mixer::v1::{CheckResponse, ReportResponse};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tonic::{
     Request, Response, Status,
@@ -27,18 +25,17 @@ use crate::{
     attribute,
     check::{self, Question},
     config::Snapshot,
+    door::Door,
     explain::Explanation,
     handler::deadline,
     metrics::{Method, Metrics},
+    overload::Overload,
     report,
+    verdicts::{Parties, Verdicts},
 };
 
 /// Largest message that is read.
 pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
-/// Checks under way; the next one is refused at once, and the proxy's fail policy decides.
-const MAX_CHECKS: usize = 4096;
-/// Reports under way; the next one is refused at once.
-const MAX_REPORTS: usize = 1024;
 /// For callers who name no deadline: what Istio's client gives its own calls.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Nobody is waited for longer.
@@ -78,6 +75,44 @@ impl fmt::Display for VerdictId {
     }
 }
 
+/// Which calls of the API a Mixer answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Role {
+    /// Checks only: a deployment that decides (Istio: `istio-policy`).
+    Check,
+    /// Reports only: a deployment that collects (Istio: `istio-telemetry`).
+    Report,
+    /// Both.
+    #[default]
+    Both,
+}
+
+impl Role {
+    /// Whether it answers calls of `method`.
+    pub const fn does(self, method: Method) -> bool {
+        match self {
+            Self::Both => true,
+            Self::Check => matches!(method, Method::Check),
+            Self::Report => matches!(method, Method::Report),
+        }
+    }
+
+    /// # Errors
+    /// UNIMPLEMENTED when it does not answer calls of `method`: whoever calls has the wrong address.
+    fn admit(self, method: Method) -> Result<(), Status> {
+        if self.does(method) {
+            return Ok(());
+        }
+        let (called, role, setting) = match method {
+            Method::Check => ("checks", "report", "mixerCheckServer"),
+            Method::Report => ("reports", "check", "mixerReportServer"),
+        };
+        Err(Status::unimplemented(format!(
+            "this mixer takes no {called} (--role {role}); the mesh's {setting} should name another"
+        )))
+    }
+}
+
 /// Serves checks and reports by the newest snapshot.
 #[derive(Clone, Debug)]
 pub struct Service(Arc<Inner>);
@@ -86,9 +121,10 @@ pub struct Service(Arc<Inner>);
 struct Inner {
     snapshot: Arc<ArcSwap<Snapshot>>,
     metrics: Arc<Metrics>,
-    checks: Semaphore,
-    reports: Semaphore,
-    verdicts: VerdictIds,
+    role: Role,
+    overload: Overload,
+    verdicts: Arc<Verdicts>,
+    ids: VerdictIds,
     tracker: TaskTracker,
 }
 
@@ -97,14 +133,18 @@ impl Service {
     pub fn new(
         snapshot: Arc<ArcSwap<Snapshot>>,
         metrics: Arc<Metrics>,
+        role: Role,
+        overload: Overload,
+        verdicts: Arc<Verdicts>,
         tracker: TaskTracker,
     ) -> Self {
         Self(Arc::new(Inner {
             snapshot,
             metrics,
-            checks: Semaphore::new(MAX_CHECKS),
-            reports: Semaphore::new(MAX_REPORTS),
-            verdicts: VerdictIds {
+            role,
+            overload,
+            verdicts,
+            ids: VerdictIds {
                 base: rand::random(),
                 next: AtomicU64::new(1),
             },
@@ -123,18 +163,18 @@ impl Service {
         question: impl FnOnce(&Snapshot) -> Question,
     ) -> Result<(CheckResponse, u64, String), Status> {
         let inner = &*self.0;
-        let _slot = inner
-            .checks
-            .try_acquire()
-            .map_err(|_| overloaded("checks"))?;
+        let begun = Instant::now();
+        inner.role.admit(Method::Check)?;
+        let _slot = inner.overload.admit(Method::Check)?;
         let snapshot = configured(&inner.snapshot)?;
         let call = Call {
             deadline: deadline(timeout(metadata)),
         };
-        let id = inner.verdicts.next();
+        let id = inner.ids.next();
         let question = question(&snapshot);
+        let parties = Parties::of(&question.bag);
         let answer = check::answer(&snapshot, &inner.metrics, question, &call, true, None).await?;
-        told(&answer, id);
+        self.told(&answer, id, snapshot.generation, begun, &parties);
         Ok((answer, snapshot.generation, id.to_string()))
     }
 
@@ -147,15 +187,18 @@ impl Service {
         &self,
         read: impl FnOnce(&AttributeTable) -> Vec<Bag> + Send + 'static,
     ) -> Result<(), Status> {
+        let begun = Instant::now();
+        let slot = self.0.role.admit(Method::Report);
+        let slot = match slot.and_then(|()| self.0.overload.admit(Method::Report)) {
+            Ok(slot) => slot,
+            Err(status) => return self.count(Method::Report, begun, Err(status)),
+        };
         let inner = Arc::clone(&self.0);
         let call = Call {
             deadline: deadline(DEFAULT_TIMEOUT),
         };
         let work = self.0.tracker.spawn(async move {
-            let _slot = inner
-                .reports
-                .try_acquire()
-                .map_err(|_| overloaded("reports"))?;
+            let _slot = slot;
             let snapshot = configured(&inner.snapshot)?;
             let bags = read(&snapshot.table);
             report::report(&snapshot, &inner.metrics, bags, &call).await;
@@ -164,39 +207,68 @@ impl Service {
         let answer = work
             .await
             .unwrap_or_else(|_| Err(Status::internal("the report failed")));
-        self.count(Method::Report, answer)
+        self.count(Method::Report, begun, answer)
     }
 
-    /// Counts an answer.
-    pub(crate) fn count<T>(&self, method: Method, answer: Result<T, Status>) -> Result<T, Status> {
+    /// Notes a verdict.
+    fn told(
+        &self,
+        answer: &CheckResponse,
+        id: VerdictId,
+        generation: u64,
+        begun: Instant,
+        parties: &Parties,
+    ) {
+        let status = answer.precondition.as_ref().and_then(|p| p.status.as_ref());
+        if let Some(status) = status.filter(|status| status.code != 0) {
+            tracing::debug!(%id, code = status.code, reason = status.message, "denied");
+        }
+        let code = status.and_then(|s| Code::from_number(s.code.into()));
+        let message = || status.map(|s| s.message.clone()).unwrap_or_default();
+        self.0.verdicts.note(
+            code.map_or("UNKNOWN", Code::name),
+            parties,
+            || (id.to_string(), message(), generation),
+            begun.elapsed(),
+        );
+    }
+
+    /// Counts an answer to a call that came at `begun`.
+    pub(crate) fn count<T>(
+        &self,
+        method: Method,
+        begun: Instant,
+        answer: Result<T, Status>,
+    ) -> Result<T, Status> {
         let code = match &answer {
             Ok(_) => "OK",
             Err(status) => code_name(status),
         };
-        self.0.metrics.answered(method, code);
+        self.0.metrics.answered(method, code, begun.elapsed());
         answer
     }
 
     /// For a tonic server.
-    pub fn into_server(self) -> MixerServer<Self> {
-        MixerServer::new(self).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    pub fn into_server(self) -> Door {
+        Door(self)
     }
-}
 
-#[tonic::async_trait]
-impl Mixer for Service {
-    async fn check(
+    /// Answers a CheckRequest.
+    pub(crate) async fn check(
         &self,
-        request: Request<CheckRequest>,
+        request: Request<Bytes>,
     ) -> Result<Response<CheckResponse>, Status> {
         let Inner {
             snapshot,
             metrics,
-            checks,
+            role,
+            overload,
             ..
         } = &*self.0;
+        let begun = Instant::now();
         let answer = async {
-            let _slot = checks.try_acquire().map_err(|_| overloaded("checks"))?;
+            role.admit(Method::Check)?;
+            let _slot = overload.admit(Method::Check)?;
             let snapshot = configured(snapshot)?;
             let call = Call {
                 deadline: deadline(timeout(request.metadata())),
@@ -205,23 +277,24 @@ impl Mixer for Service {
                 .metadata()
                 .get(KNOWS_GENERATION)
                 .is_some_and(|v| v == "1");
-            let id = self.0.verdicts.next();
+            let id = self.0.ids.next();
             let mut explanation = request.metadata().get(EXPLAIN).map(|_| Explanation {
                 id: id.to_string(),
                 generation: snapshot.generation.to_string(),
                 ..Explanation::default()
             });
-            let request = request.into_inner();
-            let answer = check::check(
+            let question = attribute::read_check(&request.into_inner(), &snapshot.table)?;
+            let parties = Parties::of(&question.bag);
+            let answer = check::answer(
                 &snapshot,
                 metrics,
-                request,
+                question,
                 &call,
                 knows,
                 explanation.as_mut(),
             );
             let answer = answer.await?;
-            told(&answer, id);
+            self.told(&answer, id, snapshot.generation, begun, &parties);
             Ok((answer, snapshot.generation, id, explanation))
         };
         let (answer, told) = match answer.await {
@@ -230,7 +303,7 @@ impl Mixer for Service {
             }
             Err(status) => (Err(status), None),
         };
-        let mut response = respond(answer, Method::Check, metrics)?;
+        let mut response = respond(answer, Method::Check, metrics, begun)?;
         if let Some((id, explanation)) = told {
             let metadata = response.metadata_mut();
             if let Ok(id) = id.to_string().parse() {
@@ -244,10 +317,17 @@ impl Mixer for Service {
         Ok(response)
     }
 
-    async fn report(
+    /// Takes a ReportRequest.
+    pub(crate) async fn report(
         &self,
-        request: Request<ReportRequest>,
+        request: Request<Bytes>,
     ) -> Result<Response<ReportResponse>, Status> {
+        let begun = Instant::now();
+        let slot = self.0.role.admit(Method::Report);
+        let slot = match slot.and_then(|()| self.0.overload.admit(Method::Report)) {
+            Ok(slot) => slot,
+            Err(status) => return respond(Err(status), Method::Report, &self.0.metrics, begun),
+        };
         let inner = Arc::clone(&self.0);
         let call = Call {
             deadline: deadline(timeout(request.metadata())),
@@ -255,15 +335,12 @@ impl Mixer for Service {
         let request = request.into_inner();
         // A caller that leaves must not cut a batch in two: the work goes on without it.
         let work = self.0.tracker.spawn(async move {
+            let _slot = slot;
             let Inner {
-                snapshot,
-                metrics,
-                reports,
-                ..
+                snapshot, metrics, ..
             } = &*inner;
-            let _slot = reports.try_acquire().map_err(|_| overloaded("reports"))?;
             let snapshot = configured(snapshot)?;
-            let bags = attribute::decode_report(&request, &snapshot.table)?;
+            let bags = attribute::read_report(&request, &snapshot.table)?;
             drop(request);
             report::report(&snapshot, metrics, bags, &call).await;
             Ok((ReportResponse {}, snapshot.generation))
@@ -271,7 +348,7 @@ impl Mixer for Service {
         let answer = work
             .await
             .unwrap_or_else(|_| Err(Status::internal("the report failed")));
-        respond(answer, Method::Report, &self.0.metrics)
+        respond(answer, Method::Report, &self.0.metrics, begun)
     }
 }
 
@@ -279,10 +356,12 @@ fn respond<T>(
     answer: Result<(T, u64), Status>,
     method: Method,
     metrics: &Metrics,
+    begun: Instant,
 ) -> Result<Response<T>, Status> {
+    let took = begun.elapsed();
     match answer {
         Ok((body, generation)) => {
-            metrics.answered(method, "OK");
+            metrics.answered(method, "OK", took);
             let mut response = Response::new(body);
             response
                 .metadata_mut()
@@ -290,22 +369,15 @@ fn respond<T>(
             Ok(response)
         }
         Err(status) => {
-            metrics.answered(method, code_name(&status));
+            metrics.answered(method, code_name(&status), took);
             Err(status)
         }
     }
 }
 
 fn code_name(status: &Status) -> &'static str {
-    let code = lateen_adapter::Code::from_number(i64::from(i32::from(status.code())));
-    code.map_or("UNKNOWN", lateen_adapter::Code::name)
-}
-
-fn told(answer: &CheckResponse, id: VerdictId) {
-    let status = answer.precondition.as_ref().and_then(|p| p.status.as_ref());
-    if let Some(status) = status.filter(|status| status.code != 0) {
-        tracing::debug!(%id, code = status.code, reason = status.message, "denied");
-    }
+    let code = Code::from_number(i64::from(i32::from(status.code())));
+    code.map_or("UNKNOWN", Code::name)
 }
 
 /// The newest snapshot. Before there is one, rules are unknown, not absent: the proxy's fail policy decides.
@@ -315,10 +387,6 @@ fn configured(snapshot: &ArcSwap<Snapshot>) -> Result<Arc<Snapshot>, Status> {
         return Err(Status::unavailable("mixer has no configuration yet"));
     }
     Ok(snapshot)
-}
-
-fn overloaded(what: &str) -> Status {
-    Status::unavailable(format!("too many {what} are under way"))
 }
 
 /// What the caller gives: `grpc-timeout`.

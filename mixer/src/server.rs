@@ -34,8 +34,11 @@ use crate::{
     config::{self, Builder, Snapshot, Update, ads::Ads, folder},
     envoy,
     handler::World,
+    introspect::Page,
     metrics::Metrics,
-    serve::Service,
+    overload::{self, Overload},
+    serve::{Role, Service},
+    verdicts::Verdicts,
     workloads::WorkloadView,
 };
 
@@ -72,6 +75,20 @@ pub struct Args {
     /// Namespace whose rules apply everywhere.
     #[arg(long, value_name = "NAMESPACE", default_value = "istio-system")]
     pub config_namespace: String,
+    /// Which calls are answered; the other ones are refused. Both kinds of rules are loaded all the same.
+    #[arg(long, value_enum, default_value_t)]
+    pub role: Role,
+    /// Checks under way at a time; further ones are shed.
+    #[arg(long, value_name = "N", default_value_t = overload::Limits::default().checks as u32,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_checks: u32,
+    /// Reports under way at a time; further ones are shed.
+    #[arg(long, value_name = "N", default_value_t = overload::Limits::default().reports as u32,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_reports: u32,
+    /// When everything is later than this, checks are shed, and reports from half of it; 0: never.
+    #[arg(long, value_name = "MS", default_value_t = 100)]
+    pub shed_delay_ms: u32,
     /// Who this program is.
     #[command(flatten)]
     pub identity: IdentityArgs,
@@ -177,10 +194,24 @@ pub async fn start_as(
         identity.register(&mut registry);
     }
 
+    let overload = Overload::new(limits(args), Arc::clone(&metrics));
+    let verdicts = Arc::new(Verdicts::default());
     let shown = Arc::clone(&snapshot);
     let admin = Admin::new(registry).route("/debug/config", move |_| {
         let text = shown.load().describe().to_string();
         async { Reply::json(text) }
+    });
+    let page = Page {
+        snapshot: Arc::clone(&snapshot),
+        metrics: Arc::clone(&metrics),
+        overload: overload.clone(),
+        verdicts: Arc::clone(&verdicts),
+        readiness: admin.readiness(),
+        role: args.role,
+    };
+    let admin = admin.route("/debug/mixer", move |query| {
+        let reply = page.reply(&query);
+        async { reply }
     });
     let configured = admin.readiness().gate("configuration");
     let identified = identity
@@ -220,7 +251,15 @@ pub async fn start_as(
         },
     ));
 
-    let service = Service::new(Arc::clone(&snapshot), metrics, handlers.clone());
+    drain.spawn_until_stop(overload.clone().watch());
+    let service = Service::new(
+        Arc::clone(&snapshot),
+        metrics,
+        args.role,
+        overload,
+        verdicts,
+        handlers.clone(),
+    );
     let api = Api { service, workloads };
     let (listener, address) = bind(args.bind, args.port).await?;
     serve(&drain, api.clone(), tls::serve_plain(listener));
@@ -259,6 +298,15 @@ pub async fn start_as(
         drain,
         handlers,
     })
+}
+
+fn limits(args: &Args) -> overload::Limits {
+    let delay = Duration::from_millis(args.shed_delay_ms.into());
+    overload::Limits {
+        checks: args.max_checks as usize,
+        reports: args.max_reports as usize,
+        delay: Some(delay).filter(|delay| !delay.is_zero()),
+    }
 }
 
 /// Larger than any generation before a restart, unless the configuration changed more than a million times a

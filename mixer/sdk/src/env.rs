@@ -16,7 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     clock::Clock,
-    meter::{Counter, Meter, NoMeter},
+    meter::{Counter, Gauge, Meter, NoMeter},
     workload::Workloads,
 };
 
@@ -90,6 +90,11 @@ impl Env {
     /// The handler's counter of `event`; see [`Meter::counter`].
     pub fn counter(&self, event: &'static str) -> Counter {
         self.meter.counter(event)
+    }
+
+    /// The level of one of the handler's queues; see [`Meter::gauge`].
+    pub fn gauge(&self, queue: &'static str) -> Gauge {
+        self.meter.gauge(queue)
     }
 
     /// The clock to measure with.

@@ -163,6 +163,16 @@ pub struct Action {
 }
 
 impl CheckInstance {
+    /// Name of its template.
+    pub fn template(&self) -> &'static str {
+        match self {
+            Self::CheckNothing(_) => "checknothing",
+            Self::ListEntry(_) => "listentry",
+            Self::ApiKey(_) => "apikey",
+            Self::Authorization(_) => "authorization",
+        }
+    }
+
     /// Types `fields` as `template` says.
     ///
     /// # Errors
@@ -243,6 +253,13 @@ pub struct KeyVal {
 }
 
 impl CheckOutputInstance {
+    /// Name of its template.
+    pub fn template(&self) -> &'static str {
+        match self {
+            Self::KeyVal(_) => "keyval",
+        }
+    }
+
     /// Types `fields` as `template` says.
     ///
     /// # Errors
@@ -364,6 +381,16 @@ pub struct TraceSpan {
 }
 
 impl ReportInstance {
+    /// Name of its template.
+    pub fn template(&self) -> &'static str {
+        match self {
+            Self::ReportNothing(_) => "reportnothing",
+            Self::Metric(_) => "metric",
+            Self::LogEntry(_) => "logentry",
+            Self::TraceSpan(_) => "tracespan",
+        }
+    }
+
     /// Types `fields` as `template` says.
     ///
     /// # Errors
@@ -481,6 +508,13 @@ pub struct Kubernetes {
 }
 
 impl GenerateInstance {
+    /// Name of its template.
+    pub fn template(&self) -> &'static str {
+        match self {
+            Self::Kubernetes(_) => "kubernetes",
+        }
+    }
+
     /// Types `fields` as `template` says.
     ///
     /// # Errors

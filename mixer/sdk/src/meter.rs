@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicI64, AtomicU64, Ordering},
 };
 
 /// Makes the counters of one handler. A handler that is rebuilt gets the same ones again and goes on counting.
@@ -10,6 +10,12 @@ pub trait Meter: Send + Sync {
     /// The counter of `event`: `mixer_adapter_events_total{handler,adapter,event}`. Name events in snake case
     /// and from a fixed set: `records_dropped`, never a value of a request.
     fn counter(&self, event: &'static str) -> Counter;
+
+    /// The level of what `queue` holds: `mixer_adapter_queue{handler,adapter,queue}`. Name queues as events.
+    fn gauge(&self, queue: &'static str) -> Gauge {
+        let _for_nobody = queue;
+        Gauge::default()
+    }
 }
 
 /// Counts up. Clones count together.
@@ -29,6 +35,22 @@ impl Counter {
 
     /// How many so far.
     pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Goes up and down. Clones are one and the same.
+#[derive(Clone, Debug, Default)]
+pub struct Gauge(Arc<AtomicI64>);
+
+impl Gauge {
+    /// More, or with a negative number less.
+    pub fn add(&self, by: i64) {
+        self.0.fetch_add(by, Ordering::Relaxed);
+    }
+
+    /// The level now.
+    pub fn get(&self) -> i64 {
         self.0.load(Ordering::Relaxed)
     }
 }

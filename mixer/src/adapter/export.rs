@@ -2,7 +2,7 @@
 //! what is in it in batches, again and again until it arrives or is refused.
 //!
 //! Requests never wait. When the queue is full, because the receiver is slow or away, records are dropped and
-//! counted (`records_dropped`). When the handler is closed, what is queued is still sent, for at most
+//! counted (`records_dropped`); how many wait is told (queue `records`). When the handler is closed, what is queued is still sent, for at most
 //! [`GRACE`].
 
 use std::{
@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use lateen_adapter::{BuildError, Code, Counter, Env, HandlerError};
+use lateen_adapter::{BuildError, Code, Counter, Env, HandlerError, meter::Gauge};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep, timeout_at},
@@ -80,6 +80,7 @@ pub(crate) struct Queue<T> {
     bytes: Arc<AtomicUsize>,
     max_bytes: usize,
     dropped: Counter,
+    waiting: Gauge,
 }
 
 impl<T: Send + Sync + 'static> Queue<T> {
@@ -93,6 +94,7 @@ impl<T: Send + Sync + 'static> Queue<T> {
         let (sender, receiver) = mpsc::channel(limits.records.max(1));
         let bytes = Arc::<AtomicUsize>::default();
         let dropped = env.counter("records_dropped");
+        let waiting = env.gauge("records");
         let worker = Worker {
             handler: handler.to_owned(),
             limits,
@@ -102,6 +104,7 @@ impl<T: Send + Sync + 'static> Queue<T> {
             sent: env.counter("records_sent"),
             failures: env.counter("send_failures"),
             dropped: dropped.clone(),
+            waiting: waiting.clone(),
             sink,
         };
         env.spawn_draining(GRACE, worker.run())
@@ -111,6 +114,7 @@ impl<T: Send + Sync + 'static> Queue<T> {
             bytes,
             max_bytes: limits.bytes,
             dropped,
+            waiting,
         })
     }
 
@@ -120,9 +124,12 @@ impl<T: Send + Sync + 'static> Queue<T> {
         let fits = self.bytes.load(Ordering::Relaxed).saturating_add(bytes) <= self.max_bytes;
         if fits {
             self.bytes.fetch_add(bytes, Ordering::Relaxed);
+            // Before it is there, so that the level is never below what is taken out.
+            self.waiting.add(1);
             if self.sender.try_send((record, bytes)).is_ok() {
                 return true;
             }
+            self.waiting.add(-1);
             self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         }
         self.dropped.inc();
@@ -151,7 +158,16 @@ struct Worker<S: Sink> {
     sent: Counter,
     failures: Counter,
     dropped: Counter,
+    waiting: Gauge,
     sink: S,
+}
+
+/// What it leaves behind waits no more.
+impl<S: Sink> Drop for Worker<S> {
+    fn drop(&mut self) {
+        let left = self.receiver.len() + usize::from(self.held.is_some());
+        self.waiting.add(-i64::try_from(left).unwrap_or(i64::MAX));
+    }
 }
 
 impl<S: Sink> Worker<S> {
@@ -192,6 +208,7 @@ impl<S: Sink> Worker<S> {
             until.get_or_insert_with(|| Instant::now() + self.limits.interval);
             bytes += size;
             self.bytes.fetch_sub(size, Ordering::Relaxed);
+            self.waiting.add(-1);
             batch.push(record);
             if batch.len() >= self.limits.batch_records {
                 return false;

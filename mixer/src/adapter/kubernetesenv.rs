@@ -3,7 +3,12 @@
 //! It reads the workload view that Mixer gets with its configuration; it never calls a Kubernetes API
 //! server, so Istio's parameters for that are accepted and have no effect.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Arc, PoisonError, RwLock, Weak},
+    time::Duration,
+};
 
 use futures::{FutureExt as _, future::BoxFuture};
 use lateen_adapter::{
@@ -51,11 +56,29 @@ impl Adapter for KubernetesEnv {
     }
 
     fn build(&self, _candidate: &Candidate<'_>, env: Env) -> Result<Handler, BuildError> {
-        Ok(Handler::new().with_generate(Arc::new(Lookup(Arc::clone(env.workloads())))))
+        Ok(Handler::new().with_generate(Arc::new(Lookup {
+            workloads: Arc::clone(env.workloads()),
+            described: RwLock::default(),
+        })))
     }
 }
 
-struct Lookup(Arc<dyn Workloads>);
+/// Workloads whose description is kept; beyond it, all are described anew.
+const MAX_DESCRIBED: usize = 20_000;
+
+struct Lookup {
+    workloads: Arc<dyn Workloads>,
+    /// By address of the workload. The weak reference keeps that address from being another's.
+    described: RwLock<HashMap<usize, Described>>,
+}
+
+/// A workload as either end of a request.
+#[derive(Clone)]
+struct Described {
+    workload: Weak<Workload>,
+    as_source: Arc<[(&'static str, Value)]>,
+    as_destination: Arc<[(&'static str, Value)]>,
+}
 
 impl GenerateHandler for Lookup {
     fn generate<'a>(
@@ -72,12 +95,12 @@ impl Lookup {
     fn both_ends(&self, instance: &Kubernetes) -> Output {
         let mut output = Output::new();
         if let Some(source) = self.find(&instance.source_uid, instance.source_ip.as_ref()) {
-            describe(&SOURCE, &source, &mut output);
+            output.extend_from_slice(&self.described(&source).as_source);
         }
         if let Some(destination) =
             self.find(&instance.destination_uid, instance.destination_ip.as_ref())
         {
-            describe(&DESTINATION, &destination, &mut output);
+            output.extend_from_slice(&self.described(&destination).as_destination);
             if let Some(container) = destination.container_on(instance.destination_port) {
                 output.push(("destination_container_name", value::string(container)));
             }
@@ -85,13 +108,48 @@ impl Lookup {
         output
     }
 
+    fn described(&self, workload: &Arc<Workload>) -> Described {
+        let key = Arc::as_ptr(workload) as usize;
+        {
+            let known = self
+                .described
+                .read()
+                .unwrap_or_else(PoisonError::into_inner);
+            if let Some(described) = known.get(&key) {
+                return described.clone();
+            }
+        }
+        let all_of = |end: &End| {
+            let mut output = Output::new();
+            describe(end, workload, &mut output);
+            Arc::from(output)
+        };
+        let described = Described {
+            workload: Arc::downgrade(workload),
+            as_source: all_of(&SOURCE),
+            as_destination: all_of(&DESTINATION),
+        };
+        let mut known = self
+            .described
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MAX_DESCRIBED {
+            known.retain(|_, described| described.workload.strong_count() > 0);
+        }
+        if known.len() >= MAX_DESCRIBED {
+            known.clear();
+        }
+        known.insert(key, described.clone());
+        described
+    }
+
     fn find(&self, uid: &str, ip: Option<&Value>) -> Option<Arc<Workload>> {
         if !uid.is_empty()
-            && let Some(found) = self.0.by_uid(uid)
+            && let Some(found) = self.workloads.by_uid(uid)
         {
             return Some(found);
         }
-        self.0
+        self.workloads
             .by_ip(ip.and_then(value::ip).filter(|ip| !ip.is_unspecified())?)
     }
 }

@@ -57,9 +57,13 @@ impl Binding {
         bag: &mut Bag,
     ) {
         let mut found = Bag::new(table);
+        let mut full = String::with_capacity(64);
         for (name, value) in output {
+            full.clear();
+            full.push_str("output.");
+            full.push_str(name.as_ref());
             // A name that the template lacks is an adapter's mistake that nobody can read.
-            drop(found.set_by_name(&format!("output.{}", name.as_ref()), value));
+            drop(found.set_by_name(&full, value));
         }
         for binding in bindings {
             if let Ok(value) = binding.expression.evaluate(&found, &mut Tracker::off()) {

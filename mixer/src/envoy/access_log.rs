@@ -11,6 +11,7 @@ use lateen_protocols::envoy::envoy::{
     },
 };
 use lateen_service::shutdown::Drain;
+use tokio::time::Instant;
 use tokio_stream::StreamExt as _;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -104,7 +105,7 @@ impl AccessLogs {
                 if let Err(reason) = caller.vouch(&said, &workloads) {
                     tracing::warn!(reason, "an access log entry is refused");
                     let refused: Result<(), _> = Err(Status::permission_denied(reason));
-                    drop(service.count(Method::Report, refused));
+                    drop(service.count(Method::Report, Instant::now(), refused));
                     continue;
                 }
                 bags.push(read(table, &entry, &said, &workloads));

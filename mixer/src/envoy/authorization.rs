@@ -8,6 +8,7 @@ use lateen_protocols::envoy::envoy::service::auth::v3::{
     AttributeContext, CheckRequest, CheckResponse, attribute_context::Peer,
     authorization_server::Authorization as Api,
 };
+use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use super::{
@@ -48,11 +49,12 @@ impl Api for Authorization {
         &self,
         request: Request<CheckRequest>,
     ) -> Result<Response<CheckResponse>, Status> {
+        let begun = Instant::now();
         let caller = Caller::of(&request);
         let (metadata, _, message) = request.into_parts();
         let Some(mut context) = message.attributes else {
             let status = Status::invalid_argument("the request has no attributes");
-            return self.service.count(Method::Check, Err(status));
+            return self.service.count(Method::Check, begun, Err(status));
         };
         let extensions = std::mem::take(&mut context.context_extensions);
         let mut said = Claims::of_call(&metadata);
@@ -64,7 +66,8 @@ impl Api for Authorization {
             tracing::warn!(%message, "a caller is refused");
             let verdict = Verdict::Denied(Denial::new(code, message));
             let answer = verdict.encode(&StringMap::default(), "");
-            self.service.count(Method::Check, Ok(Response::new(answer)))
+            self.service
+                .count(Method::Check, begun, Ok(Response::new(answer)))
         };
         if let Err(reason) = caller.vouch(&said, &self.workloads) {
             return refuse(Code::PermissionDenied, reason);
@@ -92,7 +95,7 @@ impl Api for Authorization {
                 only_quotas: false,
             }
         });
-        let (decided, generation, id) = self.service.count(Method::Check, decided.await)?;
+        let (decided, generation, id) = self.service.count(Method::Check, begun, decided.await)?;
         let answer = Verdict::of(decided).encode(&headers, &id);
         let mut response = Response::new(answer);
         let told = response.metadata_mut();

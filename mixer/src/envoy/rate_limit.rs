@@ -19,6 +19,7 @@ use lateen_protocols::{
     },
     istio::mixer::v1::{HeaderOperation, check_request::QuotaParams},
 };
+use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use super::{
@@ -55,8 +56,9 @@ impl RateLimitService for RateLimits {
         &self,
         request: Request<RateLimitRequest>,
     ) -> Result<Response<RateLimitResponse>, Status> {
+        let begun = Instant::now();
         let answer = self.limit(request).await;
-        self.service.count(Method::Check, answer)
+        self.service.count(Method::Check, begun, answer)
     }
 }
 

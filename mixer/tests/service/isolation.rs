@@ -174,7 +174,7 @@ async fn panics_stalls_and_errors_cost_their_own_rules_only() {
         ("error-open", "Failed"),
     ] {
         let line = format!(
-            "mixer_dispatches_total{{handler=\"{handler}.handler.istio-system\",adapter=\"faulty\",outcome=\"{outcome}\"}} 1"
+            "mixer_dispatches_total{{handler=\"{handler}.handler.istio-system\",adapter=\"faulty\",template=\"checknothing\",outcome=\"{outcome}\"}} 1"
         );
         assert!(own.contains(&line), "{line}\n{own}");
     }

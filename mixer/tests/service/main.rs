@@ -20,6 +20,7 @@ mod isolation;
 mod keyval;
 mod msgpack;
 mod opa;
+mod operation;
 mod opentelemetry;
 mod policy;
 mod quota;

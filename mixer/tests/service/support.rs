@@ -52,12 +52,21 @@ impl Mesh {
         files: &[(&str, &str)],
         adapt: impl FnOnce(Inventory) -> Inventory,
     ) -> Self {
+        Self::start_as(files, |_| (), adapt).await
+    }
+
+    pub(crate) async fn start_as(
+        files: &[(&str, &str)],
+        change: impl FnOnce(&mut Args),
+        adapt: impl FnOnce(Inventory) -> Inventory,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         for (name, text) in files {
             fs::write(folder.path().join(name), text).unwrap();
         }
         let mut args = args();
         args.config_dir = Some(folder.path().to_owned());
+        change(&mut args);
         let stdout = Arc::new(Captured::default());
         let stdio = Stdio::default().with_stdout(stdout.clone());
         let mut running = mixer::start(&args, |i| adapt(i.with(Arc::new(stdio))))
@@ -186,6 +195,10 @@ pub(crate) fn args() -> Args {
         config_dir: None,
         config_ads: None,
         config_namespace: "istio-system".into(),
+        role: Default::default(),
+        max_checks: 4096,
+        max_reports: 1024,
+        shed_delay_ms: 100,
         identity: Default::default(),
         telemetry: Default::default(),
     }
