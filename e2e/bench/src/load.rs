@@ -63,6 +63,8 @@ pub(crate) struct Plan {
     pub(crate) path: String,
     /// Bytes of a request's body.
     pub(crate) body: usize,
+    /// A call's message, where its contents matter; else it is `body` bytes of no meaning.
+    pub(crate) message: Option<Arc<[u8]>>,
     /// Bytes of a response's body.
     pub(crate) answer: usize,
 }
@@ -79,6 +81,7 @@ impl Plan {
             host: SERVER_NAME.to_owned(),
             path: "/api/v1/items".to_owned(),
             body: 0,
+            message: None,
             answer: 128,
         }
     }
@@ -274,7 +277,10 @@ impl Request {
             ]
         });
         let body = match plan.protocol {
-            Protocol::Grpc => grpc_message(&vec![b'a'; *body]),
+            Protocol::Grpc => match &plan.message {
+                Some(message) => grpc_message(message),
+                None => grpc_message(&vec![b'a'; *body]),
+            },
             Protocol::Upload => vec![b'a'; BUFFER_BYTES],
             _ => vec![b'a'; *body],
         };

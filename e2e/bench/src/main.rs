@@ -12,6 +12,7 @@ mod compare;
 mod frame;
 mod gate;
 mod load;
+mod mixer;
 mod plot;
 mod process;
 mod relay;
@@ -27,10 +28,15 @@ use anyhow::Context as _;
 
 use crate::compare::{Findings, Settings};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc; // the bare server is to have what Mixer has
+
 const USAGE: &str = "\
 usage: bench [--scenario NAME]... [--rounds N] [--seconds S] [--quick]
              [--proxy PATH] [--envoy PATH] [--json FILE] [--document FILE]
        bench gate [--accept] [--proxy PATH]
+       bench mixer [--scenario NAME]... [--rounds N] [--seconds S] [--distinct N] [--mixer PATH]
+             [--json FILE] [--document FILE]
        bench soak [--seconds N] [--proxy PATH]";
 /// Where `make` puts it.
 const PROXY: &str = "target/release/proxy";
@@ -105,6 +111,16 @@ fn main() -> anyhow::Result<()> {
             };
             soak::upstream(http1.parse()?, grpc.parse()?)
         }
+        Some("bare") => {
+            let [_, address, answer] = &words.collect::<Vec<_>>()[..] else {
+                anyhow::bail!(USAGE);
+            };
+            mixer::bare(address.parse()?, answer.as_ref())
+        }
+        Some("mixer") => {
+            words.next();
+            mixer_bench(words)
+        }
         Some("gate") => {
             let mut settings = gate::Settings {
                 proxy: PROXY.into(),
@@ -139,6 +155,28 @@ fn main() -> anyhow::Result<()> {
         }
         _ => run(&arguments(words)?),
     }
+}
+
+fn mixer_bench(mut words: impl Iterator<Item = String>) -> anyhow::Result<()> {
+    let mut settings = mixer::Settings::default();
+    let (mut json, mut document) = (None, None);
+    while let Some(flag) = words.next() {
+        let value = words.next().context(USAGE)?;
+        match flag.as_str() {
+            "--scenario" => settings.scenarios.push(value),
+            "--rounds" => settings.rounds = value.parse().context(USAGE)?,
+            "--seconds" => {
+                settings.window = Duration::try_from_secs_f64(value.parse().context(USAGE)?)?;
+            }
+            "--distinct" => settings.distinct = value.parse().context(USAGE)?,
+            "--mixer" => settings.mixer = value.into(),
+            "--json" => json = Some(PathBuf::from(value)),
+            "--document" => document = Some(PathBuf::from(value)),
+            _ => anyhow::bail!(USAGE),
+        }
+    }
+    process::raise_file_limit()?;
+    mixer::run(&settings, json.as_deref(), document.as_deref())
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
