@@ -8,12 +8,14 @@ mod service;
 mod registry;
 mod routing;
 mod authn;
+mod authz;
 mod quota;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use lateen_config::authorization::AuthorizationPolicy;
 use lateen_config::networking::{Gateway, OutboundTrafficPolicy, Sidecar};
 use lateen_config::security::MutualTlsMode;
 use lateen_config::{ConfigSet, MeshConfig, Object, Secret, Spec};
@@ -45,6 +47,7 @@ pub struct Snapshot {
     by_address: HashMap<IpAddr, Arc<Workload>>,
     routing: routing::Routing,
     authn: authn::Policies,
+    authz: authz::Policies,
     quotas: quota::Quotas,
     gateways: Vec<Arc<Object>>,
     /// By namespace.
@@ -86,6 +89,7 @@ impl Snapshot {
         let mesh = mesh_config(&objects);
         let registry = registry::read(&objects, &mesh, &mut status);
         let authn = authn::Policies::read(&objects, &mesh);
+        let authz = authz::Policies::read(&objects);
         let mut snapshot = Self {
             generation,
             routing: routing::Routing::read(&objects, &mesh, &mut status),
@@ -98,6 +102,7 @@ impl Snapshot {
             workloads: registry.workloads,
             by_address: HashMap::new(),
             authn,
+            authz,
             mesh,
             objects,
             status,
@@ -485,6 +490,16 @@ impl Snapshot {
     #[must_use]
     pub fn ports_with_own_mutual_tls(&self, namespace: &str, labels: &Labels) -> Vec<u16> {
         self.authn.own_ports(namespace, labels)
+    }
+
+    /// AuthorizationPolicies that hold for the workload with these labels: the root namespace's first, then
+    /// oldest first.
+    pub fn authorization_policies<'a>(
+        &'a self,
+        namespace: &str,
+        labels: &'a Labels,
+    ) -> impl Iterator<Item = (&'a Object, &'a AuthorizationPolicy)> {
+        self.authz.of(namespace, labels, &self.mesh.root_namespace)
     }
 
     /// Quotas bound to a service, by namespace and name.

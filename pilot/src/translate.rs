@@ -2,7 +2,7 @@
 //!
 //! [`translate`] → [`listener`] (outbound), [`inbound`] ([`gateway`] for routers) and [`route`] (virtual hosts,
 //! VirtualServices) → [`cluster`] (by DestinationRule: [`policy`]) → [`endpoint`]. Beside the path: [`names`],
-//! [`tls`], [`secret`], [`http`] (connection manager), [`tcp`], [`access_log`], [`mixer`], and [`wire`] for the small change
+//! [`tls`], [`secret`], [`http`] (connection manager), [`tcp`], [`access_log`], [`authorization`] ([`rbac`]), [`mixer`], and [`wire`] for the small change
 //! of protobuf. Where traffic enters and leaves is read from the node in [`interception`] only.
 //!
 //! Stock Envoy gets stock filters only; nothing here makes it refuse a resource that another node's
@@ -14,6 +14,8 @@ mod interception;
 mod policy;
 mod tls;
 mod mixer;
+mod authorization;
+mod rbac;
 mod fail_mode;
 mod access_log;
 mod http;

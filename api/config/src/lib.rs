@@ -12,6 +12,7 @@ pub mod object;
 pub mod value;
 pub mod networking;
 pub mod security;
+pub mod authorization;
 pub mod policy;
 pub mod kubernetes;
 pub mod secret;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use crate::authorization::AuthorizationPolicy;
 use crate::kubernetes::{
     ConfigMap, Deployment, EndpointSlice, Namespace, Pod, Service, ServiceAccount,
 };
@@ -115,6 +116,7 @@ pub enum Spec {
     WorkloadEntry(WorkloadEntry),
     Sidecar(Sidecar),
     PeerAuthentication(PeerAuthentication),
+    AuthorizationPolicy(Box<AuthorizationPolicy>),
     /// `authentication.istio.io` Policy and MeshPolicy.
     AuthenticationPolicy(AuthenticationPolicy),
     QuotaSpec(QuotaSpec),

@@ -268,6 +268,9 @@ impl Reader<'_> {
             ("security.istio.io", "PeerAuthentication") => {
                 Spec::PeerAuthentication(self.typed(spec)?)
             }
+            ("security.istio.io", "AuthorizationPolicy") => {
+                Spec::AuthorizationPolicy(self.typed(spec)?)
+            }
             ("authentication.istio.io", "Policy" | "MeshPolicy") => {
                 // Here `mtls:` with nothing behind it means something, so nulls stay.
                 Spec::AuthenticationPolicy(self.typed_from(if spec.is_null() {
@@ -475,7 +478,7 @@ fn is_read(group: &str, kind: &str) -> bool {
                 | "WorkloadEntry"
                 | "Sidecar"
         ),
-        "security.istio.io" => kind == "PeerAuthentication",
+        "security.istio.io" => matches!(kind, "PeerAuthentication" | "AuthorizationPolicy"),
         "authentication.istio.io" => matches!(kind, "Policy" | "MeshPolicy"),
         "config.istio.io" => true,
         "" => matches!(

@@ -11,6 +11,7 @@ use crate::problem::{Problem, Severity};
 use crate::value::{Duration, Percent, StringMatch};
 
 mod virtual_service;
+mod authorization;
 mod destination_rule;
 mod other;
 
@@ -28,6 +29,7 @@ pub fn validate(object: &Object) -> Vec<Problem> {
         Spec::ServiceEntry(spec) => other::service_entry(&mut check, spec),
         Spec::WorkloadEntry(spec) => other::workload_entry(&mut check, "spec", spec),
         Spec::Sidecar(spec) => other::sidecar(&mut check, spec),
+        Spec::AuthorizationPolicy(spec) => authorization::authorization_policy(&mut check, spec),
         Spec::PeerAuthentication(spec) => other::peer_authentication(&mut check, spec),
         Spec::AuthenticationPolicy(spec) => other::authentication_policy(&mut check, spec),
         Spec::QuotaSpec(spec) => other::quota_spec(&mut check, spec),

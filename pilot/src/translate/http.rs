@@ -23,6 +23,7 @@ use envoy_types::pb::envoy::r#type::v3::Percent;
 use prost::{Message, Name};
 
 use super::Scope;
+use super::authorization;
 use super::names;
 use super::wire::{ZERO, ads, any, bool_value};
 
@@ -43,7 +44,7 @@ pub(super) enum Side {
     Gateway,
 }
 
-fn named<M: Message + Name>(name: &str, config: &M) -> HttpFilter {
+pub(super) fn named<M: Message + Name>(name: &str, config: &M) -> HttpFilter {
     HttpFilter {
         name: name.to_owned(),
         config_type: Some(http_filter::ConfigType::TypedConfig(any(config))),
@@ -59,7 +60,11 @@ pub(super) fn connection_manager(
     route_config_name: String,
     mixer: Option<HttpFilter>,
 ) -> Filter {
-    let mut http_filters: Vec<HttpFilter> = mixer.into_iter().collect();
+    let mut http_filters: Vec<HttpFilter> = match side {
+        Side::Inbound | Side::Gateway => authorization::http_filters(scope),
+        Side::Outbound => Vec::new(),
+    };
+    http_filters.extend(mixer);
     http_filters.push(named("envoy.filters.http.cors", &Cors {}));
     http_filters.push(named("envoy.filters.http.fault", &HttpFault::default()));
     http_filters.push(named("envoy.filters.http.router", &Router::default()));

@@ -14,7 +14,7 @@ use super::mixer::{Destination, Direction};
 use super::policy::Policy;
 use super::route::Binding;
 use super::wire::{any, duration};
-use super::{names, route};
+use super::{authorization, names, route};
 
 /// A weighted cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,12 +32,17 @@ pub(super) fn filters(
     stat_prefix: &str,
     to: Vec<Weighted>,
 ) -> Vec<Filter> {
-    let mut filters: Vec<Filter> = scope
-        .mixer
-        .as_ref()
-        .and_then(|mixer| mixer.tcp_filter(direction, address, service))
-        .into_iter()
-        .collect();
+    let mut filters = if direction == Direction::Inbound || scope.is_router() {
+        authorization::network_filters(scope)
+    } else {
+        Vec::new()
+    };
+    filters.extend(
+        scope
+            .mixer
+            .as_ref()
+            .and_then(|mixer| mixer.tcp_filter(direction, address, service)),
+    );
     filters.push(proxy(scope, stat_prefix, to));
     filters
 }

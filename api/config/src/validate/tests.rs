@@ -5,7 +5,7 @@ use super::*;
 /// The problems of a `KIND` with this spec, without file and object.
 fn judge(kind: &str, spec: &str) -> Vec<String> {
     let group = match kind {
-        "PeerAuthentication" => "security.istio.io/v1",
+        "PeerAuthentication" | "AuthorizationPolicy" => "security.istio.io/v1",
         "QuotaSpec" | "QuotaSpecBinding" => "config.istio.io/v1alpha2",
         _ => "networking.istio.io/v1",
     };
@@ -183,6 +183,53 @@ fn other_kinds_are_told_where() {
         assert!(
             got.iter().any(|problem| problem.starts_with(want)),
             "{kind} {spec}: {got:?}"
+        );
+    }
+}
+
+#[test]
+fn an_authorization_policy_is_judged() {
+    let good = "{selector: {matchLabels: {app: a}}, rules: [{from: [{source: {principals: ['*'], ipBlocks: [10.0.0.0/8, '::1']}}], \
+        to: [{operation: {ports: ['80']}}], when: [{key: 'request.headers[x]', values: [a]}, {key: source.ip, notValues: [1.2.3.4]}]}]}";
+    assert_eq!(judge("AuthorizationPolicy", good), Vec::<String>::new());
+    let cases = [
+        ("{action: DENY}", "spec.rules: "),
+        ("{rules: [{from: [{}]}]}", "spec.rules[0].from[0].source: "),
+        (
+            "{rules: [{from: [{source: {}}]}]}",
+            "spec.rules[0].from[0].source: ",
+        ),
+        (
+            "{rules: [{from: [{source: {ipBlocks: [10.0.0.0/33]}}]}]}",
+            "spec.rules[0].from[0].source.ipBlocks[0]: ",
+        ),
+        (
+            "{rules: [{to: [{operation: {ports: ['0']}}]}]}",
+            "spec.rules[0].to[0].operation.ports[0]: ",
+        ),
+        (
+            "{rules: [{when: [{key: source.ip, values: [here]}]}]}",
+            "spec.rules[0].when[0].values[0]: ",
+        ),
+        (
+            "{rules: [{when: [{key: source.mood, values: [good]}]}]}",
+            "spec.rules[0].when[0].key: ",
+        ),
+        (
+            "{rules: [{when: [{key: source.ip}]}]}",
+            "spec.rules[0].when[0]: ",
+        ),
+        ("{action: CUSTOM, rules: [{}]}", "spec.action: "),
+        (
+            "{targetRefs: [{kind: Gateway, name: a}], rules: [{}]}",
+            "spec.targetRefs: ",
+        ),
+    ];
+    for (spec, start) in cases {
+        let found = judge("AuthorizationPolicy", spec);
+        assert!(
+            found.len() == 1 && found[0].starts_with(start),
+            "{spec}: {found:?}"
         );
     }
 }

@@ -70,7 +70,7 @@ fn bootstrap(resources: &Resources, closed: bool) -> Value {
     })
 }
 
-fn accepts(name: &str, resources: &Resources) {
+pub(super) fn accepts(name: &str, resources: &Resources) {
     accepts_world(name, resources, true);
 }
 
