@@ -272,14 +272,25 @@ impl Failure {
         }
     }
 
-    /// Whether a call that nobody waits for may be made again: it was not taken.
+    /// Whether a call that nobody waits for may be made again.
     fn may_come_again(&self) -> bool {
         matches!(self, Self::Open(_) | Self::NotReady(_)) || self.may_pass()
     }
 
     /// Whether the same call may find another answer at once.
     fn may_pass(&self) -> bool {
-        matches!(self, Self::Refused(status) if status.code() == RpcCode::Unavailable)
+        matches!(self, Self::Refused(status) if is_unheard(status))
+    }
+}
+
+/// Whether a call had no answer of the process: that was not there, or the connection broke, as when it restarts.
+/// It may have been heard then; the call's id tells that it is the same when it is made again.
+fn is_unheard(status: &RpcStatus) -> bool {
+    let is_ours = std::error::Error::source(status).is_some();
+    match status.code() {
+        RpcCode::Unavailable => true,
+        RpcCode::Unknown | RpcCode::Internal => is_ours,
+        _ => false,
     }
 }
 

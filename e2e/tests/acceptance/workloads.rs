@@ -194,9 +194,14 @@ spec:
       label_names: [ reporter, source_pod, source_uid, source_owner, source_workload, source_account, destination_pod, destination_owner, destination_workload, destination_namespace, destination_container ]
 ---
 apiVersion: config.istio.io/v1alpha2
+kind: adapter
+metadata: {{ name: counter, namespace: istio-system }}
+spec: {{ templates: [ metric ], session_based: false }}
+---
+apiVersion: config.istio.io/v1alpha2
 kind: handler
 metadata: {{ name: oop, namespace: istio-system }}
-spec: {{ compiledAdapter: bypass, params: {{ backendAddress: "{address}" }} }}
+spec: {{ adapter: counter, connection: {{ address: "{address}" }} }}
 ---
 apiVersion: config.istio.io/v1alpha2
 kind: rule

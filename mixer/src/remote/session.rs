@@ -2,7 +2,7 @@
 //! each call: in the place of the parameters, and in the metadata [`METADATA`].
 //!
 //! A session is opened when the handler is built, and again when the process says that it does not know it
-//! (NOT_FOUND) or may have restarted (UNAVAILABLE). It is closed after the last call.
+//! (NOT_FOUND) or may have restarted (no answer). It is closed after the last call.
 //!
 //! reference: istio.io/api `mixer/adapter/model/v1beta1/infrastructure_backend.proto`.
 
@@ -18,13 +18,13 @@ use tokio::{
 };
 use tonic::{Code as RpcCode, Request, Status as RpcStatus};
 
-use super::{Caller, wire};
+use super::{Caller, is_unheard, wire};
 use crate::adapter::export::GRACE;
 
 /// The key of the metadata that has the session's id.
 pub(super) const METADATA: &str = "session_id";
 /// After a failure the next attempt comes, at first soon, then more seldom.
-const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
 /// The session of a handler.
 pub(super) struct Session {
@@ -78,7 +78,7 @@ impl Session {
 
 /// Whether the process may not know the session that a call named.
 pub(super) fn is_lost(status: &RpcStatus) -> bool {
-    matches!(status.code(), RpcCode::NotFound | RpcCode::Unavailable)
+    status.code() == RpcCode::NotFound || is_unheard(status)
 }
 
 /// Opens the session of `caller`, keeps it open, and closes it when nobody holds what this returns any more.
@@ -118,6 +118,7 @@ pub(super) fn keep(
                     if let Some(before) = before.filter(|before| *before != id) {
                         close(&caller, &before).await;
                     }
+                    let opened_at = Instant::now();
                     let lost = states.wait_for(|state| !matches!(state, State::Open(_)));
                     tokio::select! {
                         biased;
@@ -125,6 +126,9 @@ pub(super) fn keep(
                         _ = lost => {}
                     }
                     tracing::info!(handler = %caller.handler, "the session is lost; another is opened");
+                    if opened_at.elapsed() > RETRY.1 {
+                        pause = RETRY.0;
+                    }
                     // A process that forgets each session at once is not asked without end.
                     tokio::select! {
                         biased;

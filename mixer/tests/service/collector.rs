@@ -1,6 +1,6 @@
 //! A server that keeps what it is sent: over HTTP/1.1, or gRPC.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc};
+use std::{convert::Infallible, future::Future, net::SocketAddr, sync::Arc};
 
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::{
@@ -12,7 +12,11 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
 };
-use tokio::{net::TcpListener, sync::mpsc};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+};
 
 /// A request as it came in.
 #[derive(Debug)]
@@ -50,18 +54,23 @@ pub(crate) async fn listen_and_say(
 ) -> (SocketAddr, mpsc::UnboundedReceiver<Received>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    (address, serve(listener, None, status))
+    let plain = |stream| async { Some(stream) };
+    (address, serve(listener, plain, status))
 }
 
-/// As [`listen_and_say`], on a port that is bound already, with TLS if there is a configuration for it.
-pub(crate) fn serve(
+/// As [`listen_and_say`], on a port that is bound already. `open` makes of a connection what is spoken over;
+/// `None`: the peer does not come in.
+pub(crate) fn serve<S, F>(
     listener: TcpListener,
-    tls: Option<Arc<rustls::ServerConfig>>,
+    open: impl Fn(TcpStream) -> F + Send + Sync + 'static,
     status: impl Fn(&Received) -> (u16, Vec<u8>) + Send + Sync + 'static,
-) -> mpsc::UnboundedReceiver<Received> {
+) -> mpsc::UnboundedReceiver<Received>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Future<Output = Option<S>> + Send + 'static,
+{
     let (sender, receiver) = mpsc::unbounded_channel();
     let status = Arc::new(status);
-    let tls = tls.map(tokio_rustls::TlsAcceptor::from);
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let (sender, status) = (sender.clone(), Arc::clone(&status));
@@ -86,23 +95,15 @@ pub(crate) fn serve(
                     })
                 }
             });
-            let tls = tls.clone();
+            let stream = open(stream);
             tokio::spawn(async move {
+                let Some(stream) = stream.await else {
+                    return;
+                };
                 let server = auto::Builder::new(TokioExecutor::new());
-                // A client that goes away, or does not come in, is no matter.
-                match tls {
-                    None => {
-                        let io = TokioIo::new(stream);
-                        let _gone = server.serve_connection(io, service).await;
-                    }
-                    Some(tls) => {
-                        let Ok(stream) = tls.accept(stream).await else {
-                            return;
-                        };
-                        let io = TokioIo::new(stream);
-                        let _gone = server.serve_connection(io, service).await;
-                    }
-                }
+                // A client that goes away is no matter.
+                let io = TokioIo::new(stream);
+                let _gone = server.serve_connection(io, service).await;
             });
         }
     });

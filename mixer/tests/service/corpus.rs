@@ -9,7 +9,14 @@ use std::{
 
 use lateen_protocols::istio::mixer::v1::check_response::PreconditionResult;
 
-use mixer::command::validate;
+use mixer::{
+    command::validate,
+    config::{
+        object::{Key, Source},
+        remote::RemoteTemplate,
+    },
+};
+use prost_reflect::Kind;
 
 use crate::support::{Mesh, map, text, told};
 
@@ -216,4 +223,76 @@ async fn the_denial_samples_deny() {
         assert_eq!(told(&checked(&mut mesh, "v3").await), want, "{file}");
         assert_eq!(told(&checked(&mut mesh, "v2").await), "OK:", "{file}");
     }
+}
+
+/// What processes see of a template.
+fn seen(template: &RemoteTemplate) -> Vec<String> {
+    let mut seen = vec![format!(
+        "{} {:?} {:?}",
+        template.path, template.variety, template.numbers
+    )];
+    let mut messages = vec![template.instance.clone()];
+    messages.extend(template.types.clone());
+    for message in messages {
+        let fields = message.fields().map(|field| {
+            let kind = format!("{:?}", field.kind());
+            // Entries of maps are shown by their own fields.
+            let entry = match field.kind() {
+                Kind::Message(entry) if field.is_map() => {
+                    format!("{:?}", entry.map_entry_value_field().kind())
+                }
+                _ => String::new(),
+            };
+            format!(
+                "{} {} = {} {kind} {entry} {}",
+                message.full_name(),
+                field.name(),
+                field.number(),
+                field.is_list()
+            )
+        });
+        let mut fields: Vec<_> = fields.collect();
+        fields.sort();
+        seen.extend(fields);
+    }
+    seen
+}
+
+#[test]
+fn templates_that_are_built_in_are_istios() {
+    let Some(corpus) = corpus() else { return };
+    let mut found = Vec::new();
+    files(&corpus.join("mixer/yaml/1.4.10/mixer"), &mut found);
+    let (mut read, mut compared) = (0, Vec::new());
+    for path in found {
+        let Ok(text) = fs::read_to_string(&path) else {
+            continue;
+        };
+        if !text.contains("kind: template") {
+            continue;
+        }
+        let first = text.split("\n---").next().unwrap();
+        let object: serde_json::Value = serde_saphyr::from_str(first).unwrap();
+        let name = object["metadata"]["name"].as_str().unwrap();
+        let source = Source {
+            key: Key {
+                kind: "template".into(),
+                namespace: "istio-system".into(),
+                name: name.into(),
+            },
+            annotations: Default::default(),
+            spec: std::sync::Arc::new(object["spec"].clone()),
+            origin: None,
+        };
+        let theirs = RemoteTemplate::read(&source)
+            .unwrap_or_else(|fault| panic!("{}: {}", path.display(), fault.reason));
+        read += 1;
+        if let Some(ours) = RemoteTemplate::built_in(name, "istio-system") {
+            assert_eq!(seen(&ours), seen(&theirs), "{name}");
+            compared.push(name.to_owned());
+        }
+    }
+    compared.sort();
+    eprintln!("{read} templates of Istio are read, {compared:?} are the same here");
+    assert!(read >= 8 && compared.len() >= 4, "{read}, {compared:?}");
 }

@@ -58,6 +58,11 @@ fn adapter(call: &Received) -> Said {
     }
 }
 
+/// A connection without TLS.
+async fn plain(stream: tokio::net::TcpStream) -> Option<tokio::net::TcpStream> {
+    Some(stream)
+}
+
 const RULES: &str = r#"
 apiVersion: config.istio.io/v1alpha2
 kind: attributemanifest
@@ -324,7 +329,7 @@ async fn a_process_that_comes_back_is_called_again() {
     assert!(verdict.contains("onnection refused"), "{verdict}");
     assert_eq!(events(&mesh, "calls_retried").await, 1);
     let listener = TcpListener::bind(address).await.unwrap();
-    let _received = collector::serve(listener, None, adapter);
+    let _received = collector::serve(listener, plain, adapter);
     let verdict = mesh.check(&[]).await;
     assert_eq!(told(&verdict), "OK:");
     let valid = seconds(verdict.valid_duration.as_ref());
@@ -353,6 +358,35 @@ async fn a_call_that_was_not_taken_is_made_once_more() {
     ]
     .map(|call| open(&call, "gate.HandleGateRequest")["dedupId"].clone());
     assert_eq!(ids[0], ids[1], "the process can tell that it is the same");
+}
+
+#[tokio::test]
+async fn a_process_that_restarts_is_not_noticed() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    // The first connection breaks when a call has come.
+    let (tell, mut told_calls) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut seen = Vec::new();
+        let mut buffer = [0; 4096];
+        while !seen.windows(6).any(|w| w == b"simple") {
+            let n = tokio::io::AsyncReadExt::read(&mut stream, &mut buffer)
+                .await
+                .unwrap();
+            assert_ne!(n, 0);
+            seen.extend_from_slice(&buffer[..n]);
+        }
+        drop(stream);
+        let mut received = collector::serve(listener, plain, adapter);
+        while let Some(call) = received.recv().await {
+            tell.send(call).unwrap();
+        }
+    });
+    let mut mesh = Mesh::start(&[("rules.yaml", &one_check(&address, "", ""))]).await;
+    assert_eq!(told(&mesh.check(&[]).await), "OK:");
+    assert!(told_calls.recv().await.is_some());
+    assert_eq!(events(&mesh, "calls_retried").await, 1);
 }
 
 #[tokio::test]
@@ -437,4 +471,32 @@ async fn a_rule_keeps_its_process_when_a_change_is_bad() {
         generation,
         "nothing that decides has changed"
     );
+}
+
+#[tokio::test]
+async fn reports_wait_for_a_process_that_is_away() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let rules = one_check(&address.to_string(), "", "")
+        .replace("instances: [ simple ]", "instances: [ size ]");
+    let size = "---\napiVersion: config.istio.io/v1alpha2\nkind: metric\n\
+                metadata: { name: size, namespace: istio-system }\nspec: { value: response.size }\n";
+    let rules = format!("{}{size}", rules.replace("[ size ]", "[ size.metric ]"));
+    let mut mesh = Mesh::start(&[("rules.yaml", &rules)]).await;
+    assert_eq!(mesh.refused(), [""; 0]);
+    for n in [1, 2] {
+        mesh.report(&[&[("response.size", Value::Int64(n))]]).await;
+    }
+    let listener = TcpListener::bind(address).await.unwrap();
+    let mut received = collector::serve(listener, plain, adapter);
+    let call = tokio::time::timeout(Duration::from_secs(20), received.recv());
+    let call = call.await.expect("they come").unwrap();
+    let mut values = Vec::new();
+    let measured = open(&call, "metric.HandleMetricRequest");
+    for instance in measured["instances"].as_array().unwrap() {
+        values.push(instance["value"]["int64Value"].clone());
+    }
+    assert_eq!(values, ["1", "2"]);
+    assert_eq!(measured["instances"][0]["name"], "size.metric.istio-system");
 }

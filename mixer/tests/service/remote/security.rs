@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use futures::{FutureExt as _, future::BoxFuture};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose, SanType,
 };
@@ -19,7 +20,11 @@ use rustls::{
     server::WebPkiClientVerifier,
 };
 use serde_json::json;
-use tokio::{net::TcpListener, sync::mpsc::UnboundedReceiver};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::mpsc::UnboundedReceiver,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{adapter, events, one_check, protos::say};
 use crate::{
@@ -96,10 +101,18 @@ impl Authority {
     }
 }
 
+/// TLS on a connection, for whom it takes in.
+fn accept(
+    tls: Arc<ServerConfig>,
+) -> impl Fn(TcpStream) -> BoxFuture<'static, Option<TlsStream<TcpStream>>> {
+    let acceptor = TlsAcceptor::from(tls);
+    move |stream| acceptor.accept(stream).map(Result::ok).boxed()
+}
+
 async fn listen(tls: Arc<ServerConfig>) -> (String, UnboundedReceiver<Received>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    (address, collector::serve(listener, Some(tls), adapter))
+    (address, collector::serve(listener, accept(tls), adapter))
 }
 
 async fn mesh(address: &str, authentication: &str) -> Mesh {
@@ -281,7 +294,7 @@ async fn tokens_by_client_credentials_are_fetched_and_renewed() {
     let address = listener.local_addr().unwrap().to_string();
     let uses = AtomicUsize::new(0);
     let server = authority.server("localhost", None);
-    let mut received = collector::serve(listener, Some(server), move |call| {
+    let mut received = collector::serve(listener, accept(server), move |call| {
         let is_stale =
             call.headers["authorization"] == "Bearer t1" && uses.fetch_add(1, Ordering::SeqCst) > 0;
         if is_stale {
