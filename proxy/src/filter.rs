@@ -16,9 +16,12 @@ use crate::{
     shared::Shared,
 };
 
+pub(crate) mod bucket;
 pub mod buffer;
 mod compile;
+pub mod compressor;
 pub mod cors;
+pub mod csrf;
 pub mod ext_authz;
 pub mod fault;
 mod gather;
@@ -27,10 +30,15 @@ mod grpc_service;
 pub mod grpc_stats;
 pub mod grpc_web;
 pub mod header_mutation;
+pub mod header_to_metadata;
 pub mod health_check;
+pub mod jwt_authn;
+pub mod local_ratelimit;
+pub mod lua;
 mod per_cluster;
 pub mod ratelimit;
 pub mod rbac;
+pub mod set_metadata;
 pub mod stateful_session;
 #[cfg(test)]
 mod tests;
@@ -39,6 +47,8 @@ mod tests;
 #[derive(Debug)]
 pub struct HttpFilters {
     list: Vec<Entry>,
+    /// Some of them are scripts.
+    scripts: bool,
     /// What the router filter says.
     pub router: RouterOptions,
 }
@@ -74,6 +84,20 @@ pub enum HttpFilter {
     StatefulSession(stateful_session::StatefulSession),
     /// Asks how much is too much.
     RateLimit(Box<ratelimit::RateLimit>),
+    /// Compresses responses.
+    Compressor(Box<compressor::Compressor>),
+    /// Runs scripts.
+    Lua(Box<lua::Lua>),
+    /// Verifies tokens.
+    JwtAuthn(Box<jwt_authn::JwtAuthn>),
+    /// Keeps other sites' pages from changing things.
+    Csrf(Box<csrf::Csrf>),
+    /// Says what is said of each stream.
+    SetMetadata(set_metadata::SetMetadata),
+    /// Turns headers into metadata.
+    HeaderToMetadata(header_to_metadata::HeaderToMetadata),
+    /// Knows how much is too much.
+    LocalRateLimit(Box<local_ratelimit::LocalRateLimit>),
     /// Changes headers.
     HeaderMutation(header_mutation::HeaderMutation),
     /// Answers health checks.
@@ -112,6 +136,16 @@ pub enum RouteFilterConfig {
     Buffer(Arc<buffer::Buffer>),
     /// Of the header mutation filter, of each level, the least specific first.
     HeaderMutation(Vec<Arc<header_mutation::Mutations>>),
+    /// Of the Lua filter.
+    Lua(Arc<lua::LuaRoute>),
+    /// Of the JWT filter: the name of a requirement.
+    JwtAuthn(Arc<str>),
+    /// Of the CSRF filter.
+    Csrf(Arc<csrf::CsrfRules>),
+    /// Of the filter that turns headers into metadata.
+    HeaderToMetadata(Arc<header_to_metadata::HeaderToMetadata>),
+    /// Of the local rate limit filter.
+    LocalRateLimit(Arc<local_ratelimit::LocalRateLimit>),
     /// Of the stateful session filter.
     StatefulSession(Arc<stateful_session::Sessions>),
     /// Of the rate limit filter.
@@ -156,15 +190,19 @@ pub struct ResponseContext<'a> {
 /// What filters keep from the request to the end of the stream. Dropped with the stream.
 #[derive(Debug, Default)]
 pub struct FilterState {
+    compressor: Option<compressor::Choice>,
     cors: Option<cors::Allowed>,
     fault: Option<fault::Active>,
     ext_authz: Option<ext_authz::Kept>,
     grpc_http1_bridge: Option<grpc_http1_bridge::Active>,
     grpc_stats: Option<grpc_stats::Active>,
     grpc_web: Option<Box<grpc_web::Active>>,
+    local_ratelimit: Option<local_ratelimit::Kept>,
     ratelimit: Option<Box<ratelimit::Kept>>,
     stateful_session: Option<Box<stateful_session::Active>>,
     health_check: Option<health_check::Check>,
+    /// Scripts that may wait have seen the response.
+    lua_done: bool,
     mixer: Option<mixer::MixerState>,
 }
 
@@ -210,6 +248,15 @@ impl HttpFilters {
                 HttpFilter::Rbac(rbac) => rbac.on_request(cx, head)?,
                 HttpFilter::GrpcStats(stats) => stats.on_request(cx, head, body)?,
                 HttpFilter::HeaderMutation(mutation) => mutation.on_request(cx, head)?,
+                HttpFilter::Compressor(compressor) => compressor.on_request(cx, head),
+                HttpFilter::Lua(lua) => {
+                    boxed(|| lua.on_request(cx, &entry.name, head, body)).await?;
+                }
+                HttpFilter::JwtAuthn(jwt) => boxed(|| jwt.on_request(cx, head)).await?,
+                HttpFilter::Csrf(csrf) => csrf.on_request(cx, head)?,
+                HttpFilter::SetMetadata(metadata) => metadata.on_request(cx),
+                HttpFilter::HeaderToMetadata(rules) => rules.on_request(cx, head),
+                HttpFilter::LocalRateLimit(limit) => limit.on_request(cx, head)?,
                 HttpFilter::GrpcWeb(web) => web.on_request(cx, head, body),
                 HttpFilter::StatefulSession(session) => session.on_request(cx, head),
                 HttpFilter::GrpcHttp1Bridge(bridge) => {
@@ -238,7 +285,7 @@ impl HttpFilters {
 
     /// Whether a filter needs a response's body before its head goes on.
     pub fn holds_response(&self, state: &FilterState) -> bool {
-        state.grpc_http1_bridge.is_some() || state.grpc_web.is_some()
+        state.grpc_http1_bridge.is_some() || state.grpc_web.is_some() || self.scripts
     }
 
     /// Reads as much of an upstream's response as filters need before its head goes on.
@@ -247,12 +294,19 @@ impl HttpFilters {
     /// The answer instead, when there is more of it than may be read.
     pub async fn hold_response(
         &self,
-        state: &FilterState,
+        cx: &ResponseContext<'_>,
+        state: &mut FilterState,
         head: &mut ResponseHead,
         body: &mut Body,
     ) -> Result<(), Reject> {
+        state.lua_done = true;
         for entry in self.list.iter().rev() {
             match &entry.filter {
+                HttpFilter::Lua(lua) => {
+                    if let Some(own) = entry.runs(cx).filter(|own| lua.waits(*own)) {
+                        lua.run_response(cx, &entry.name, own, head, body).await?;
+                    }
+                }
                 HttpFilter::GrpcHttp1Bridge(_) => {
                     if let Some(active) = state.grpc_http1_bridge {
                         active.hold(head, body).await?;
@@ -373,9 +427,35 @@ impl Entry {
                     kept.on_response(head);
                 }
             }
+            HttpFilter::Compressor(compressor) => {
+                if self.runs(cx).is_some() {
+                    compressor.on_response(state, head, body);
+                }
+            }
+            HttpFilter::Lua(lua) => {
+                if let Some(own) = self
+                    .runs(cx)
+                    .filter(|own| !state.lua_done || !lua.waits(*own))
+                {
+                    lua.on_response(cx, &self.name, own, head, body);
+                }
+            }
+            HttpFilter::LocalRateLimit(_) => {
+                if let Some(kept) = state.local_ratelimit.take() {
+                    kept.on_response(head);
+                }
+            }
+            HttpFilter::HeaderToMetadata(rules) => {
+                if let Some(own) = self.runs(cx) {
+                    rules.on_response(cx, own, head);
+                }
+            }
             HttpFilter::Fault(_)
             | HttpFilter::Rbac(_)
             | HttpFilter::Buffer(_)
+            | HttpFilter::JwtAuthn(_)
+            | HttpFilter::Csrf(_)
+            | HttpFilter::SetMetadata(_)
             | HttpFilter::GrpcHttp1Bridge(_) => {}
         }
     }
@@ -404,6 +484,13 @@ impl HttpFilter {
             | HttpFilter::Rbac(_)
             | HttpFilter::Buffer(_)
             | HttpFilter::HeaderMutation(_)
+            | HttpFilter::Compressor(_)
+            | HttpFilter::Lua(_)
+            | HttpFilter::JwtAuthn(_)
+            | HttpFilter::Csrf(_)
+            | HttpFilter::SetMetadata(_)
+            | HttpFilter::HeaderToMetadata(_)
+            | HttpFilter::LocalRateLimit(_)
             | HttpFilter::HealthCheck(_)
             | HttpFilter::GrpcWeb(_)
             | HttpFilter::GrpcHttp1Bridge(_)

@@ -2,14 +2,18 @@
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use lateen_protocols::envoy::{
     envoy::{
         config::{core::v3::TrafficDirection, listener::v3 as proto},
         extensions::{
             filters::network::{
                 connection_limit::v3::ConnectionLimit as LimitProto,
+                direct_response::v3::Config as AnswerProto, echo::v3::Echo as EchoProto,
                 http_connection_manager::v3::HttpConnectionManager as ManagerProto,
-                rbac::v3::Rbac as RbacProto, tcp_proxy::v3::TcpProxy as TcpProto,
+                local_ratelimit::v3::LocalRateLimit as RateProto, rbac::v3::Rbac as RbacProto,
+                sni_cluster::v3::SniCluster as SniClusterProto,
+                tcp_proxy::v3::TcpProxy as TcpProto,
             },
             transport_sockets::{raw_buffer::v3::RawBuffer, tls::v3::DownstreamTlsContext},
         },
@@ -27,14 +31,17 @@ use crate::{
     inspector::Sniffed,
     mixer::TcpMixer,
     proto::{duration, invalid, unpack},
+    route::data_source,
     shared::Shared,
     tcp_proxy::TcpProxy,
     tls::ServerContext,
 };
 
 mod connection_limit;
+mod local_ratelimit;
 
 pub use connection_limit::{ConnectionLimit, Place};
+pub use local_ratelimit::ConnectionRate;
 
 /// A handshake must be done in this time. Envoy has no limit unless told.
 const HANDSHAKE: Duration = Duration::from_secs(15);
@@ -52,6 +59,10 @@ pub struct FilterChain {
     pub rbac: Vec<NetworkRbac>,
     /// How many may connect.
     pub limits: Vec<ConnectionLimit>,
+    /// How often one may connect.
+    pub rates: Vec<ConnectionRate>,
+    /// The server name of the ClientHello is the cluster's name. Envoy: `envoy.filters.network.sni_cluster`.
+    pub sni_cluster: bool,
     /// Asks Mixer whether a TCP connection may go on, and reports it.
     pub mixer: Option<Arc<TcpMixer>>,
     /// What becomes of the bytes.
@@ -65,6 +76,10 @@ pub enum Terminal {
     Http(Arc<ConnectionManager>),
     /// TCP, with its access logs.
     Tcp(Box<TcpProxy>, Vec<AccessLog>),
+    /// Everything comes back. Envoy: `envoy.filters.network.echo`.
+    Echo,
+    /// The same bytes for everybody. Envoy: `envoy.filters.network.direct_response`.
+    Answer(Bytes),
 }
 
 /// A listener's chains with their matches.
@@ -89,8 +104,11 @@ struct Match {
 
 impl FilterChain {
     /// The places of a connection in the limits of its chain; `None`, after the delay that was asked for, if it
-    /// must go.
+    /// must go or has come too soon.
     pub async fn admit(&self) -> Option<Vec<Place>> {
+        if !self.rates.iter().all(ConnectionRate::admits) {
+            return None;
+        }
         let mut places = Vec::new();
         for limit in &self.limits {
             match limit.admit() {
@@ -373,6 +391,8 @@ impl FilterChain {
         let mut mixer = None;
         let mut rbac = Vec::new();
         let mut limits = Vec::new();
+        let mut rates = Vec::new();
+        let mut sni_cluster = false;
         for filter in others {
             let within = |error: ConfigError| error.within(format_args!("filter {}", filter.name));
             let any = typed_config(filter).map_err(within)?;
@@ -385,13 +405,21 @@ impl FilterChain {
                 limits.extend(ConnectionLimit::compile(&config, &shared.stats).map_err(within)?);
                 continue;
             }
+            if let Some(config) = unpack::<RateProto>(any).map_err(within)? {
+                rates.extend(ConnectionRate::compile(&config, &shared.stats).map_err(within)?);
+                continue;
+            }
+            if unpack::<SniClusterProto>(any).map_err(within)?.is_some() {
+                sni_cluster = true;
+                continue;
+            }
             let Some(config) = unpack::<TcpClientConfig>(any).map_err(within)? else {
                 return Err(within(invalid(
                     any.type_url.clone(),
                     "this network filter is not supported",
                 )));
             };
-            if matches!(terminal, Terminal::Http(_)) {
+            if !matches!(terminal, Terminal::Tcp(..)) {
                 return Err(within(invalid(
                     "filters",
                     "the mixer network filter goes before tcp_proxy only",
@@ -407,6 +435,8 @@ impl FilterChain {
             handshake,
             rbac,
             limits,
+            rates,
+            sni_cluster,
             mixer,
             terminal,
         })
@@ -456,6 +486,13 @@ fn terminal(
             Box::new(TcpProxy::compile(&tcp, shared)?),
             logs,
         ));
+    }
+    if unpack::<EchoProto>(any)?.is_some() {
+        return Ok(Terminal::Echo);
+    }
+    if let Some(answer) = unpack::<AnswerProto>(any)? {
+        let bytes = answer.response.as_ref().map(data_source).transpose()?;
+        return Ok(Terminal::Answer(bytes.unwrap_or_default()));
     }
     Err(invalid(
         any.type_url.clone(),

@@ -365,6 +365,11 @@ impl StreamInfo {
         }
     }
 
+    /// What filters say of the hosts that may serve the stream. Envoy: dynamic metadata `envoy.lb`.
+    pub fn labels(&self) -> Option<&pb::Struct> {
+        self.metadata.as_ref()?.get("envoy.lb")
+    }
+
     /// Adds to the metadata of a filter; fields of the same name are replaced.
     pub fn add_metadata(&mut self, filter: &str, fields: pb::Struct) {
         if fields.fields.is_empty() {

@@ -3,6 +3,7 @@
 use std::{
     cell::RefCell,
     future::poll_fn,
+    io,
     net::SocketAddr,
     rc::Rc,
     sync::{
@@ -24,6 +25,7 @@ use lateen_protocols::envoy::envoy::{
     },
 };
 use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     time::{Instant, timeout},
 };
@@ -45,6 +47,8 @@ use crate::{
     tls::stats::TlsStats,
 };
 
+/// What the echo filter reads at once.
+const ECHO_BUFFER: usize = 16 * 1024;
 /// Envoy's default for `listener_filters_timeout`.
 const INSPECT: Duration = Duration::from_secs(15);
 
@@ -386,12 +390,12 @@ impl Listener {
         read: BytesMut,
         connection: Rc<ConnectionInfo>,
     ) {
-        let Terminal::Tcp(proxy, logs) = &chain.terminal else {
-            return;
-        };
         let record = TcpRecord {
             info: Rc::new(RefCell::new(StreamInfo::new(connection, None))),
-            logs,
+            logs: match &chain.terminal {
+                Terminal::Tcp(_, logs) => logs,
+                _ => &[],
+            },
         };
         if !chain
             .rbac
@@ -411,9 +415,25 @@ impl Listener {
                 None => return,
             },
         };
-        proxy
-            .serve(&self.shared, transport, read.freeze(), &record.info)
-            .await;
+        let served = match &chain.terminal {
+            Terminal::Tcp(proxy, _) => {
+                if chain.sni_cluster {
+                    let mut info = record.info.borrow_mut();
+                    info.upstream_cluster = info.connection.requested_server_name.clone();
+                }
+                proxy
+                    .serve(&self.shared, transport, read.freeze(), &record.info)
+                    .await;
+                Ok(())
+            }
+            Terminal::Echo => echo(transport, &read).await,
+            Terminal::Answer(bytes) => answer(transport, bytes).await,
+            // Not here.
+            Terminal::Http(_) => Ok(()),
+        };
+        if let Err(error) = served {
+            tracing::debug!(%error, listener = %self.name, "connection failed");
+        }
     }
 
     /// Writes the listener's access log for a connection that no chain took.
@@ -433,6 +453,29 @@ impl Listener {
             log.write(&Facts::of_connection(&info));
         }
     }
+}
+
+/// Sends back what comes, until no more does.
+async fn echo(mut transport: Transport, read: &[u8]) -> io::Result<()> {
+    transport.write_all(read).await?;
+    let mut buffer = vec![0; ECHO_BUFFER];
+    loop {
+        transport.flush().await?;
+        let n = transport.read(&mut buffer).await?;
+        if n == 0 {
+            return transport.shutdown().await;
+        }
+        transport
+            .write_all(buffer.get(..n).unwrap_or_default())
+            .await?;
+    }
+}
+
+/// Sends the bytes, and closes.
+async fn answer(mut transport: Transport, bytes: &[u8]) -> io::Result<()> {
+    transport.write_all(bytes).await?;
+    transport.flush().await?;
+    transport.shutdown().await
 }
 
 /// A connection that has its filter chain, and TLS if that ends here.

@@ -31,6 +31,7 @@ mod tests;
 
 pub use compile::data_source;
 use conditions::Conditions;
+pub use conditions::RequestMatch;
 use domains::Domains;
 pub use domains::without_port;
 use headers::HeaderOps;

@@ -223,7 +223,12 @@ impl TcpProxy {
     ) -> Option<(Transport, Counted)> {
         let chosen = self.draw(rand::random_range(0..self.total))?;
         let worker = WorkerClusters::of(&shared.clusters);
-        info.borrow_mut().upstream_cluster = Some(chosen.name.clone());
+        // A filter before this one may have named the cluster.
+        let name = info
+            .borrow_mut()
+            .upstream_cluster
+            .get_or_insert_with(|| chosen.name.clone())
+            .clone();
         let hash = self.hash_source_ip.then(|| {
             xxh64(
                 info.borrow().connection.remote.ip().to_string().as_bytes(),
@@ -233,7 +238,7 @@ impl TcpProxy {
         let original = original_destination(&info.borrow().connection);
         let mut tried: Vec<Arc<Host>> = Vec::new();
         while tried.len() < self.max_connect_attempts as usize {
-            let Some(local) = worker.get(&chosen.name) else {
+            let Some(local) = worker.get(&name) else {
                 self.stats.downstream_cx_no_route.inc();
                 info.borrow_mut().flags.set(ResponseFlags::NO_CLUSTER_FOUND);
                 return None;

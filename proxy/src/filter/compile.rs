@@ -8,17 +8,24 @@ use lateen_protocols::envoy::{
         extensions::filters::{
             http::{
                 buffer::v3::{Buffer as BufferProto, BufferPerRoute},
+                compressor::v3::{Compressor as CompressorProto, CompressorPerRoute},
                 cors::v3::{Cors as CorsProto, CorsPolicy},
+                csrf::v3::CsrfPolicy,
                 ext_authz::v3::{ExtAuthz as ExtAuthzProto, ExtAuthzPerRoute},
                 fault::v3::HttpFault,
                 grpc_http1_bridge::v3::Config as BridgeProto,
                 grpc_stats::v3::FilterConfig as GrpcStatsProto,
                 grpc_web::v3::GrpcWeb as GrpcWebProto,
                 header_mutation::v3::{HeaderMutation as MutationProto, HeaderMutationPerRoute},
+                header_to_metadata::v3::Config as HeaderToMetadataProto,
                 health_check::v3::HealthCheck as HealthProto,
+                jwt_authn::v3::{JwtAuthentication, PerRouteConfig as JwtRoute},
+                local_ratelimit::v3::LocalRateLimit as LocalRateLimitProto,
+                lua::v3::{Lua as LuaProto, LuaPerRoute},
                 ratelimit::v3::{RateLimit as RateLimitProto, RateLimitPerRoute},
                 rbac::v3::{Rbac as RbacProto, RbacPerRoute},
                 router::v3::Router as RouterProto,
+                set_metadata::v3::Config as SetMetadataProto,
                 stateful_session::v3::{StatefulSession as SessionProto, StatefulSessionPerRoute},
             },
             network::http_connection_manager::v3::{
@@ -31,9 +38,10 @@ use lateen_protocols::envoy::{
 use lateen_protocols::istio::mixer::v1::config::client::{HttpClientConfig, ServiceConfig};
 
 use super::{
-    Entry, HttpFilter, HttpFilters, RouteFilterConfig, RouterOptions, buffer, cors, ext_authz,
-    fault, grpc_http1_bridge, grpc_stats, grpc_web, header_mutation, health_check, ratelimit, rbac,
-    stateful_session,
+    Entry, HttpFilter, HttpFilters, RouteFilterConfig, RouterOptions, buffer, compressor, cors,
+    csrf, ext_authz, fault, grpc_http1_bridge, grpc_stats, grpc_web, header_mutation,
+    header_to_metadata, health_check, jwt_authn, local_ratelimit, lua, ratelimit, rbac,
+    set_metadata, stateful_session,
 };
 use crate::{
     config_error::ConfigError,
@@ -56,6 +64,7 @@ impl HttpFilters {
     ) -> Result<HttpFilters, ConfigError> {
         let mut filters = HttpFilters {
             list: Vec::new(),
+            scripts: false,
             router: RouterOptions::default(),
         };
         let mut router = false;
@@ -81,11 +90,14 @@ impl HttpFilters {
                 continue;
             }
             match HttpFilter::compile(any, scope, shared).map_err(within)? {
-                Some(filter) => filters.list.push(Entry {
-                    name: proto.name.as_str().into(),
-                    disabled: proto.disabled,
-                    filter,
-                }),
+                Some(filter) => {
+                    filters.scripts |= matches!(filter, HttpFilter::Lua(_));
+                    filters.list.push(Entry {
+                        name: proto.name.as_str().into(),
+                        disabled: proto.disabled,
+                        filter,
+                    });
+                }
                 None if proto.is_optional => {
                     tracing::warn!(filter = %proto.name, type_url = %any.type_url, "unknown optional filter left out");
                 }
@@ -169,6 +181,34 @@ impl HttpFilter {
             let mutation = header_mutation::HeaderMutation::compile(&mutation)?;
             return Ok(Some(HttpFilter::HeaderMutation(mutation)));
         }
+        if let Some(compressor) = unpack::<CompressorProto>(any)? {
+            let compressor = compressor::Compressor::compile(&compressor, scope)?;
+            return Ok(Some(HttpFilter::Compressor(Box::new(compressor))));
+        }
+        if let Some(script) = unpack::<LuaProto>(any)? {
+            let script = lua::Lua::compile(&script, scope)?;
+            return Ok(Some(HttpFilter::Lua(Box::new(script))));
+        }
+        if let Some(jwt) = unpack::<JwtAuthentication>(any)? {
+            let jwt = jwt_authn::JwtAuthn::compile(&jwt, scope, shared)?;
+            return Ok(Some(HttpFilter::JwtAuthn(Box::new(jwt))));
+        }
+        if let Some(policy) = unpack::<CsrfPolicy>(any)? {
+            let csrf = csrf::Csrf::compile(&policy, scope, &shared.layers)?;
+            return Ok(Some(HttpFilter::Csrf(Box::new(csrf))));
+        }
+        if let Some(metadata) = unpack::<SetMetadataProto>(any)? {
+            let metadata = set_metadata::SetMetadata::compile(&metadata, scope)?;
+            return Ok(Some(HttpFilter::SetMetadata(metadata)));
+        }
+        if let Some(rules) = unpack::<HeaderToMetadataProto>(any)? {
+            let rules = header_to_metadata::HeaderToMetadata::compile(&rules)?;
+            return Ok(Some(HttpFilter::HeaderToMetadata(rules)));
+        }
+        if let Some(limit) = unpack::<LocalRateLimitProto>(any)? {
+            let limit = local_ratelimit::LocalRateLimit::compile(&limit, shared)?;
+            return Ok(Some(HttpFilter::LocalRateLimit(Box::new(limit))));
+        }
         if let Some(check) = unpack::<HealthProto>(any)? {
             let check = health_check::HealthCheck::compile(&check)?;
             return Ok(Some(HttpFilter::HealthCheck(Box::new(check))));
@@ -231,6 +271,27 @@ impl RouteFilterConfig {
         if let Some(mutation) = unpack::<HeaderMutationPerRoute>(any)? {
             let mutations = header_mutation::Mutations::compile_route(&mutation)?;
             return Ok(Some(RouteFilterConfig::HeaderMutation(vec![mutations])));
+        }
+        if let Some(compressor) = unpack::<CompressorPerRoute>(any)? {
+            return compressor::Compressor::compile_route(&compressor).map(Some);
+        }
+        if let Some(script) = unpack::<LuaPerRoute>(any)? {
+            return lua::LuaRoute::compile(&script).map(Some);
+        }
+        if let Some(jwt) = unpack::<JwtRoute>(any)? {
+            return jwt_authn::compile_route(&jwt).map(Some);
+        }
+        if let Some(policy) = unpack::<CsrfPolicy>(any)? {
+            let rules = csrf::CsrfRules::compile(&policy, &shared.layers)?;
+            return Ok(Some(RouteFilterConfig::Csrf(Arc::new(rules))));
+        }
+        if let Some(rules) = unpack::<HeaderToMetadataProto>(any)? {
+            let rules = header_to_metadata::HeaderToMetadata::compile(&rules)?;
+            return Ok(Some(RouteFilterConfig::HeaderToMetadata(Arc::new(rules))));
+        }
+        if let Some(limit) = unpack::<LocalRateLimitProto>(any)? {
+            let limit = local_ratelimit::LocalRateLimit::compile(&limit, shared)?;
+            return Ok(Some(RouteFilterConfig::LocalRateLimit(Arc::new(limit))));
         }
         if let Some(session) = unpack::<StatefulSessionPerRoute>(any)? {
             return stateful_session::Sessions::compile_route(&session).map(Some);

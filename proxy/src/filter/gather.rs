@@ -2,7 +2,9 @@
 //! back in front of the rest, so that the upstream sees the body as it was sent.
 
 use std::{
+    cell::RefCell,
     pin::Pin,
+    rc::Rc,
     task::{Context, Poll},
 };
 
@@ -109,6 +111,35 @@ pub(super) fn failing(error: BodyError) -> Body {
     Body::stream(Failing(Some(error)))
 }
 
+/// A body of these bytes and trailers; the trailers may be changed until they are taken.
+pub(super) fn with_trailers(data: Bytes, trailers: Option<Rc<RefCell<Headers>>>) -> Body {
+    struct Then {
+        data: Bytes,
+        trailers: Option<Rc<RefCell<Headers>>>,
+    }
+    impl Source for Then {
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame, BodyError>>> {
+            if !self.data.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::Data(std::mem::take(&mut self.data)))));
+            }
+            let trailers = self.trailers.take().map(|trailers| trailers.take());
+            Poll::Ready(trailers.map(|trailers| Ok(Frame::Trailers(trailers))))
+        }
+
+        fn is_end_stream(&self) -> bool {
+            self.data.is_empty() && self.trailers.is_none()
+        }
+    }
+    match trailers {
+        None if data.is_empty() => Body::empty(),
+        None => Body::full(data),
+        trailers => Body::stream(Then { data, trailers }),
+    }
+}
+
 /// 413, as Envoy answers when a body does not fit.
 pub(super) fn too_large() -> Reject {
     Reject::new(
@@ -184,7 +215,7 @@ pub(super) mod testing {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
 
     use super::*;
     use crate::head::Name;

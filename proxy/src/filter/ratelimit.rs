@@ -1,7 +1,7 @@
 //! Asks a rate limit service about each request. Envoy: `envoy.filters.http.ratelimit`.
 
 mod headers;
-mod policy;
+pub(in crate::filter) mod policy;
 
 use std::{sync::Arc, time::Duration};
 
@@ -298,25 +298,12 @@ impl RateLimit {
             cluster: &cluster,
             us: &cx.shared.node.cluster,
         };
-        let mut descriptors = Descriptors::default();
         let inline = own.map(|own| &own.own).filter(|own| !own.is_empty());
-        if let Some(inline) = inline.or(Some(&self.own).filter(|own| !own.is_empty())) {
-            inline.populate(None, &subject, &mut descriptors);
-            return Some((cluster.clone(), descriptors));
-        }
-        let of_route = &selected.route().rate_limits;
-        let of_vhost = &selected.virtual_host().rate_limits;
-        of_route.populate(Some(self.stage), &subject, &mut descriptors);
-        let rule = own.map_or(VhRateLimitsOptions::Override, |own| own.of_vhost);
-        let include = match rule {
-            _ if selected.route().include_vhost_rate_limits => true,
-            VhRateLimitsOptions::Override => of_route.is_empty(),
-            VhRateLimitsOptions::Include => true,
-            VhRateLimitsOptions::Ignore => false,
-        };
-        if include {
-            of_vhost.populate(Some(self.stage), &subject, &mut descriptors);
-        }
+        let descriptors = subject.descriptors(
+            inline.unwrap_or(&self.own),
+            self.stage,
+            own.map_or(VhRateLimitsOptions::Override, |own| own.of_vhost),
+        );
         Some((cluster.clone(), descriptors))
     }
 

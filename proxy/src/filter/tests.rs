@@ -216,3 +216,143 @@ async fn a_cached_health_check_does_not_reach_the_upstream() {
     let answer = status(address, "GET /check HTTP/1.1\r\n\r\n").await;
     assert_eq!(answer, "HTTP/1.1 503 Service Unavailable");
 }
+
+#[tokio::test]
+async fn requests_beyond_the_buckets_are_refused() {
+    let proxy = Proxy::start();
+    let bucket = |most: u32| {
+        format!("token_bucket: {{max_tokens: {most}, tokens_per_fill: 1, fill_interval: 3600s}}")
+    };
+    let always = "filter_enabled: {default_value: {numerator: 100}}, filter_enforced: {default_value: {numerator: 100}}";
+    let limit = filter(
+        "lr",
+        "local_ratelimit.v3.LocalRateLimit",
+        &format!(
+            "stat_prefix: l, {always}, {}, enable_x_ratelimit_headers: DRAFT_VERSION_03, \
+             rate_limits: [{{actions: [{{request_headers: {{header_name: x-who, descriptor_key: who}}}}]}}], \
+             descriptors: [{{entries: [{{key: who, value: ann}}], {}}}], \
+             response_headers_to_add: [{{header: {{key: x-over, value: 'true'}}}}]",
+            bucket(3),
+            bucket(1)
+        ),
+    );
+    let shadow = format!(
+        "{{\"@type\": {FILTERS}.local_ratelimit.v3.LocalRateLimit, stat_prefix: s, {}, \
+         filter_enabled: {{default_value: {{numerator: 100}}}}}}",
+        bucket(1)
+    );
+    let routes = [route("/shadow", "lr", &shadow), route("/", "", "")];
+    let address = listen(&proxy, &limit, &routes.join(", ")).unwrap();
+    let ask = |who: &str| {
+        format!("GET / HTTP/1.1\r\nhost: a\r\nx-who: {who}\r\nconnection: close\r\n\r\n")
+    };
+    let answer = exchange(address, ask("ann").as_bytes()).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 200")
+            && answer.contains("x-ratelimit-limit: 1\r\nx-ratelimit-remaining: 0\r\n"),
+        "{answer}"
+    );
+    let answer = exchange(address, ask("ann").as_bytes()).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 429")
+            && answer.contains("x-over: true")
+            && answer.contains("x-ratelimit-remaining: 0")
+            && answer.ends_with("local_rate_limited"),
+        "{answer}"
+    );
+    // Who was refused has taken nothing from what is for all.
+    for want in ["200", "200", "429"] {
+        let answer = status(address, "GET / HTTP/1.1\r\n\r\n").await;
+        assert!(answer.contains(want), "{answer}");
+    }
+    for _ in 0..2 {
+        let answer = status(address, "GET /shadow HTTP/1.1\r\n\r\n").await;
+        assert_eq!(answer, "HTTP/1.1 200 OK");
+    }
+    for (name, want) in [
+        ("l.http_local_rate_limit.rate_limited", 2),
+        ("l.http_local_rate_limit.ok", 3),
+        ("s.http_local_rate_limit.rate_limited", 1),
+        ("s.http_local_rate_limit.enforced", 0),
+    ] {
+        assert_eq!(proxy.counter(name), want, "{name}");
+    }
+    for fields in [
+        format!("stat_prefix: l, {}", bucket(0)),
+        bucket(1),
+        "stat_prefix: l, local_cluster_rate_limit: {}".to_owned(),
+    ] {
+        let bad = filter("lr", "local_ratelimit.v3.LocalRateLimit", &fields);
+        assert!(
+            listen(&proxy, &bad, &route("/", "", "")).is_err(),
+            "{fields}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn pages_of_other_sites_change_nothing() {
+    let proxy = Proxy::start();
+    let csrf = filter(
+        "csrf",
+        "csrf.v3.CsrfPolicy",
+        "filter_enabled: {default_value: {numerator: 100}}, additional_origins: [{exact: good.example}]",
+    );
+    let off = format!(
+        "{{\"@type\": {FILTERS}.csrf.v3.CsrfPolicy, filter_enabled: {{default_value: {{numerator: 0}}}}}}"
+    );
+    let routes = [route("/off", "csrf", &off), route("/", "", "")];
+    let address = listen(&proxy, &csrf, &routes.join(", ")).unwrap();
+    for (request, want) in [
+        ("GET / HTTP/1.1\r\norigin: http://evil.example", "200"),
+        ("POST / HTTP/1.1\r\norigin: http://evil.example", "403"),
+        ("POST / HTTP/1.1\r\norigin: http://a", "200"),
+        ("POST / HTTP/1.1\r\norigin: http://a:81", "403"),
+        (
+            "PUT / HTTP/1.1\r\norigin: null\r\nreferer: https://good.example/x",
+            "200",
+        ),
+        ("DELETE / HTTP/1.1", "403"),
+        ("DELETE /off HTTP/1.1", "200"),
+    ] {
+        let answer = status(address, &format!("{request}\r\n\r\n")).await;
+        assert!(answer.contains(want), "{request}: {answer}");
+    }
+    assert_eq!(proxy.counter("http.t.csrf.request_invalid"), 2);
+    assert_eq!(proxy.counter("http.t.csrf.missing_source_origin"), 1);
+    assert_eq!(proxy.counter("http.t.csrf.request_valid"), 2);
+}
+
+#[tokio::test]
+async fn headers_and_fixed_values_become_metadata() {
+    let proxy = Proxy::start();
+    let filters = [
+        filter(
+            "set",
+            "set_metadata.v3.Config",
+            "metadata: [{metadata_namespace: ns, value: {a: 1}}, {metadata_namespace: ns, value: {b: 2}}]",
+        ),
+        filter(
+            "h2m",
+            "header_to_metadata.v3.Config",
+            "request_rules: [{header: x-ver, on_header_present: {metadata_namespace: ns, key: ver}, \
+             on_header_missing: {metadata_namespace: ns, key: ver, value: none}, remove: true}]",
+        ),
+        filter(
+            "show",
+            "header_mutation.v3.HeaderMutation",
+            "mutations: {response_mutations: [{append: {header: {key: x-ns, value: '%DYNAMIC_METADATA(ns)%'}}}, \
+             {append: {header: {key: x-left, value: '[%REQ(X-VER)%]'}}}]}",
+        ),
+    ];
+    let address = listen(&proxy, &filters.join(", "), &route("/", "", "")).unwrap();
+    let ask = |more: &str| format!("GET / HTTP/1.1\r\nhost: a\r\n{more}connection: close\r\n\r\n");
+    let answer = exchange(address, ask("x-ver: v1\r\n").as_bytes()).await;
+    assert!(
+        answer.contains("x-ns: {\"a\":1,\"ver\":\"v1\"}") && answer.contains("x-left: []"),
+        "{answer}"
+    );
+    let answer = exchange(address, ask("").as_bytes()).await;
+    assert!(answer.contains("\"ver\":\"none\""), "{answer}");
+    assert_eq!(proxy.counter("http.t.set_metadata.overwrite_denied"), 2);
+}

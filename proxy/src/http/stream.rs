@@ -239,9 +239,12 @@ async fn respond(
         }
         Action::Forward { policy, .. } => {
             manager.filters.router.check(head)?;
-            let Some(target) = selected.target(head) else {
+            let Some(mut target) = selected.target(head) else {
                 return Err(Reject::no_cluster(policy.cluster_not_found));
             };
+            if let Some(labels) = record.info.borrow().labels() {
+                target.narrow(labels);
+            }
             let suppress = manager.filters.router.suppress_envoy_headers;
             {
                 let mut info = record.info.borrow_mut();
@@ -275,7 +278,14 @@ async fn respond(
             if manager.filters.holds_response(&record.state) {
                 // Boxed, as it is rare.
                 let filters = &manager.filters;
-                Box::pin(filters.hold_response(&record.state, &mut head, &mut body)).await?;
+                let cx = ResponseContext {
+                    shared: &manager.shared,
+                    info: &record.info,
+                    request: record.request.as_ref(),
+                    route: record.route.as_ref(),
+                };
+                let held = filters.hold_response(&cx, &mut record.state, &mut head, &mut body);
+                Box::pin(held).await?;
             }
             Ok((head, body))
         }

@@ -117,6 +117,25 @@ impl Conditions {
     }
 }
 
+/// A condition on requests as routes have them, for filters that have some of their own.
+#[derive(Debug)]
+pub struct RequestMatch(Conditions);
+
+impl RequestMatch {
+    /// Compiles Envoy's `RouteMatch`.
+    ///
+    /// # Errors
+    /// When it is not valid, or asks for what is not supported.
+    pub fn compile(rules: &proto::RouteMatch, shared: &Shared) -> Result<Self, ConfigError> {
+        Conditions::compile(rules, shared).map(RequestMatch)
+    }
+
+    /// Whether a request is meant.
+    pub fn holds(&self, head: &RequestHead, tls: Option<&TlsInfo>) -> bool {
+        self.0.hold(head, head.path_only(), tls)
+    }
+}
+
 impl PathMatch {
     fn matches(&self, head: &RequestHead, path: &[u8], fold: bool) -> bool {
         let same = |want: &[u8], text: &[u8]| {

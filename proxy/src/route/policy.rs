@@ -92,6 +92,16 @@ pub struct Target {
     pub subset: Option<SubsetMatch>,
 }
 
+impl Target {
+    /// Asks for hosts with these labels, too.
+    pub(crate) fn narrow(&mut self, labels: &pb::Struct) {
+        let mut all = self.subset.as_deref().cloned().unwrap_or_default();
+        let labels = labels.fields.iter();
+        all.extend(labels.map(|(key, value)| (key.clone(), value.clone())));
+        self.subset = Some(Arc::new(all));
+    }
+}
+
 /// How the cluster is chosen.
 #[derive(Debug)]
 pub enum ClusterSpec {

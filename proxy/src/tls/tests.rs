@@ -565,8 +565,8 @@ fn with_groups(
 
 #[tokio::test]
 async fn our_first_group_is_taken_and_who_guessed_another_is_asked_again() {
-    use aws_lc_rs::kx_group::{SECP256R1, SECP384R1, X25519, X25519MLKEM768};
     use rustls::HandshakeKind::{Full, FullWithHelloRetryRequest as Retried};
+    use rustls::crypto::aws_lc_rs::kx_group::{SECP256R1, SECP384R1, X25519, X25519MLKEM768};
 
     let ca = Authority::new();
     let ours = ca.issue("", &["a.example"]);

@@ -15,6 +15,7 @@ use lateen_protocols::envoy::{
             RateLimitDescriptor,
             rate_limit_descriptor::{Entry, RateLimitOverride},
         },
+        extensions::filters::http::ratelimit::v3::rate_limit_per_route::VhRateLimitsOptions,
         r#type::metadata::v3::{MetadataKey, metadata_key::path_segment::Segment},
     },
     google::protobuf as pb,
@@ -111,31 +112,61 @@ struct Key {
 }
 
 /// What descriptors are made of.
-pub(super) struct Subject<'a> {
-    pub(super) head: &'a RequestHead,
-    pub(super) info: &'a StreamInfo,
-    pub(super) selected: &'a Selected,
+pub(in crate::filter) struct Subject<'a> {
+    pub(in crate::filter) head: &'a RequestHead,
+    pub(in crate::filter) info: &'a StreamInfo,
+    pub(in crate::filter) selected: &'a Selected,
     /// The cluster the request goes to.
-    pub(super) cluster: &'a str,
+    pub(in crate::filter) cluster: &'a str,
     /// Our own.
-    pub(super) us: &'a str,
+    pub(in crate::filter) us: &'a str,
 }
 
 /// The descriptors of one request.
 #[derive(Debug, Default)]
-pub(super) struct Descriptors {
-    pub(super) all: Vec<RateLimitDescriptor>,
+pub(in crate::filter) struct Descriptors {
+    pub(in crate::filter) all: Vec<RateLimitDescriptor>,
     told: Vec<Option<bool>>,
 }
 
 impl Descriptors {
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::filter) fn is_empty(&self) -> bool {
         self.all.is_empty()
     }
 
     /// Whether the client is to be told of this one, if that is said of it.
-    pub(super) fn says(&self, index: usize) -> Option<bool> {
+    pub(in crate::filter) fn says(&self, index: usize) -> Option<bool> {
         self.told.get(index).copied().flatten()
+    }
+}
+
+impl Subject<'_> {
+    /// The descriptors of `inline`, if there are any; else those of the route and, as `rule` says, the virtual
+    /// host.
+    pub(in crate::filter) fn descriptors(
+        &self,
+        inline: &Policies,
+        stage: u32,
+        rule: VhRateLimitsOptions,
+    ) -> Descriptors {
+        let mut descriptors = Descriptors::default();
+        if !inline.is_empty() {
+            inline.populate(None, self, &mut descriptors);
+            return descriptors;
+        }
+        let of_route = &self.selected.route().rate_limits;
+        of_route.populate(Some(stage), self, &mut descriptors);
+        let include = match rule {
+            _ if self.selected.route().include_vhost_rate_limits => true,
+            VhRateLimitsOptions::Override => of_route.is_empty(),
+            VhRateLimitsOptions::Include => true,
+            VhRateLimitsOptions::Ignore => false,
+        };
+        if include {
+            let of_vhost = &self.selected.virtual_host().rate_limits;
+            of_vhost.populate(Some(stage), self, &mut descriptors);
+        }
+        descriptors
     }
 }
 
@@ -152,7 +183,7 @@ impl Policies {
     ///
     /// # Errors
     /// As [`Policies::compile`].
-    pub(super) fn inline(
+    pub(in crate::filter) fn inline(
         list: &[PolicyProto],
         layers: &RuntimeLayers,
     ) -> Result<Policies, ConfigError> {
@@ -178,7 +209,7 @@ impl Policies {
     }
 
     /// Adds the descriptors of the limits of this stage, or of all.
-    pub(super) fn populate(
+    pub(in crate::filter) fn populate(
         &self,
         stage: Option<u32>,
         subject: &Subject<'_>,
