@@ -508,7 +508,7 @@ mod tests {
             Frame::Data(Bytes::from(vec![b'x'; 10_000])),
         ];
         let mut body = Body::stream(Compressed {
-            body: crate::filter::gather::tests::pieces(move || pieces.pop()),
+            body: crate::filter::gather::testing::pieces(move || pieces.pop()),
             encoder: Some(GzEncoder::new(Vec::new(), Compression::default())),
             trailers: None,
             before: scope.counter("before"),

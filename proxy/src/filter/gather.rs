@@ -215,7 +215,7 @@ pub(super) mod testing {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
 
     use super::*;
     use crate::head::Name;

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, UNIX_EPOCH},
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -127,12 +127,12 @@ impl Run {
 
     /// Reads all of the body and leaves it in its place.
     async fn whole(&self) -> mlua::Result<Option<Bytes>> {
-        self.wait();
         let mut body = self.body.take();
         if body.is_end_stream() {
             *self.body.borrow_mut() = body;
             return Ok(None);
         }
+        self.wait();
         let read = gather::read(&mut body, MAX_BODY_BYTES).await;
         *self.body.borrow_mut() = body;
         match read {
@@ -311,7 +311,7 @@ fn log<M: UserDataMethods<Handle>>(methods: &mut M, name: &str, write: fn(&str))
 }
 
 fn since_epoch() -> Duration {
-    SystemTime::from(crate::clock::wall())
+    crate::clock::wall()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
 }

@@ -11,7 +11,7 @@ fn listen(proxy: &Proxy, script: &str) -> Result<SocketAddr, String> {
     let yaml = format!(
         "filter_chains: [{{filters: [{{name: hcm, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.\
          filters.network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: t, route_config: \
-         {{virtual_hosts: [{{name: v, domains: ['*'], routes: [\
+         {{validate_clusters: false, virtual_hosts: [{{name: v, domains: ['*'], routes: [\
          {{match: {{prefix: /up}}, route: {{cluster: self, prefix_rewrite: /direct}}}}, \
          {{match: {{prefix: /off}}, direct_response: {{status: 200}}, typed_per_filter_config: \
          {{lua: {{\"@type\": {KIND}.lua.v3.LuaPerRoute, disabled: true}}}}}}, \
