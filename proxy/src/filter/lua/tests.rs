@@ -169,3 +169,21 @@ async fn a_script_that_does_not_load_is_refused() {
         );
     }
 }
+
+#[tokio::test]
+async fn the_documented_script_does_what_it_says() {
+    let page = include_str!("../../../../docs/reference/proxy.md");
+    let (_, rest) = page.split_once("```lua\n").unwrap();
+    let (script, _) = rest.split_once("```").unwrap();
+    let proxy = Proxy::start();
+    let address = listen(&proxy, script).unwrap();
+    let request = b"GET / HTTP/1.1\r\nhost: a\r\nx-forbidden: 1\r\nconnection: close\r\n\r\n";
+    let answer = exchange(address, request).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 403") && answer.ends_with("not this way"),
+        "{answer}"
+    );
+    let answer = ask(address, "/").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(proxy.counter("http.t.lua.errors"), 0);
+}
