@@ -287,7 +287,9 @@ fn templates_that_are_built_in_are_istios() {
         let theirs = RemoteTemplate::read(&source)
             .unwrap_or_else(|fault| panic!("{}: {}", path.display(), fault.reason));
         read += 1;
-        if let Some(ours) = RemoteTemplate::built_in(name, "istio-system") {
+        // Istio's tests have another template that is called quota.
+        let built_in = RemoteTemplate::built_in(name, "istio-system");
+        if let Some(ours) = built_in.filter(|ours| ours.template_name == theirs.template_name) {
             assert_eq!(seen(&ours), seen(&theirs), "{name}");
             compared.push(name.to_owned());
         }
