@@ -7,6 +7,22 @@ use std::collections::BTreeMap;
 use crate::object::Labels;
 use crate::value::{Duration, Percent, StringMatch, WorkloadSelector};
 
+/// Names as a list, or as the keys of a map, as the API of old had it.
+fn names<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<IndexMap<String, String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Names {
+        List(Vec<String>),
+        Map(IndexMap<String, String>),
+    }
+    Ok(match Names::deserialize(deserializer)? {
+        Names::List(all) => all.into_iter().map(|name| (name, String::new())).collect(),
+        Names::Map(all) => all,
+    })
+}
+
 macro_rules! kinds {
     ($( $(#[$meta:meta])* $name:ident { $( $(#[$field_meta:meta])* $field:ident : $type:ty, )* } )*) => {$(
         $(#[$meta])*
@@ -72,11 +88,11 @@ kinds! {
         /// Old: append to requests.
         #[serde(alias = "append_request_headers")] append_request_headers: IndexMap<String, String>,
         /// Old: remove from requests.
-        #[serde(alias = "remove_request_headers")] remove_request_headers: IndexMap<String, String>,
+        #[serde(alias = "remove_request_headers", deserialize_with = "names")] remove_request_headers: IndexMap<String, String>,
         /// Old: append to responses.
         #[serde(alias = "append_response_headers")] append_response_headers: IndexMap<String, String>,
         /// Old: remove from responses.
-        #[serde(alias = "remove_response_headers")] remove_response_headers: IndexMap<String, String>,
+        #[serde(alias = "remove_response_headers", deserialize_with = "names")] remove_response_headers: IndexMap<String, String>,
         /// Old, without effect: WebSocket always works.
         #[serde(alias = "websocket_upgrade")] websocket_upgrade: Option<bool>,
     }
@@ -124,11 +140,11 @@ kinds! {
         /// Old: append to requests.
         #[serde(alias = "append_request_headers")] append_request_headers: IndexMap<String, String>,
         /// Old: remove from requests.
-        #[serde(alias = "remove_request_headers")] remove_request_headers: IndexMap<String, String>,
+        #[serde(alias = "remove_request_headers", deserialize_with = "names")] remove_request_headers: IndexMap<String, String>,
         /// Old: append to responses.
         #[serde(alias = "append_response_headers")] append_response_headers: IndexMap<String, String>,
         /// Old: remove from responses.
-        #[serde(alias = "remove_response_headers")] remove_response_headers: IndexMap<String, String>,
+        #[serde(alias = "remove_response_headers", deserialize_with = "names")] remove_response_headers: IndexMap<String, String>,
     }
 
     /// A service, possibly a subset and port of it.

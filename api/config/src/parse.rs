@@ -1,8 +1,9 @@
 //! Located documents into typed objects.
 //!
-//! Istio's kinds are read strictly: a field nobody knows is an error naming it, for a misspelt field
-//! that is silently dropped is the worst kind of configuration bug. Kubernetes' kinds are read for
-//! the parts we need.
+//! Istio's kinds are read strictly, against [`crate::review`]'s schema: a field nobody knows is an error
+//! naming it, for a misspelt field that is silently dropped is the worst kind of configuration bug. A
+//! field that the API has and we do not is left out with a warning. Kubernetes' kinds are read for the
+//! parts we need.
 
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use crate::mesh::MeshConfig;
 use crate::object::{Key, Labels, Object, Order, Origin, Spec};
 use crate::policy::MixerObject;
 use crate::problem::{Problem, Severity};
+use crate::review::{self, Finding, Subject};
 use crate::secret::Secret;
 use crate::yaml::{Document, documents};
 
@@ -107,6 +109,7 @@ fn parse_document(
             lines: Arc::new(document.lines),
         },
         key: None,
+        in_schema: false,
         problems,
     };
     if let Some(object) = reader.object(&document.value) {
@@ -117,6 +120,8 @@ fn parse_document(
 struct Reader<'a> {
     origin: Origin,
     key: Option<Key>,
+    /// Whether the shape has been checked, so that what cannot be read is our lack, not a fault.
+    in_schema: bool,
     problems: &'a mut Vec<Problem>,
 }
 
@@ -172,7 +177,7 @@ impl Reader<'_> {
         };
         let name = meta("name");
         let namespace = match (kind, meta("namespace")) {
-            ("Namespace" | "MeshPolicy", _) => "",
+            ("Namespace" | "MeshPolicy" | "ClusterRbacConfig", _) => "",
             (_, "") => "default",
             (_, named) => named,
         };
@@ -183,14 +188,14 @@ impl Reader<'_> {
             name: name.into(),
         });
         if name.is_empty() {
-            if is_read(group, kind) {
+            if is_read(group, kind) || review::is_known(group, kind) {
                 return self.refuse("metadata.name", "missing");
             }
             return None;
         }
         let labels = self.strings(metadata, "labels")?;
         let annotations = self.strings(metadata, "annotations")?;
-        let spec = self.spec(group, kind, document, metadata)?;
+        let spec = self.spec((group, version, kind), document, metadata, &annotations)?;
         let timestamp = chrono::DateTime::parse_from_rfc3339(meta("creationTimestamp"))
             .map_or(i64::MAX, |time| time.timestamp());
         Some(Object {
@@ -232,32 +237,28 @@ impl Reader<'_> {
 
     fn spec(
         &mut self,
-        group: &str,
-        kind: &str,
+        (group, version, kind): (&str, &str, &str),
         document: &serde_json::Map<String, Value>,
         metadata: &Value,
+        annotations: &Labels,
     ) -> Option<Spec> {
-        let spec = document.get("spec").unwrap_or(&Value::Null);
-        if matches!(
-            group,
-            "networking.istio.io"
-                | "security.istio.io"
-                | "authentication.istio.io"
-                | "config.istio.io"
-        ) && is_read(group, kind)
-            && let Some(unknown) = document.keys().find(|key| {
-                !matches!(
-                    key.as_str(),
-                    "apiVersion" | "kind" | "metadata" | "spec" | "status"
-                )
-            })
-        {
-            let unknown = unknown.clone();
-            return self.refuse(
-                &unknown,
-                "unknown field: not apiVersion, kind, metadata or spec",
-            );
-        }
+        let written = document.get("spec").unwrap_or(&Value::Null);
+        let normal;
+        let message = review::schema::message_of(group, kind);
+        let spec = match message {
+            Some(message) => {
+                normal = self.normal(message, document, version, written)?;
+                &normal
+            }
+            None => {
+                if group == "config.istio.io" {
+                    let findings = review::top_level(document.keys());
+                    self.take_over(findings)?;
+                }
+                written
+            }
+        };
+        self.in_schema = message.is_some();
         Some(match (group, kind) {
             ("networking.istio.io", "VirtualService") => Spec::VirtualService(self.typed(spec)?),
             ("networking.istio.io", "DestinationRule") => Spec::DestinationRule(self.typed(spec)?),
@@ -272,20 +273,25 @@ impl Reader<'_> {
                 Spec::AuthorizationPolicy(self.typed(spec)?)
             }
             ("authentication.istio.io", "Policy" | "MeshPolicy") => {
-                // Here `mtls:` with nothing behind it means something, so nulls stay.
-                Spec::AuthenticationPolicy(self.typed_from(if spec.is_null() {
-                    Value::Object(serde_json::Map::new())
-                } else {
-                    spec.clone()
-                })?)
+                Spec::AuthenticationPolicy(self.typed(spec)?)
             }
             ("config.istio.io", "QuotaSpec") => Spec::QuotaSpec(self.typed(spec)?),
             ("config.istio.io", "QuotaSpecBinding") => Spec::QuotaSpecBinding(self.typed(spec)?),
+            ("config.istio.io", "RouteRule" | "DestinationPolicy" | "EgressRule") => {
+                self.rules(spec, annotations)?;
+                self.report(
+                    Severity::Warning,
+                    "kind",
+                    format!("{kind} is of Istio 0.x and not served by this version; ignored"),
+                    "write VirtualService, DestinationRule or ServiceEntry",
+                );
+                return None;
+            }
             ("config.istio.io", _) => {
                 // Some templates have nothing to say.
-                let spec = match spec {
+                let spec = match written {
                     Value::Null => Value::Object(serde_json::Map::new()),
-                    Value::Object(_) => spec.clone(),
+                    Value::Object(_) => written.clone(),
                     _ => return self.refuse("spec", "must be a map"),
                 };
                 Spec::Mixer(MixerObject {
@@ -305,7 +311,7 @@ impl Reader<'_> {
                 );
                 Spec::Mixer(MixerObject {
                     kind: kind.to_owned(),
-                    spec: spec.clone(),
+                    spec: written.clone(),
                 })
             }
             ("", "Service") => Spec::Service(self.typed(spec)?),
@@ -337,6 +343,7 @@ impl Reader<'_> {
                 Err((field, reason)) => return self.refuse(&field, reason),
             },
             ("security.istio.io" | "rbac.istio.io", _) => {
+                self.rules(spec, annotations)?;
                 self.report(
                     Severity::Warning,
                     "kind",
@@ -346,6 +353,7 @@ impl Reader<'_> {
                 return None;
             }
             _ => {
+                self.rules(spec, annotations)?;
                 if !FOREIGN_KINDS.contains(&kind) {
                     let shown = if group.is_empty() {
                         kind.to_owned()
@@ -362,6 +370,53 @@ impl Reader<'_> {
                 return None;
             }
         })
+    }
+
+    /// What a review found becomes problems; `None` when it refuses the object.
+    fn take_over(&mut self, findings: Vec<Finding>) -> Option<()> {
+        let refused = findings.iter().any(Finding::is_error);
+        for finding in findings {
+            self.report(
+                finding.severity,
+                &finding.field,
+                finding.reason,
+                &finding.hint,
+            );
+        }
+        (!refused).then_some(())
+    }
+
+    /// The spec in normal form, if its shape is right.
+    fn normal(
+        &mut self,
+        message: &'static str,
+        document: &serde_json::Map<String, Value>,
+        version: &str,
+        spec: &Value,
+    ) -> Option<Value> {
+        let key = self.key.clone()?;
+        let mut findings = review::top_level(document.keys());
+        findings.extend(review::served(&key.group, &key.kind, version));
+        let (normal, wrong) = review::schema::normal(message, spec, "spec");
+        findings.extend(wrong);
+        self.take_over(findings)?;
+        Some(normal)
+    }
+
+    /// Judges a kind that becomes no object, so that [`crate::validate()`] never sees it.
+    fn rules(&mut self, spec: &Value, annotations: &Labels) -> Option<()> {
+        if !self.in_schema {
+            return Some(());
+        }
+        let key = self.key.clone()?;
+        let subject = Subject {
+            group: &key.group,
+            kind: &key.kind,
+            namespace: &key.namespace,
+            name: &key.name,
+            annotations,
+        };
+        self.take_over(review::rules(&subject, spec))
     }
 
     fn config_map(&mut self, document: &serde_json::Map<String, Value>) -> Option<ConfigMap> {
@@ -416,24 +471,63 @@ impl Reader<'_> {
         self.typed_at(value, prefix)
     }
 
-    fn typed_from<T: DeserializeOwned>(&mut self, value: Value) -> Option<T> {
-        self.typed_at(value, "spec")
-    }
-
-    fn typed_at<T: DeserializeOwned>(&mut self, value: Value, prefix: &str) -> Option<T> {
-        match serde_path_to_error::deserialize(value) {
-            Ok(typed) => Some(typed),
-            Err(error) => {
-                let path = path_of(error.path());
-                let field = match (prefix, path.as_str()) {
-                    ("", path) => path.to_owned(),
-                    (prefix, "") => prefix.to_owned(),
-                    (prefix, path) => format!("{prefix}.{path}"),
-                };
-                self.refuse(&field, error.inner().to_string())
+    fn typed_at<T: DeserializeOwned>(&mut self, mut value: Value, prefix: &str) -> Option<T> {
+        loop {
+            let error = match serde_path_to_error::deserialize(&value) {
+                Ok(typed) => return Some(typed),
+                Err(error) => error,
+            };
+            let path = path_of(error.path());
+            let field = match (prefix, path.as_str()) {
+                ("", path) => path.to_owned(),
+                (prefix, "") => prefix.to_owned(),
+                (prefix, path) => format!("{prefix}.{path}"),
+            };
+            let reason = error.inner().to_string();
+            if !self.in_schema {
+                return self.refuse(&field, reason);
             }
+            // The API has it, we do not: without it the rest is still worth something.
+            if reason.starts_with("unknown field") && remove(&mut value, error.path()) {
+                self.report(
+                    Severity::Warning,
+                    &field,
+                    "not supported by this version; ignored",
+                    "",
+                );
+                continue;
+            }
+            self.report(
+                Severity::Warning,
+                &field,
+                format!("cannot be read by this version, so the object is ignored: {reason}"),
+                "",
+            );
+            return None;
         }
     }
+}
+
+/// Takes a field away; whether it was there.
+fn remove(value: &mut Value, path: &serde_path_to_error::Path) -> bool {
+    use serde_path_to_error::Segment;
+    let mut at = value;
+    let mut segments = path.iter().peekable();
+    while let Some(segment) = segments.next() {
+        let next = match (segment, at) {
+            (Segment::Seq { index }, Value::Array(all)) => all.get_mut(*index),
+            (Segment::Map { key }, Value::Object(all)) if segments.peek().is_none() => {
+                return all.remove(key).is_some();
+            }
+            (Segment::Map { key }, Value::Object(all)) => all.get_mut(key),
+            _ => None,
+        };
+        match next {
+            Some(inner) => at = inner,
+            None => return false,
+        }
+    }
+    false
 }
 
 /// What a typed value is read from, and where that is in the document.

@@ -29,10 +29,16 @@ pub struct SyntaxError {
     pub reason: String,
 }
 
+/// A text may hold so many documents,
+pub const DOCUMENT_LIMIT: usize = 50_000;
+/// and so many maps, lists and scalars in all of them.
+pub const NODE_LIMIT: usize = 2_000_000;
+
 /// Reads all documents of a text; empty ones are left out.
 ///
 /// # Errors
-/// The text is not YAML, or not such as JSON can say.
+/// The text is not YAML, or not such as JSON can say, or more than [`DOCUMENT_LIMIT`] and [`NODE_LIMIT`]
+/// allow.
 pub fn documents(text: &str) -> Result<Vec<Document>, SyntaxError> {
     // Templates and editors leave a byte order mark at times.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -40,6 +46,12 @@ pub fn documents(text: &str) -> Result<Vec<Document>, SyntaxError> {
         with_snippet: false,
         // YAML 1.2: `y`, `no` and `on` are strings. Where a flag is wanted, the error says so.
         strict_booleans: true,
+        budget: serde_saphyr::budget! {
+            max_documents: DOCUMENT_LIMIT,
+            max_nodes: NODE_LIMIT,
+            // begin and end of each, and of each document
+            max_events: 3 * NODE_LIMIT,
+        },
     };
     let nodes: Vec<Spanned<Node>> = serde_saphyr::from_multiple_with_options(text, options)
         .map_err(|error| SyntaxError {
@@ -238,6 +250,14 @@ mod tests {
         );
         assert_eq!(all[1].line, 7);
         assert_eq!(all[1].lines["d[1].8080"], 10);
+    }
+
+    #[test]
+    fn many_documents_are_read_and_too_many_are_not() {
+        let text = "a: 1\n---\n".repeat(5_000);
+        assert_eq!(documents(&text).unwrap().len(), 5_000);
+        let text = "a: 1\n---\n".repeat(DOCUMENT_LIMIT + 1);
+        assert!(documents(&text).is_err());
     }
 
     #[test]

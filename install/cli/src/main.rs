@@ -1,9 +1,13 @@
 //! `lateen`, the operator's command line. It only calls the other programs and their interfaces.
 
 mod proxy_status;
+mod source;
 mod terminal;
 mod test;
 mod up;
+mod validate;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -22,20 +26,28 @@ enum Command {
     ProxyStatus(proxy_status::Options),
     /// Run unit tests of policy and quota, without a mesh.
     Test(test::Options),
+    /// Say whether configuration would be let in, and where it is wrong.
+    Validate(validate::Options),
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> std::process::ExitCode {
+async fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Up(options) => up::run(options).await,
-        Command::ProxyStatus(options) => proxy_status::run(options).await,
-        Command::Test(options) => test::run(&options),
+        Command::Up(options) => up::run(options).await.map(done),
+        Command::ProxyStatus(options) => proxy_status::run(options).await.map(done),
+        Command::Test(options) => test::run(&options).map(done),
+        Command::Validate(options) => validate::run(&options),
     };
     match outcome {
-        Ok(()) => std::process::ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("{} {error:#}", terminal::red("error:"));
-            std::process::ExitCode::FAILURE
+            ExitCode::FAILURE
         }
     }
+}
+
+/// What needs no other word than that it has been done.
+fn done((): ()) -> ExitCode {
+    ExitCode::SUCCESS
 }

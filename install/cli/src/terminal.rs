@@ -25,6 +25,16 @@ pub(crate) fn bold(text: &str) -> String {
     paint("1", text, std::io::stdout().is_terminal())
 }
 
+/// An error, on standard output.
+pub(crate) fn paint_error(text: &str) -> String {
+    paint("1;31", text, std::io::stdout().is_terminal())
+}
+
+/// A warning, on standard output.
+pub(crate) fn paint_warning(text: &str) -> String {
+    paint("33", text, std::io::stdout().is_terminal())
+}
+
 /// A step that is under way; on a terminal its line is replaced when it is done.
 pub(crate) fn doing(text: &str) {
     if std::io::stdout().is_terminal() {
