@@ -20,6 +20,7 @@ pub mod mesh;
 pub mod review;
 pub mod validate;
 pub mod reference;
+pub mod analyze;
 pub mod folder;
 
 pub use folder::{ConfigSet, Folder};

@@ -13,6 +13,7 @@ mod at;
 pub(crate) mod schema;
 pub(crate) mod text;
 mod virtual_service;
+mod http_route;
 mod unreachable;
 mod destination_rule;
 mod gateway;

@@ -5,7 +5,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lateen_config::{Finding, Problem, parse_file, review, validate};
+use lateen_config::analyze::{Input, Message, Resource, analyze, analyzers};
+use lateen_config::yaml::documents;
+use lateen_config::{Finding, parse_file, review, validate};
 
 fn corpus(part: &str) -> Option<PathBuf> {
     let Some(root) = std::env::var_os("LATEEN_CORPUS") else {
@@ -160,4 +162,74 @@ fn verdicts_of_1_4_are_close() {
         disagree.join("\n")
     );
     assert!(disagree.len() * 10 <= rows.len(), "see above");
+}
+
+/// `istioctl analyze` on the cases of its own analyzers; what disagrees is printed, and there may not be
+/// more of it.
+#[test]
+fn analysis_says_what_istioctl_says() {
+    let Some(directory) = corpus("pilot/analysis") else {
+        return;
+    };
+    let text = |name: &str| fs::read_to_string(directory.join(name)).unwrap();
+    let yaml = |case: &serde_json::Value, name: &str| {
+        case[name].as_str().map_or(serde_json::Value::Null, |file| {
+            documents(&text(file)).unwrap().remove(0).value
+        })
+    };
+    let cases: Vec<serde_json::Value> = serde_json::from_str(&text("cases.json")).unwrap();
+    let known: Vec<&str> = analyzers().collect();
+    let (mut agree, mut differ, mut missing) = (0, Vec::new(), Vec::new());
+    for case in &cases {
+        let analyzer = case["analyzer"].as_str().unwrap().to_owned();
+        if !known.contains(&analyzer.as_str()) && !analyzer.starts_with("schemaValidation.") {
+            missing.push(analyzer);
+            continue;
+        }
+        let mut input = Input {
+            mesh_config: yaml(case, "meshConfigFile"),
+            mesh_networks: yaml(case, "meshNetworksFile"),
+            ..Input::default()
+        };
+        for file in case["inputs"].as_array().unwrap() {
+            let file = file.as_str().unwrap();
+            input
+                .resources
+                .extend(Resource::read(file, &text(file)).unwrap());
+        }
+        let told = |message: &Message| {
+            format!(
+                "{} {} {}",
+                message.code,
+                message.level.name(),
+                message.resource
+            )
+        };
+        let mut got: Vec<String> = analyze(&input, &[analyzer]).iter().map(told).collect();
+        let mut want: Vec<String> = case["expected"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| {
+                let part = |name: &str| one[name].as_str().unwrap();
+                format!("{} {} {}", part("code"), part("level"), part("resource"))
+            })
+            .collect();
+        got.sort();
+        want.sort();
+        if got == want {
+            agree += 1;
+        } else {
+            differ.push(format!(
+                "{}:\n  got  {got:?}\n  want {want:?}",
+                case["name"]
+            ));
+        }
+    }
+    println!(
+        "{agree} of {} agree; without analyzer: {missing:?}; differ:\n{}",
+        cases.len(),
+        differ.join("\n")
+    );
+    assert!(agree * 100 >= cases.len() * 85, "see above");
 }

@@ -1,5 +1,6 @@
 //! `lateen`, the operator's command line. It only calls the other programs and their interfaces.
 
+mod analyze;
 mod proxy_status;
 mod source;
 mod terminal;
@@ -26,6 +27,8 @@ enum Command {
     ProxyStatus(proxy_status::Options),
     /// Run unit tests of policy and quota, without a mesh.
     Test(test::Options),
+    /// Say what is wrong with configuration taken together, with Istio's codes.
+    Analyze(analyze::Options),
     /// Say whether configuration would be let in, and where it is wrong.
     Validate(validate::Options),
 }
@@ -36,6 +39,7 @@ async fn main() -> ExitCode {
         Command::Up(options) => up::run(options).await.map(done),
         Command::ProxyStatus(options) => proxy_status::run(options).await.map(done),
         Command::Test(options) => test::run(&options).map(done),
+        Command::Analyze(options) => analyze::run(&options),
         Command::Validate(options) => validate::run(&options),
     };
     match outcome {

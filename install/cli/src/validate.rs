@@ -157,6 +157,21 @@ mod tests {
         );
     }
 
+    /// The documented example says what the page shows.
+    #[test]
+    fn the_page_is_true() {
+        let page = include_str!("../../../docs/reference/validation.md");
+        let yaml = page.split("```yaml\n").nth(1).unwrap();
+        let text = yaml.split("```").next().unwrap().to_owned();
+        let (_, problems) = judge(&[("shop.yaml".to_owned(), text)]);
+        let lines: Vec<String> = problems.iter().map(shown).collect();
+        let block = format!(
+            "$ lateen validate -f shop.yaml\n{}\n2 objects",
+            lines.join("\n")
+        );
+        assert!(page.contains(&block), "{block}");
+    }
+
     #[test]
     fn files_are_judged_together() {
         let route = "

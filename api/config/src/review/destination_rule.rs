@@ -305,6 +305,7 @@ fn localities(check: &mut Check<'_>, all: &[(&str, At<'_>)]) {
 fn client_tls(check: &mut Check<'_>, at: &At<'_>) {
     let set = |name: &str| !at.str(name).is_empty();
     let mode = at.str("mode");
+    config_map(check, &at.get("credentialName"));
     if at.flag("insecureSkipVerify") {
         let sans = at.get("subjectAltNames").count() > 0;
         let verifies = match mode {
@@ -343,6 +344,27 @@ fn client_tls(check: &mut Check<'_>, at: &At<'_>) {
         check.warn(
             at,
             "ISTIO_MUTUAL uses the mesh's certificates; the files have no effect",
+        );
+    }
+}
+
+/// `configmap://[NAMESPACE/]NAME`: certificates of authorities in a ConfigMap of the rule's own namespace.
+fn config_map(check: &mut Check<'_>, at: &At<'_>) {
+    let Some(name) = at.text().strip_prefix("configmap://") else {
+        return;
+    };
+    let (namespace, name) = name
+        .split_once('/')
+        .unwrap_or((check.subject.namespace, name));
+    if name.is_empty() || name.contains('/') {
+        check.error(at, "must be configmap://NAME or configmap://NAMESPACE/NAME");
+    } else if namespace != check.subject.namespace {
+        check.error(
+            at,
+            format!(
+                "the ConfigMap must be of namespace {}",
+                check.subject.namespace
+            ),
         );
     }
 }

@@ -48,7 +48,7 @@ fn module(check: &mut Check<'_>, at: &At<'_>) {
                     ),
                 );
             }
-            Some((_, rest)) if rest.is_empty() => check.error(&url, "names no module"),
+            Some((_, "")) => check.error(&url, "names no module"),
             _ => {}
         }
         if url

@@ -85,8 +85,7 @@ fn service_ports<'a>(check: &mut Check<'_>, spec: &At<'a>) -> Vec<&'a str> {
     let mut names: Vec<&str> = Vec::new();
     let mut numbers: Vec<i64> = Vec::new();
     // Istio allocates addresses for names that DNS could resolve one by one.
-    let allocated = spec.str("resolution") != ""
-        && spec.str("resolution") != "NONE"
+    let allocated = !matches!(spec.str("resolution"), "" | "NONE")
         && !spec
             .get("hosts")
             .texts()
@@ -232,7 +231,7 @@ pub(super) fn workload_entry(
         if names.is_some_and(|names| names.len() != 1) {
             check.error(&address, "a unix domain socket serves exactly one port");
         }
-    } else if !text::is_ip(address.text()) && !(names_allowed && text::is_fqdn(address.text())) {
+    } else if !(text::is_ip(address.text()) || names_allowed && text::is_fqdn(address.text())) {
         let wanted = if names_allowed {
             "neither a host name nor an IP address"
         } else {

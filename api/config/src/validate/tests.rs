@@ -248,7 +248,10 @@ fn an_authorization_policy_is_judged() {
             "{rules: [{when: [{key: source.ip}]}]}",
             "spec.rules[0].when[0]: ",
         ),
-        ("{action: CUSTOM, provider: {name: x}, rules: [{}]}", "spec.action: "),
+        (
+            "{action: CUSTOM, provider: {name: x}, rules: [{}]}",
+            "spec.action: ",
+        ),
         (
             "{targetRefs: [{kind: Service, name: a}], rules: [{}]}",
             "spec.targetRefs: ",
