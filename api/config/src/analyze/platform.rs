@@ -6,7 +6,7 @@ use crate::review::{At, text};
 
 /// IST0126: mesh networks name a registry that no remote secret brings.
 pub(super) fn mesh_networks(mesh: &mut Mesh<'_>) {
-    let mut known = vec!["Kubernetes".to_owned(), "kubernetes".to_owned()];
+    let mut known = vec!["Kubernetes".to_owned()];
     for secret in mesh.of("", "Secret").filter(|secret| {
         secret.labels.get("istio/multiCluster").map(String::as_str) == Some("true")
     }) {

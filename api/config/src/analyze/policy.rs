@@ -26,7 +26,7 @@ pub(super) fn authorization(mesh: &mut Mesh<'_>) {
         let any = mesh
             .of("", "Pod")
             .any(|pod| about(pod) && selects(&wanted, &pod.labels) && in_mesh(pod));
-        if !any && !targeted && !(everywhere && wanted.is_empty()) {
+        if !(any || targeted || everywhere && wanted.is_empty()) {
             mesh.report(
                 "IST0127",
                 policy,
@@ -93,14 +93,16 @@ pub(super) fn providers(mesh: &mut Mesh<'_>) {
 pub(super) fn envoy_patches(mesh: &mut Mesh<'_>) {
     for filter in mesh.of("networking.istio.io", "EnvoyFilter") {
         let has_priority = filter.spec().get("priority").int() != 0;
+        // Names that patches before have put in for one proxy version only.
+        let mut for_version: Vec<String> = Vec::new();
         for at in filter.spec().get("configPatches").items() {
             let (apply_to, operation) = (at.str("applyTo"), at.get("patch").str("operation"));
             let path = at.get("patch").path;
             let filters = matches!(apply_to, "NETWORK_FILTER" | "HTTP_FILTER");
             let wrong = match operation {
-                "REPLACE" if !filters => Some((
+                "REPLACE" if !filters && apply_to != "VIRTUAL_HOST" => Some((
                     "IST0152",
-                    "REPLACE is for NETWORK_FILTER and HTTP_FILTER only; it has no effect",
+                    "REPLACE is for NETWORK_FILTER, HTTP_FILTER and VIRTUAL_HOST only; it has no effect",
                 )),
                 "ADD" if matches!(apply_to, "ROUTE_CONFIGURATION" | "HTTP_ROUTE") => Some((
                     "IST0153",
@@ -118,23 +120,29 @@ pub(super) fn envoy_patches(mesh: &mut Mesh<'_>) {
             // Whether it applies depends on which filters other patches have put there before.
             let relative = match operation {
                 "INSERT_BEFORE" | "INSERT_AFTER" | "REMOVE" => wrong.is_none(),
-                "INSERT_FIRST" => false,
-                "REPLACE" => filters,
-                "MERGE" => false,
+                "REPLACE" => apply_to == "HTTP_FILTER",
                 _ => false,
             };
+            let name = at.get("patch").get("value").str("name").to_owned();
+            let seen = !name.is_empty() && for_version.contains(&name);
+            if !at.get("match").get("proxy").str("proxyVersion").is_empty() {
+                for_version.push(name);
+            }
             if !relative || has_priority {
                 continue;
             }
-            mesh.report(
-                "IST0151",
-                filter,
-                &path,
-                format!("{operation} depends on what other EnvoyFilters do; set priority"),
-            );
-            if !at.get("match").get("proxy").str("proxyVersion").is_empty() {
-                mesh.report("IST0155", filter, &path, format!("{operation} depends on what other EnvoyFilters do, and stops with the next proxy version; set priority"));
-            }
+            let (code, text) = if seen {
+                (
+                    "IST0155",
+                    "depends on another patch that is for one proxy version only; set priority",
+                )
+            } else {
+                (
+                    "IST0151",
+                    "depends on what other EnvoyFilters do; set priority",
+                )
+            };
+            mesh.report(code, filter, &path, format!("{operation} {text}"));
         }
     }
 }

@@ -16,7 +16,8 @@ fn destinations<'a>(service: &'a Resource) -> Vec<At<'a>> {
             all.extend(route.get("mirrors").items().map(|to| to.get("destination")));
         }
     }
-    all.retain(|to| !to.str("host").is_empty());
+    // A mirror may be left out; a route's entry that says nothing goes nowhere.
+    all.retain(|to| to.is_set() || to.path.contains(".route["));
     all
 }
 
@@ -228,6 +229,7 @@ pub(super) fn gateways(mesh: &mut Mesh<'_>) {
                     &item.path,
                     format!("there is no Gateway {full}"),
                 );
+                unserved_hosts(mesh, service, &full, None);
                 continue;
             };
             if gateway
@@ -239,41 +241,37 @@ pub(super) fn gateways(mesh: &mut Mesh<'_>) {
             {
                 mesh.report("IST0165", service, &item.path, format!("Gateway {full} is made by Pilot from a Kubernetes Gateway and may change; use an HTTPRoute"));
             }
-            unserved_hosts(mesh, service, gateway);
+            unserved_hosts(mesh, service, &full, Some(gateway));
         }
     }
 }
 
-fn unserved_hosts(mesh: &mut Mesh<'_>, service: &Resource, gateway: &Resource) {
-    let served: Vec<&str> = gateway
-        .spec()
-        .get("servers")
-        .items()
-        .flat_map(|server| server.get("hosts").texts())
-        .filter_map(|host| match host.split_once('/') {
-            None => Some(host),
-            Some((namespace, host)) => {
-                let visible = match namespace {
-                    "*" => true,
-                    "." => gateway.namespace() == service.namespace(),
-                    named => named == service.namespace(),
-                };
-                visible.then_some(host)
+fn unserved_hosts(mesh: &mut Mesh<'_>, service: &Resource, name: &str, gateway: Option<&Resource>) {
+    let mut served: Vec<&str> = Vec::new();
+    if let Some(gateway) = gateway {
+        for server in gateway.spec().get("servers").items() {
+            for host in server.get("hosts").texts() {
+                match host.split_once('/') {
+                    None | Some(("*", _)) => {}
+                    Some((".", _)) if gateway.namespace() == service.namespace() => {}
+                    Some((named, _)) if named == service.namespace() => {}
+                    Some(_) => continue,
+                }
+                served.push(host.split_once('/').map_or(host, |(_, host)| host));
             }
-        })
-        .collect();
-    for host in service.spec().get("hosts").items() {
-        if !served
-            .iter()
-            .any(|pattern| text::overlap(pattern, host.text()))
-        {
-            let text = format!(
-                "Gateway {} has no server for host {}",
-                gateway.name,
-                host.text()
-            );
-            mesh.report("IST0132", service, &host.path, text);
         }
+    }
+    let hosts = service.spec().get("hosts");
+    let any = hosts
+        .texts()
+        .iter()
+        .any(|host| served.iter().any(|pattern| text::overlap(pattern, host)));
+    if !any && hosts.count() > 0 {
+        let text = format!(
+            "Gateway {name} has no server for any of {}",
+            hosts.texts().join(", ")
+        );
+        mesh.report("IST0132", service, &hosts.path, text);
     }
 }
 
@@ -303,23 +301,27 @@ pub(super) fn claim_routes(mesh: &mut Mesh<'_>) {
                 .find(|gateway| format!("{}/{}", gateway.namespace(), gateway.name) == full);
             let Some(gateway) = gateway else { continue };
             let selector = strings(gateway.spec().get("selector").value);
-            for pod in mesh
+            // Pods of the gateway that is there by default need not be shown.
+            let mut pods: Vec<(String, &str, &super::Labels)> = mesh
                 .of("", "Pod")
                 .filter(|pod| selects(&selector, &pod.labels))
-            {
+                .map(|pod| (pod.shown(), pod.namespace(), &pod.labels))
+                .collect();
+            if pods.is_empty() && Mesh::is_default_gateway(&selector) {
+                pods.push(("the ingress gateway".into(), mesh.root(), &selector));
+            }
+            for (shown, namespace, labels) in pods {
                 let verified =
                     mesh.of("security.istio.io", "RequestAuthentication")
                         .any(|policy| {
                             let wanted =
                                 strings(policy.spec().get("selector").get("matchLabels").value);
-                            (policy.namespace() == pod.namespace()
-                                || policy.namespace() == mesh.root())
-                                && selects(&wanted, &pod.labels)
+                            (policy.namespace() == namespace || policy.namespace() == mesh.root())
+                                && selects(&wanted, labels)
                         });
                 if !verified {
                     let text = format!(
-                        "route by {claim}, but no RequestAuthentication verifies tokens at {} (Gateway {full})",
-                        pod.shown()
+                        "route by {claim}, but no RequestAuthentication verifies tokens at {shown} (Gateway {full})"
                     );
                     mesh.report("IST0149", service, &at.path, text);
                 }
@@ -391,7 +393,7 @@ pub(super) fn certificates(mesh: &mut Mesh<'_>) {
         let unverified = |tls: &At<'_>| {
             matches!(tls.str("mode"), "SIMPLE" | "MUTUAL")
                 && tls.str("caCertificates").is_empty()
-                && !(selected && !tls.str("credentialName").is_empty())
+                && (!selected || tls.str("credentialName").is_empty())
         };
         let what = "the server's certificate is not verified; set caCertificates";
         let tls = policy.get("tls");

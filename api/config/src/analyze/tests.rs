@@ -45,6 +45,7 @@ fn names_that_nobody_defines_are_told_with_their_line() {
     assert_eq!(
         run(ROUTES, ""),
         [
+            "a.yaml:11 IST0132 VirtualService prod/r: Gateway prod/g has no server for any of reviews",
             "a.yaml:12 IST0101 VirtualService prod/r: there is no Gateway prod/g",
             "a.yaml:14 IST0106 VirtualService prod/r: spec.http[0].route: the weights add up to 0; give at least one destination a weight",
             "a.yaml:15 IST0112 VirtualService prod/r: host reviews has several ports; name one in port.number",
