@@ -115,7 +115,7 @@ spec:
   http:
   - match: [{ headers: { end-user: { exact: jason } }, uri: { prefix: /reviews } }, { uri: { prefix: '' }, scheme: { exact: http }, authority: { prefix: rev } }]
     fault: { delay: { fixedDelay: 7s }, abort: { grpcStatus: UNAVAILABLE } }
-    rewrite: { uri: /, authority: other.example }
+    rewrite: { uri: / }
     timeout: 0.5s
     retries: { attempts: 3, perTryTimeout: 1s, retryOn: '5xx,503', backoff: 10ms }
     mirror: { host: reviews, subset: v2 }
