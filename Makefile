@@ -44,6 +44,11 @@ bench: $(ENVOY) ## The proxy beside stock Envoy and a plain relay; writes docs/b
 	$(CARGO) build --release -p proxy -p lateen-bench --bins
 	target/release/bench --envoy $(ENVOY) $(if $(ARGS),$(ARGS),--document docs/benchmarks.md)
 
+.PHONY: bench-mixer
+bench-mixer: ## Mixer beside a bare gRPC server; writes its part of docs/benchmarks.md
+	$(CARGO) build --release -p mixer -p lateen-bench --bins
+	target/release/bench mixer $(if $(ARGS),$(ARGS),--document docs/benchmarks.md)
+
 # ACCEPT=1 records what was counted instead of comparing.
 .PHONY: bench-gate
 bench-gate: ## Instructions of the hot paths against the recorded ones; over 5 % more fails

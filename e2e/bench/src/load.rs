@@ -628,6 +628,8 @@ impl Connection {
         let after = wire.read(buffer, to_end, |bytes| match client {
             Client::Http1(http1) => http1.feed(bytes, plan.answer, tally, finished),
             Client::Http2(http2) => {
+                // The peer may speak first; what answers it comes after the preface.
+                http2.greet(&mut out);
                 http2.feed(bytes, plan.answer, grpc, tally, finished, &mut out);
             }
             Client::Raw(raw) => raw.feed(bytes, tally, finished),

@@ -294,12 +294,17 @@ fn prepare(
             )
         }
     };
+    // A batch of reports is long: no more of them than fit into a connection's first window.
+    let streams = match call {
+        Call::Check(_) => 8,
+        Call::Report(_) => 1,
+    };
     let plan = Plan {
         path: format!("/istio.mixer.v1.Mixer/{path}"),
         message: Some(Arc::from(message)),
         answer: length + 5,
         // As many as a node's proxies: a connection each.
-        ..Plan::new(Protocol::Grpc, 8, 8)
+        ..Plan::new(Protocol::Grpc, 8, streams)
     };
     Ok(Prepared { plan, answer })
 }
