@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 use lateen_service::shutdown::{self, Drain};
 use lateen_service::telemetry::{self, TelemetryArgs};
 use pilot::server::{Config, Pilot};
@@ -25,15 +25,17 @@ struct Args {
     #[command(subcommand)]
     tool: Option<Tool>,
     #[command(flatten)]
-    config: Option<Config>,
+    config: Config,
     #[command(flatten)]
     telemetry: TelemetryArgs,
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
-    if let Some(tool) = args.tool {
+    // Not `Option<Config>`: clap takes a group of flags with a group inside for absent whatever is written.
+    let matches = Args::command().get_matches();
+    if matches.subcommand().is_some() {
+        let tool = Tool::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
         return match tool.run(&mut std::io::stdout().lock(), &mut std::io::stderr().lock()) {
             // Who reads has seen enough.
             Err(ToolError::Write(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
@@ -42,14 +44,12 @@ async fn main() -> anyhow::Result<()> {
             done => Ok(done?),
         };
     }
-    let config = args
-        .config
-        .expect("clap asks for --config-dir where there is no tool");
+    let args = Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     telemetry::init("pilot", &args.telemetry)?;
     lateen_service::init_crypto();
     let stop = shutdown::signal()?;
     let drain = Drain::new();
-    let _pilot = Pilot::start(&config, &drain).await?;
+    let _pilot = Pilot::start(&args.config, &drain).await?;
     stop.await;
     drain.finish(DRAIN).await;
     Ok(())
