@@ -123,31 +123,43 @@ fn of_node(node: Option<&Node>) -> Origin {
 
 /// What has been reported of the connections of one stream.
 #[derive(Debug, Default)]
-struct Connections(HashMap<String, (u64, u64)>);
+struct Connections(HashMap<String, Known>);
+
+/// What has been reported of one connection.
+#[derive(Clone, Copy, Debug, Default)]
+struct Known {
+    is_open: bool,
+    bytes: (u64, u64),
+}
 
 impl Connections {
     /// What each entry adds to what is known. Envoy counts from the beginning, Mixer's reports from the last one;
-    /// and a connection that is closed has been open.
+    /// and every connection opens once, when it is known who has opened it.
     fn follow(&mut self, entries: Vec<TcpAccessLogEntry>) -> Vec<Progress> {
         let mut all = Vec::with_capacity(entries.len());
         for entry in entries {
             let (event, id) = (entry::event(&entry), entry::connection(&entry));
             let total = entry::bytes(&entry);
             let known = self.0.get(id).copied();
+            let before = known.unwrap_or_default();
+            let is_open = before.is_open || event != entry::OPEN || entry::knows_client(&entry);
             if event == entry::CLOSE {
                 self.0.remove(id);
             } else if known.is_some() || self.0.len() < MAX_CONNECTIONS {
-                self.0.insert(id.to_owned(), total);
+                let bytes = if is_open { total } else { before.bytes };
+                self.0.insert(id.to_owned(), Known { is_open, bytes });
             } else {
                 continue;
             }
-            if known.is_none() && event != entry::OPEN {
+            if !is_open {
+                continue;
+            }
+            if !before.is_open && event != entry::OPEN {
                 all.push(Progress::new(entry.clone(), entry::OPEN, (0, 0)));
             }
-            let before = known.unwrap_or_default();
             let since = (
-                total.0.saturating_sub(before.0),
-                total.1.saturating_sub(before.1),
+                total.0.saturating_sub(before.bytes.0),
+                total.1.saturating_sub(before.bytes.1),
             );
             all.push(Progress::new(entry, event, since));
         }
@@ -163,9 +175,11 @@ mod tests {
     };
 
     fn entry(id: &str, kind: AccessLogType, received: u64) -> TcpAccessLogEntry {
+        let reporter = if id == "in" { "inbound" } else { "outbound" };
         TcpAccessLogEntry {
             common_properties: Some(AccessLogCommon {
                 stream_id: id.into(),
+                custom_tags: [("context.reporter.kind".into(), reporter.into())].into(),
                 access_log_type: kind.into(),
                 ..AccessLogCommon::default()
             }),
@@ -183,9 +197,13 @@ mod tests {
         let told: Vec<_> = connections
             .follow(vec![
                 entry("a", TcpUpstreamConnected, 1),
+                // The client's handshake is still going on.
+                entry("in", TcpUpstreamConnected, 0),
                 entry("b", TcpConnectionEnd, 5),
                 entry("a", TcpPeriodic, 10),
                 entry("a", TcpConnectionEnd, 12),
+                entry("in", TcpPeriodic, 3),
+                entry("in", TcpConnectionEnd, 3),
             ])
             .into_iter()
             .map(|progress| (progress.event, progress.since.0))
@@ -197,7 +215,10 @@ mod tests {
                 ("open", 0),
                 ("close", 5),
                 ("continue", 9),
-                ("close", 2)
+                ("close", 2),
+                ("open", 0),
+                ("continue", 3),
+                ("close", 0),
             ]
         );
         assert!(connections.0.is_empty());

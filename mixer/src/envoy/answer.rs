@@ -16,7 +16,7 @@ use lateen_protocols::{
             r#type::v3::HttpStatus,
         },
         google::{
-            protobuf::{Struct, Value, value::Kind},
+            protobuf::{BoolValue, Struct, Value, value::Kind},
             rpc,
         },
     },
@@ -243,6 +243,8 @@ fn option(name: &str, value: String, action: HeaderAppendAction) -> HeaderValueO
             value,
             raw_value: Vec::new(),
         }),
+        append: (action == HeaderAppendAction::AppendIfExistsOrAdd)
+            .then_some(BoolValue { value: true }),
         append_action: action as i32,
         ..HeaderValueOption::default()
     }

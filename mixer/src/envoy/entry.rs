@@ -109,6 +109,15 @@ pub(super) fn event(entry: &TcpAccessLogEntry) -> &'static str {
     }
 }
 
+/// Whether an entry can tell who the client is. A server's Envoy connects to the application while the client's
+/// handshake is going on, so that the first entry does not.
+pub(super) fn knows_client(entry: &TcpAccessLogEntry) -> bool {
+    entry.common_properties.as_ref().is_some_and(|common| {
+        let kind = common.custom_tags.get(REPORTER_KIND).map(String::as_str);
+        kind == Some("outbound") || client(common).is_some()
+    })
+}
+
 /// The connection's id.
 pub(super) fn connection(entry: &TcpAccessLogEntry) -> &str {
     entry
@@ -247,11 +256,10 @@ pub(super) fn tcp(
 
 fn of_common(bag: &mut Bag, common: &AccessLogCommon, said: &Claims<'_>, workloads: &WorkloadView) {
     let tls = common.tls_properties.as_ref();
-    let peer = tls.and_then(|tls| tls.peer_certificate_properties.as_ref());
+    let peer = client(common);
     let local = tls.and_then(|tls| tls.local_certificate_properties.as_ref());
     let ends = Ends {
-        is_mutual: peer
-            .is_some_and(|peer| !peer.subject.is_empty() || !peer.subject_alt_name.is_empty()),
+        is_mutual: peer.is_some(),
         peer: peer.and_then(uri),
         local: local.and_then(uri),
         server_name: tls.map_or("", |tls| &tls.tls_sni_hostname),
@@ -272,6 +280,13 @@ fn of_common(bag: &mut Bag, common: &AccessLogCommon, said: &Claims<'_>, workloa
         "context.proxy_error_code",
         flags.unwrap_or_else(|| "-".to_owned()),
     );
+}
+
+/// The client's certificate, if it has shown one.
+fn client(common: &AccessLogCommon) -> Option<&CertificateProperties> {
+    let tls = common.tls_properties.as_ref()?;
+    let peer = tls.peer_certificate_properties.as_ref()?;
+    (!peer.subject.is_empty() || !peer.subject_alt_name.is_empty()).then_some(peer)
 }
 
 fn uri(certificate: &CertificateProperties) -> Option<&str> {

@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use lateen_identity::{PeerMatch, Svid, TrustBundle};
-use lateen_protocols::istio::mixer::v1::{CheckRequest, mixer_client::MixerClient};
+use lateen_protocols::{
+    envoy::envoy::service::auth::v3::{self as envoy, authorization_client::AuthorizationClient},
+    istio::mixer::v1::{CheckRequest, mixer_client::MixerClient},
+};
 use lateen_service::{identity::Source, shutdown::Drain, tls};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose, SanType,
@@ -60,7 +63,7 @@ async fn only_members_of_the_mesh_are_served() {
             .unwrap(),
     );
 
-    let member = ours.identity("sleep").client_config(mixer);
+    let member = ours.identity("sleep").client_config(mixer.clone());
     let channel = tls::channel(&address, member).unwrap();
     let answer = MixerClient::new(channel)
         .check(CheckRequest::default())
@@ -76,6 +79,32 @@ async fn only_members_of_the_mesh_are_served() {
             .code,
         0
     );
+
+    // What a caller says of itself has to be of its own namespace, by Envoy's protocols.
+    for (uid, denied) in [
+        ("kubernetes://sleep-1.istio-system", None),
+        ("kubernetes://details-1.default", Some(403)),
+    ] {
+        let member = ours.identity("sleep").client_config(mixer.clone());
+        let channel = tls::channel(&address, member).unwrap();
+        let mut request = tonic::Request::new(envoy::CheckRequest {
+            attributes: Some(envoy::AttributeContext::default()),
+        });
+        request
+            .metadata_mut()
+            .insert("mixer-attribute-destination.uid", uid.parse().unwrap());
+        let answer = AuthorizationClient::new(channel)
+            .check(request)
+            .await
+            .unwrap();
+        let status = match answer.into_inner().http_response.unwrap() {
+            envoy::check_response::HttpResponse::DeniedResponse(answer) => {
+                Some(answer.status.unwrap().code)
+            }
+            _ => None,
+        };
+        assert_eq!(status, denied, "{uid}");
+    }
 
     // They trust us for the test's sake, but their certificate is nothing to us.
     let stranger = theirs.identity("sleep");
