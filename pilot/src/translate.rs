@@ -31,6 +31,7 @@ mod secret;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::accesslog::v3::AccessLog;
@@ -40,10 +41,12 @@ use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 
-use crate::model::{Node, Role, Service, Snapshot};
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpFilter;
+
+use crate::model::{BoundQuota, Node, Role, Service, Snapshot};
 
 use self::interception::Traffic;
-use self::mixer::Mixer;
+use self::mixer::{Destination, Direction, Hooks, Mixer, RouteHooks};
 
 /// All that a node gets, by name.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -104,7 +107,7 @@ struct Scope<'a> {
     services: Vec<&'a Arc<Service>>,
     /// Where its traffic enters and leaves.
     traffic: Traffic,
-    /// How it calls Mixer; stock Envoy does not.
+    /// How it calls Mixer.
     mixer: Option<Mixer>,
     /// Access logs of every listener.
     access_log: Vec<AccessLog>,
@@ -140,6 +143,33 @@ impl<'a> Scope<'a> {
         self.snapshot
             .workload(self.node)
             .map_or(&self.node.labels, |workload| &*workload.labels)
+    }
+
+    /// What a connection manager needs for Mixer. `address` is the workload's and `service` the one it serves, for
+    /// inbound listeners.
+    fn http_hooks(
+        &self,
+        direction: Direction,
+        address: Option<(IpAddr, u16)>,
+        service: Option<Destination<'_>>,
+    ) -> Hooks<HttpFilter> {
+        let mixer = self.mixer.as_ref();
+        mixer
+            .map(|mixer| mixer.http(direction, address, service))
+            .unwrap_or_default()
+    }
+
+    /// What a route needs for Mixer.
+    fn route_hooks(
+        &self,
+        direction: Direction,
+        service: Destination<'_>,
+        quotas: &[BoundQuota<'_>],
+    ) -> RouteHooks {
+        let mixer = self.mixer.as_ref();
+        mixer
+            .map(|mixer| mixer.route(direction, service, quotas))
+            .unwrap_or_default()
     }
 
     fn is_router(&self) -> bool {

@@ -24,6 +24,7 @@ use prost::{Message, Name};
 
 use super::Scope;
 use super::authorization;
+use super::mixer::Hooks;
 use super::names;
 use super::wire::{ZERO, ads, any, bool_value};
 
@@ -58,13 +59,13 @@ pub(super) fn connection_manager(
     side: Side,
     stat_prefix: String,
     route_config_name: String,
-    mixer: Option<HttpFilter>,
+    mixer: Hooks<HttpFilter>,
 ) -> Filter {
     let mut http_filters: Vec<HttpFilter> = match side {
         Side::Inbound | Side::Gateway => authorization::http_filters(scope),
         Side::Outbound => Vec::new(),
     };
-    http_filters.extend(mixer);
+    http_filters.extend(mixer.filters);
     http_filters.push(named("envoy.filters.http.cors", &Cors {}));
     http_filters.push(named("envoy.filters.http.fault", &HttpFault::default()));
     http_filters.push(named("envoy.filters.http.router", &Router::default()));
@@ -100,7 +101,7 @@ pub(super) fn connection_manager(
         }),
         server_name: SERVER_NAME.to_owned(),
         stream_idle_timeout: ZERO,
-        access_log: scope.access_log.clone(),
+        access_log: [scope.access_log.clone(), mixer.access_log].concat(),
         // Requests that an application sends are internal, so that it may ask for timeouts and retries by
         // `x-envoy-*` headers; what it forwards of its own client is not ours to change.
         use_remote_address: bool_value(side != Side::Inbound),

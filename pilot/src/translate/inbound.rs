@@ -311,10 +311,7 @@ fn filters(scope: &Scope<'_>, target: Target<'_>, http: bool) -> Vec<Filter> {
             Side::Inbound,
             stat_prefix,
             cluster,
-            scope
-                .mixer
-                .as_ref()
-                .and_then(|mixer| mixer.http_filter(Direction::Inbound, address)),
+            scope.http_hooks(Direction::Inbound, address, Some(destination(target))),
         )];
     }
     let service = destination(target);
@@ -354,15 +351,11 @@ fn routes(scope: &Scope<'_>, target: Target<'_>, name: &str) -> RouteConfigurati
             served.service.hostname, served.port.number
         ))
     });
-    if let Some(mixer) = &scope.mixer {
-        let quotas = served.map_or_else(Vec::new, |served| {
-            scope.snapshot.quotas(&served.service.hostname)
-        });
-        let config = mixer.route(Direction::Inbound, destination(target), &quotas);
-        route
-            .typed_per_filter_config
-            .insert(mixer::FILTER.to_owned(), config);
-    }
+    let quotas = served.map_or_else(Vec::new, |served| {
+        scope.snapshot.quotas(&served.service.hostname)
+    });
+    let hooks = scope.route_hooks(Direction::Inbound, destination(target), &quotas);
+    route.typed_per_filter_config.extend(hooks.configs);
     let number = match target {
         Target::Port(inbound) => served.map_or(inbound.port, |served| served.port.number),
         Target::Rest => 0,

@@ -303,10 +303,7 @@ fn manager(scope: &Scope<'_>, listener: &str, route_name: String) -> Filter {
         Side::Outbound,
         format!("outbound_{listener}"),
         route_name,
-        scope
-            .mixer
-            .as_ref()
-            .and_then(|mixer| mixer.http_filter(Direction::Outbound, None)),
+        scope.http_hooks(Direction::Outbound, None, None),
     )
 }
 

@@ -1,32 +1,42 @@
-//! What our proxy is told about calling Mixer: HTTP and TCP filter, per-route service attributes.
-//! Stock Envoy is told nothing.
+//! What proxies are told about calling Mixer: HTTP and TCP filters, access logs, what routes say of a destination.
+//! Our proxy has filters for it ([`quota`] for what is charged); [`stock`] says the same in the filters of stock
+//! Envoy. [`attributes`] are what both say.
+
+mod attributes;
+mod quota;
+mod stock;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use envoy_types::pb::envoy::config::accesslog::v3::AccessLog;
+use envoy_types::pb::envoy::config::core::v3::HeaderValueOption;
 use envoy_types::pb::envoy::config::listener::v3::{Filter, filter};
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpFilter, http_filter,
 };
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::TcpAccessLogOptions;
 use envoy_types::pb::google::protobuf::Any;
-use lateen_config::{Labels, MeshConfig, Spec, StringMatch};
+use lateen_config::{Labels, MeshConfig, Spec};
 use lateen_protocols::istio::mixer::v1::Attributes;
-use lateen_protocols::istio::mixer::v1::attributes::{AttributeValue, attribute_value::Value};
+use lateen_protocols::istio::mixer::v1::attributes::attribute_value::Value;
 use lateen_protocols::istio::mixer::v1::config::client::{
-    AttributeMatch, HttpClientConfig, NetworkFailPolicy, Quota, QuotaRule, QuotaSpec,
-    ServiceConfig, StringMatch as ClauseMatch, TcpClientConfig, TransportConfig,
-    network_fail_policy::FailPolicy, string_match::MatchType,
+    HttpClientConfig, NetworkFailPolicy, ServiceConfig, TcpClientConfig, TransportConfig,
+    network_fail_policy::FailPolicy,
 };
 
-use crate::model::{Agent, BoundQuota, Node, Registry, Role, Service, Snapshot};
+use crate::model::{Agent, BoundQuota, Node, Role, Snapshot};
 
+use self::attributes::{Builder, ip_bytes, merged};
 use super::fail_mode::FailModes;
 use super::names;
-use super::wire::any;
+use super::wire::{any, duration as wire_duration};
 
-/// Name of the filters, and of their per-route configuration.
-pub(super) const FILTER: &str = "mixer";
+pub(super) use self::attributes::Destination;
+
+/// Name of our proxy's filters, and of their per-route configuration.
+const FILTER: &str = "mixer";
 
 /// Annotation (or node metadata) that decides for one workload.
 const CHECK: &str = "policy.istio.io/check";
@@ -43,9 +53,38 @@ pub(super) enum Direction {
     Outbound,
 }
 
+/// What goes into a listener so that Mixer is asked and told.
+#[derive(Debug)]
+pub(super) struct Hooks<F> {
+    /// Before all other filters.
+    pub(super) filters: Vec<F>,
+    /// Beside other logs.
+    pub(super) access_log: Vec<AccessLog>,
+}
+
+impl<F> Default for Hooks<F> {
+    fn default() -> Self {
+        Self {
+            filters: Vec::new(),
+            access_log: Vec::new(),
+        }
+    }
+}
+
+/// What goes into a route (or a weighted cluster) so that Mixer knows where a request is going.
+#[derive(Debug, Default)]
+pub(super) struct RouteHooks {
+    /// Per-filter configuration.
+    pub(super) configs: HashMap<String, Any>,
+    /// For the next proxy.
+    pub(super) request_headers: Vec<HeaderValueOption>,
+}
+
 /// How one node calls Mixer.
 #[derive(Debug)]
 pub(super) struct Mixer {
+    /// For stock Envoy: headers that its reports carry.
+    stock: Option<stock::Headers>,
     transport: TransportConfig,
     role: Role,
     uid: String,
@@ -67,10 +106,10 @@ pub(super) fn server(address: &str) -> Option<(&str, u16)> {
 }
 
 impl Mixer {
-    /// `None` if the mesh has no Mixer, or the node does not know the filters.
+    /// `None` if the mesh has no Mixer.
     pub(super) fn of(snapshot: &Snapshot, node: &Node) -> Option<Self> {
         let mesh = snapshot.mesh();
-        if node.agent != Agent::Lateen || !mesh.has_mixer() {
+        if !mesh.has_mixer() {
             return None;
         }
         let facts = Facts {
@@ -94,6 +133,7 @@ impl Mixer {
         };
         let fail_open = mesh.policy_check_fail_open || facts.text(CHECK) == Some("allow-on-error");
         Some(Self {
+            stock: (node.agent == Agent::Envoy).then(|| stock::Headers::of(snapshot)),
             transport: TransportConfig {
                 network_fail_policy: Some(fail_policy(fail_open, &facts)),
                 check_cluster: cluster(&mesh.mixer_check_server),
@@ -157,18 +197,58 @@ impl Mixer {
         all.finish()
     }
 
-    /// The HTTP filter; `None` if it would do nothing. `address` is the workload's, for inbound listeners.
-    pub(super) fn http_filter(
+    /// For a connection manager. `address` is the workload's and `service` the one it serves, for inbound listeners.
+    pub(super) fn http(
+        &self,
+        direction: Direction,
+        address: Option<(IpAddr, u16)>,
+        service: Option<Destination<'_>>,
+    ) -> Hooks<HttpFilter> {
+        if let Some(headers) = &self.stock {
+            return self.stock_http(direction, address, service, headers);
+        }
+        Hooks {
+            filters: self.http_filter(direction, address).into_iter().collect(),
+            ..Hooks::default()
+        }
+    }
+
+    fn stock_http(
+        &self,
+        direction: Direction,
+        address: Option<(IpAddr, u16)>,
+        service: Option<Destination<'_>>,
+        headers: &stock::Headers,
+    ) -> Hooks<HttpFilter> {
+        let listener = self.listener_attributes(direction, address);
+        let mut hooks = Hooks::default();
+        let checks = self.checks(direction);
+        // A gateway's clients are strangers: what they claim to be is not believed.
+        if direction == Direction::Inbound && (checks || self.report_http) {
+            hooks.filters.push(stock::keep_forwarded());
+        }
+        let served = service.map(Destination::attributes).unwrap_or_default();
+        if checks {
+            let policy = self.policy(direction, &served);
+            hooks
+                .filters
+                .push(stock::http_check(self.check_server(), &listener, &policy));
+        }
+        if self.report_http {
+            let all = merged(listener, served);
+            let log = stock::http_log(self.report_server(), direction, &all, headers);
+            hooks.access_log.push(log);
+        }
+        hooks
+    }
+
+    fn http_filter(
         &self,
         direction: Direction,
         address: Option<(IpAddr, u16)>,
     ) -> Option<HttpFilter> {
         if !self.checks(direction) && !self.report_http {
             return None;
-        }
-        let mut forward = Builder::default();
-        if direction == Direction::Outbound {
-            forward.text("source.uid", &self.uid);
         }
         let config = HttpClientConfig {
             transport: Some(self.transport.clone()),
@@ -182,7 +262,7 @@ impl Mixer {
             )]),
             default_destination_service: "default".to_owned(),
             mixer_attributes: Some(self.listener_attributes(direction, address)),
-            forward_attributes: (direction == Direction::Outbound).then(|| forward.finish()),
+            forward_attributes: (direction == Direction::Outbound).then(|| self.forwarded()),
             // A gateway's clients are strangers: what they claim to be is not believed.
             ignore_forwarded_attributes: self.role == Role::Router,
         };
@@ -193,52 +273,130 @@ impl Mixer {
         })
     }
 
-    /// The network filter of a TCP chain; `service` is a real one or a special cluster's name.
-    pub(super) fn tcp_filter(
+    /// What a client's proxy says of itself.
+    fn forwarded(&self) -> Attributes {
+        let mut forward = Builder::default();
+        forward.text("source.uid", &self.uid);
+        forward.finish()
+    }
+
+    /// For a TCP chain; `service` is a real one or a special cluster's name.
+    pub(super) fn tcp(
         &self,
         direction: Direction,
         address: Option<(IpAddr, u16)>,
         service: Destination<'_>,
-    ) -> Option<Filter> {
-        if !self.checks(direction) && !self.report_tcp {
-            return None;
+    ) -> Hooks<Filter> {
+        let mut hooks = Hooks::default();
+        let destination = service.attributes();
+        let all = merged(
+            self.listener_attributes(direction, address),
+            destination.clone(),
+        );
+        let checks = self.checks(direction);
+        if self.stock.is_some() {
+            if checks {
+                let policy = self.policy(direction, &destination);
+                let filter = stock::tcp_check(self.check_server(), &all, &policy);
+                hooks.filters.push(filter);
+            }
+            if self.report_tcp {
+                let log = stock::tcp_log(self.report_server(), direction, &all);
+                hooks.access_log.push(log);
+            }
+        } else if checks || self.report_tcp {
+            let config = TcpClientConfig {
+                transport: Some(self.transport.clone()),
+                mixer_attributes: Some(all),
+                disable_check_calls: !checks,
+                disable_report_calls: !self.report_tcp,
+                ..Default::default()
+            };
+            hooks.filters.push(Filter {
+                name: FILTER.to_owned(),
+                config_type: Some(filter::ConfigType::TypedConfig(any(&config))),
+            });
         }
-        let mut attributes = self.listener_attributes(direction, address);
-        attributes
-            .attributes
-            .extend(service.attributes().attributes);
-        let config = TcpClientConfig {
-            transport: Some(self.transport.clone()),
-            mixer_attributes: Some(attributes),
-            disable_check_calls: !self.checks(direction),
-            disable_report_calls: !self.report_tcp,
-            ..Default::default()
-        };
-        Some(Filter {
-            name: FILTER.to_owned(),
-            config_type: Some(filter::ConfigType::TypedConfig(any(&config))),
-        })
+        hooks
     }
 
-    /// The per-route configuration for one destination.
+    /// For one destination.
     pub(super) fn route(
         &self,
         direction: Direction,
         service: Destination<'_>,
         quotas: &[BoundQuota<'_>],
-    ) -> Any {
+    ) -> RouteHooks {
         let attributes = service.attributes();
-        any(&ServiceConfig {
+        let is_forwarded =
+            direction == Direction::Outbound && matches!(service, Destination::Service(_));
+        if self.stock.is_some() {
+            return RouteHooks {
+                configs: if self.checks(direction) {
+                    stock::route(&attributes, quotas)
+                } else {
+                    HashMap::new()
+                },
+                request_headers: is_forwarded
+                    .then(|| stock::forward(&merged(self.forwarded(), attributes)))
+                    .into_iter()
+                    .collect(),
+            };
+        }
+        let config = any(&ServiceConfig {
             network_fail_policy: self.fail_policy(direction, &attributes),
             disable_check_calls: !self.checks(direction),
             disable_report_calls: !self.report_http,
-            forward_attributes: (direction == Direction::Outbound
-                && matches!(service, Destination::Service(_)))
-            .then(|| attributes.clone()),
+            forward_attributes: is_forwarded.then(|| attributes.clone()),
             mixer_attributes: Some(attributes),
-            quota_spec: quotas.iter().map(quota_spec).collect(),
+            quota_spec: quotas.iter().map(quota::spec).collect(),
             ..Default::default()
+        });
+        RouteHooks {
+            configs: HashMap::from([(FILTER.to_owned(), config)]),
+            ..RouteHooks::default()
+        }
+    }
+
+    /// When stock Envoy writes the access log of a connection; `None`: when it ends.
+    pub(super) fn tcp_log_options(&self) -> Option<TcpAccessLogOptions> {
+        (self.stock.is_some() && self.report_tcp).then(|| TcpAccessLogOptions {
+            access_log_flush_interval: wire_duration(stock::TCP_INTERVAL),
+            flush_access_log_on_connected: true,
+            ..TcpAccessLogOptions::default()
         })
+    }
+
+    /// Other logs of connections, whose entries are not to be more than before.
+    pub(super) fn other_tcp_logs(&self, logs: &[AccessLog]) -> Vec<AccessLog> {
+        match self.tcp_log_options() {
+            Some(_) => logs.iter().map(stock::ends_only).collect(),
+            None => logs.to_vec(),
+        }
+    }
+
+    fn check_server(&self) -> stock::Server<'_> {
+        stock::Server {
+            cluster: &self.transport.check_cluster,
+            batch: None,
+        }
+    }
+
+    fn report_server(&self) -> stock::Server<'_> {
+        stock::Server {
+            cluster: &self.transport.report_cluster,
+            batch: self
+                .transport
+                .report_batch_max_time
+                .and_then(|time| std::time::Duration::try_from(time).ok()),
+        }
+    }
+
+    /// What happens when Mixer cannot be asked about a destination.
+    fn policy(&self, direction: Direction, attributes: &Attributes) -> NetworkFailPolicy {
+        self.fail_policy(direction, attributes)
+            .or(self.transport.network_fail_policy)
+            .unwrap_or_default()
     }
 
     /// What rules say of their own absence, where that differs from what the mesh says.
@@ -260,63 +418,6 @@ impl Mixer {
             policy: fail_open_or_close(open) as i32,
             ..mesh
         })
-    }
-}
-
-/// Where a request goes, in Mixer's terms.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Destination<'a> {
-    /// A service.
-    Service(&'a Service),
-    /// A special cluster, or a host nobody declared.
-    Named(&'a str),
-}
-
-impl Destination<'_> {
-    fn attributes(self) -> Attributes {
-        let mut all = Builder::default();
-        match self {
-            Self::Service(service) => {
-                let name = match service.registry {
-                    Registry::Kubernetes => service.name.as_str(),
-                    Registry::External => &*service.hostname,
-                };
-                all.text("destination.service.host", &service.hostname);
-                all.text("destination.service.name", name);
-                all.text("destination.service.namespace", &service.namespace);
-                all.text(
-                    "destination.service.uid",
-                    &format!("istio://{}/services/{name}", service.namespace),
-                );
-            }
-            Self::Named(name) => all.text("destination.service.name", name),
-        }
-        all.finish()
-    }
-}
-
-#[derive(Default)]
-struct Builder(HashMap<String, AttributeValue>);
-
-impl Builder {
-    fn set(&mut self, name: &str, value: Value) {
-        self.0
-            .insert(name.to_owned(), AttributeValue { value: Some(value) });
-    }
-
-    fn text(&mut self, name: &str, value: &str) {
-        self.set(name, Value::StringValue(value.to_owned()));
-    }
-
-    fn finish(self) -> Attributes {
-        Attributes { attributes: self.0 }
-    }
-}
-
-fn ip_bytes(ip: IpAddr) -> Vec<u8> {
-    match ip {
-        IpAddr::V4(ip) => ip.octets().to_vec(),
-        IpAddr::V6(ip) => ip.octets().to_vec(),
     }
 }
 
@@ -378,45 +479,6 @@ fn duration(of: std::time::Duration) -> prost_types::Duration {
     prost_types::Duration {
         seconds: i64::try_from(of.as_secs()).unwrap_or(i64::MAX),
         nanos: i32::try_from(of.subsec_nanos()).unwrap_or(0),
-    }
-}
-
-fn quota_spec(bound: &BoundQuota<'_>) -> QuotaSpec {
-    let clause = |matcher: &StringMatch| ClauseMatch {
-        match_type: match matcher {
-            StringMatch::Present => None,
-            StringMatch::Exact(text) => Some(MatchType::Exact(text.clone())),
-            StringMatch::Prefix(text) => Some(MatchType::Prefix(text.clone())),
-            StringMatch::Regex(pattern) => Some(MatchType::Regex(pattern.clone())),
-        },
-    };
-    QuotaSpec {
-        rules: bound
-            .spec
-            .rules
-            .iter()
-            .map(|rule| QuotaRule {
-                r#match: rule
-                    .matches
-                    .iter()
-                    .map(|entry| AttributeMatch {
-                        clause: entry
-                            .clause
-                            .iter()
-                            .map(|(name, matcher)| (name.clone(), clause(matcher)))
-                            .collect(),
-                    })
-                    .collect(),
-                quotas: rule
-                    .quotas
-                    .iter()
-                    .map(|quota| Quota {
-                        quota: quota.quota.clone(),
-                        charge: quota.charge.max(1),
-                    })
-                    .collect(),
-            })
-            .collect(),
     }
 }
 

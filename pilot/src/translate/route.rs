@@ -1,7 +1,5 @@
 //! HTTP routes out of VirtualServices, and the default route of a service.
 
-use std::collections::HashMap;
-
 use base64::Engine as _;
 use envoy_types::pb::envoy::config::core::v3::{
     DataSource, HeaderValue, HeaderValueOption, RuntimeFractionalPercent, data_source::Specifier,
@@ -37,7 +35,7 @@ use lateen_config::{Percent, StringMatch};
 
 use crate::model::{Routes, Service, full_host};
 
-use super::mixer::{self, Direction};
+use super::mixer::{self, Direction, RouteHooks};
 use super::policy::Policy;
 use super::tcp::source_fits;
 use super::wire::{
@@ -162,16 +160,13 @@ pub(super) fn to_service(scope: &Scope<'_>, service: &Service, port: u16) -> Rou
         },
     );
     route.decorator = decorator(format!("{}:{port}/*", service.hostname));
-    if let Some(mixer) = &scope.mixer {
-        let config = mixer.route(
-            Direction::Outbound,
-            mixer::Destination::Service(service),
-            &[],
-        );
-        route
-            .typed_per_filter_config
-            .insert(mixer::FILTER.to_owned(), config);
-    }
+    let hooks = scope.route_hooks(
+        Direction::Outbound,
+        mixer::Destination::Service(service),
+        &[],
+    );
+    route.typed_per_filter_config.extend(hooks.configs);
+    route.request_headers_to_add.extend(hooks.request_headers);
     route
 }
 
@@ -424,9 +419,9 @@ impl Builder<'_> {
                 &only.append_response_headers,
                 &only.remove_response_headers,
             );
-            built
-                .typed_per_filter_config
-                .extend(self.mixer(&only.destination));
+            let hooks = self.mixer(&only.destination);
+            built.typed_per_filter_config.extend(hooks.configs);
+            headers.request_add.extend(hooks.request_headers);
             action.cluster_specifier = clusters.into_iter().next().map(ClusterSpecifier::Cluster);
             return;
         }
@@ -442,10 +437,12 @@ impl Builder<'_> {
                     &to.append_response_headers,
                     &to.remove_response_headers,
                 );
+                let hooks = self.mixer(&to.destination);
+                own.request_add.extend(hooks.request_headers);
                 ClusterWeight {
                     name,
                     weight: u32_value(u32::try_from(to.weight).unwrap_or(0)),
-                    typed_per_filter_config: self.mixer(&to.destination),
+                    typed_per_filter_config: hooks.configs,
                     request_headers_to_add: own.request_add,
                     request_headers_to_remove: own.request_remove,
                     response_headers_to_add: own.response_add,
@@ -463,19 +460,14 @@ impl Builder<'_> {
         }));
     }
 
-    fn mixer(&self, to: &Destination) -> HashMap<String, Any> {
-        let Some(mixer) = &self.scope.mixer else {
-            return HashMap::new();
-        };
+    fn mixer(&self, to: &Destination) -> RouteHooks {
         let host = full_host(&to.host.to_ascii_lowercase(), self.routes.namespace());
         let destination = match self.scope.snapshot.service(&host) {
             Some(service) => mixer::Destination::Service(service),
             None => mixer::Destination::Named(&host),
         };
-        HashMap::from([(
-            mixer::FILTER.to_owned(),
-            mixer.route(Direction::Outbound, destination, &[]),
-        )])
+        self.scope
+            .route_hooks(Direction::Outbound, destination, &[])
     }
 }
 

@@ -1,5 +1,6 @@
 //! The TCP proxy, and which routes of VirtualServices hold for a connection.
 
+use envoy_types::pb::envoy::config::accesslog::v3::AccessLog;
 use envoy_types::pb::envoy::config::listener::v3::{Filter, filter};
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
     TcpProxy, tcp_proxy::ClusterSpecifier, tcp_proxy::WeightedCluster,
@@ -10,7 +11,7 @@ use lateen_config::networking::{TcpDestination, TcpMatch, TlsMatch};
 use crate::model::{Routes, Service, full_host, selects};
 
 use super::Scope;
-use super::mixer::{Destination, Direction};
+use super::mixer::{Destination, Direction, Mixer};
 use super::policy::Policy;
 use super::route::Binding;
 use super::wire::{any, duration};
@@ -32,22 +33,31 @@ pub(super) fn filters(
     stat_prefix: &str,
     to: Vec<Weighted>,
 ) -> Vec<Filter> {
+    let mixer = scope.mixer.as_ref();
+    let hooks = mixer
+        .map(|mixer| mixer.tcp(direction, address, service))
+        .unwrap_or_default();
+    let mut access_log = match mixer {
+        Some(mixer) => mixer.other_tcp_logs(&scope.access_log),
+        None => scope.access_log.clone(),
+    };
+    access_log.extend(hooks.access_log);
     let mut filters = if direction == Direction::Inbound || scope.is_router() {
         authorization::network_filters(scope)
     } else {
         Vec::new()
     };
-    filters.extend(
-        scope
-            .mixer
-            .as_ref()
-            .and_then(|mixer| mixer.tcp_filter(direction, address, service)),
-    );
-    filters.push(proxy(scope, stat_prefix, to));
+    filters.extend(hooks.filters);
+    filters.push(proxy(scope, stat_prefix, to, access_log));
     filters
 }
 
-fn proxy(scope: &Scope<'_>, stat_prefix: &str, to: Vec<Weighted>) -> Filter {
+fn proxy(
+    scope: &Scope<'_>,
+    stat_prefix: &str,
+    to: Vec<Weighted>,
+    access_log: Vec<AccessLog>,
+) -> Filter {
     let first = to
         .first()
         .map(|weighted| weighted.cluster.clone())
@@ -81,7 +91,8 @@ fn proxy(scope: &Scope<'_>, stat_prefix: &str, to: Vec<Weighted>) -> Filter {
         config_type: Some(filter::ConfigType::TypedConfig(any(&TcpProxy {
             stat_prefix: stat_prefix.to_owned(),
             cluster_specifier: Some(cluster_specifier),
-            access_log: scope.access_log.clone(),
+            access_log,
+            access_log_options: scope.mixer.as_ref().and_then(Mixer::tcp_log_options),
             idle_timeout: idle_timeout.and_then(duration),
             ..Default::default()
         }))),

@@ -13,6 +13,7 @@ use super::*;
 mod authorization;
 mod credentials;
 mod stock_envoy;
+mod stock_mixer;
 
 const MESH: &str = "
 apiVersion: v1
@@ -331,6 +332,8 @@ fn inbound_chains_follow_peer_authentication() {
     assert_eq!(
         filters,
         [
+            "envoy.filters.http.header_to_metadata",
+            "envoy.filters.http.ext_authz",
             "envoy.filters.http.cors",
             "envoy.filters.http.fault",
             "envoy.filters.http.router"
@@ -451,8 +454,8 @@ spec:
         json!({"numerator": 250_000, "denominator": "MILLION"})
     );
     assert_eq!(
-        first["request_headers_to_add"],
-        json!([{"header": {"key": "x-a", "value": "1"}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}])
+        first["request_headers_to_add"][0],
+        json!({"header": {"key": "x-a", "value": "1"}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"})
     );
     assert_eq!(first["request_headers_to_remove"], json!(["x-b"]));
     assert_eq!(
@@ -612,7 +615,7 @@ spec:
 }
 
 #[test]
-fn our_proxy_is_told_about_mixer_and_stock_envoy_is_not() {
+fn our_proxy_is_told_about_mixer_in_its_own_words_and_stock_envoy_is_not() {
     let snapshot = world(
         "
 apiVersion: config.istio.io/v1alpha2

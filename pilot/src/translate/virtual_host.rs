@@ -10,7 +10,7 @@ use lateen_config::networking::OutboundMode;
 
 use crate::model::{Protocol, Service};
 
-use super::mixer::{self, Direction};
+use super::mixer::{Destination, Direction};
 use super::route::{self, Binding};
 use super::wire::{ZERO, u32_value};
 use super::{Resources, Scope, names};
@@ -281,12 +281,8 @@ fn catch_all(scope: &Scope<'_>) -> VirtualHost {
     } else {
         route::always(name, 502)
     };
-    if let Some(mixer) = &scope.mixer {
-        let config = mixer.route(Direction::Outbound, mixer::Destination::Named(cluster), &[]);
-        route
-            .typed_per_filter_config
-            .insert(mixer::FILTER.to_owned(), config);
-    }
+    let hooks = scope.route_hooks(Direction::Outbound, Destination::Named(cluster), &[]);
+    route.typed_per_filter_config.extend(hooks.configs);
     VirtualHost {
         name: name.to_owned(),
         domains: vec!["*".to_owned()],
