@@ -39,6 +39,8 @@ pub struct Options {
     pub config_dir: Option<PathBuf>,
     /// Run stock Envoy from this path as every workload's sidecar, with our proxy as its agent.
     pub envoy: Option<PathBuf>,
+    /// Whether the ingress gateway is that program too.
+    pub envoy_gateway: bool,
     /// Time to live of workload certificates; Auth's default when absent.
     pub workload_ttl: Option<Duration>,
     /// Threads of each proxy.
@@ -52,6 +54,7 @@ impl Default for Options {
         Options {
             config_dir: None,
             envoy: None,
+            envoy_gateway: false,
             workload_ttl: None,
             concurrency: 1,
             own_group: false,
@@ -607,7 +610,13 @@ impl Mesh {
             outbound: self.block.gateway(),
         };
         write_yaml(&self.pod_file(&workload), &workload.pod(address.ip))?;
-        self.start_proxy(Role::Gateway, &workload, address, Subscription::Delta, None)
+        let envoy = self.options.envoy.clone();
+        let envoy = envoy.filter(|_| self.options.envoy_gateway);
+        let subscription = match envoy {
+            Some(_) => Subscription::StateOfTheWorld,
+            None => Subscription::Delta,
+        };
+        self.start_proxy(Role::Gateway, &workload, address, subscription, envoy)
     }
 
     fn start_proxy(

@@ -2,12 +2,22 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use e2e::{app, mesh::Options, workload::Workload};
+use e2e::{
+    app,
+    http::Client,
+    mesh::{Mesh, Options},
+    workload::Workload,
+};
 
 use super::{
     redis::Redis,
-    support::{ask, bookinfo, empty, eventually},
+    support::{Sidecar, ask, bookinfo, eventually, on_both},
 };
+
+on_both!(
+    a39_without_redis_the_rules_fail_policy_decides,
+    a46_a47_what_a_check_finds_goes_into_headers_and_the_path,
+);
 
 fn quota(port: u16, fail_mode: &str) -> String {
     format!(
@@ -48,9 +58,11 @@ spec:
     )
 }
 
-#[tokio::test]
-async fn a39_without_redis_the_rules_fail_policy_decides() -> anyhow::Result<()> {
-    let (mut mesh, client) = bookinfo(Options::default()).await?;
+async fn a39_without_redis_the_rules_fail_policy_decides(sidecar: Sidecar) -> anyhow::Result<()> {
+    let Some(options) = sidecar.everywhere() else {
+        return Ok(());
+    };
+    let (mut mesh, client) = bookinfo(options).await?;
     let (redis, port) = Redis::start()?;
     mesh.apply("quota.yaml", &quota(port, "closed")).await?;
     let mut outcomes = Vec::new();
@@ -98,9 +110,13 @@ async fn a39_without_redis_the_rules_fail_policy_decides() -> anyhow::Result<()>
     Ok(())
 }
 
-#[tokio::test]
-async fn a46_a47_what_a_check_finds_goes_into_headers_and_the_path() -> anyhow::Result<()> {
-    let (mut mesh, client) = empty().await?;
+async fn a46_a47_what_a_check_finds_goes_into_headers_and_the_path(
+    sidecar: Sidecar,
+) -> anyhow::Result<()> {
+    let Some(options) = sidecar.everywhere() else {
+        return Ok(());
+    };
+    let (mut mesh, client) = (Mesh::start(options).await?, Client::new());
     let instance = mesh.add(Workload::new("httpbin", &[("app", "httpbin")], 8000), false)?;
     let address = SocketAddr::from((instance.address.ip, instance.workload.app_port(8000)));
     let _app = app::httpbin(address, "v1").await?;

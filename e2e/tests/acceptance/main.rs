@@ -1,5 +1,5 @@
 //! The acceptance table as tests: given a configuration, this traffic has that outcome. Test names begin
-//! with the row's id. Every test runs the real programs; rows about routing run with stock Envoy as
+//! with the row's id. Every test runs the real programs; rows about routing, policy and telemetry run with stock Envoy as
 //! every sidecar too (`ENVOY_BIN`, which `make test` sets).
 #![cfg(test)]
 
@@ -8,6 +8,7 @@ mod changes;
 // Mixer's tests listen the same way.
 #[path = "../../../mixer/tests/service/collector.rs"]
 mod collector;
+mod envoy;
 mod faults;
 mod floods;
 mod gateway;

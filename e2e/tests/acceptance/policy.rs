@@ -1,13 +1,27 @@
-//! A35, A41, A42, A49, A50: what Mixer decides, and what happens without it.
+//! A35, A41, A42, A44, A46, A49, A50: what Mixer decides, and what happens without it.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
-use e2e::{mesh::Mesh, mesh::Options, samples};
+use bytes::Bytes;
+use e2e::{app, mesh::Mesh, mesh::Options, samples, workload::Workload};
+use http_body_util::Full;
 
 use super::{
     routing::{ALL_RULES, reviews_to},
-    support::{Stars, ask, bookinfo, eventually, page, stars, stat},
+    support::{Sidecar, Stars, add_sleep, ask, bookinfo, eventually, on_both, page, stars, stat},
 };
+
+on_both!(
+    a35_quota_is_exact,
+    a41_denier_on_reviews_v3,
+    a42_denier_by_header_in_the_mesh_and_at_the_ingress,
+    a44_addresses_that_may_come_in,
+    a46_what_an_adapter_finds_goes_into_headers,
+    a49_each_rule_has_its_own_fail_policy,
+);
 
 /// Two requests of productpage per five seconds; everybody else has plenty.
 const QUOTA: &str = r#"
@@ -55,9 +69,11 @@ spec:
     instances: [requestcount.quota]
 "#;
 
-#[tokio::test]
-async fn a35_quota_is_exact() -> anyhow::Result<()> {
-    let (mut mesh, client) = bookinfo(Options::default()).await?;
+async fn a35_quota_is_exact(sidecar: Sidecar) -> anyhow::Result<()> {
+    let Some(options) = sidecar.everywhere() else {
+        return Ok(());
+    };
+    let (mut mesh, client) = bookinfo(options).await?;
     // Connections that are open already are charged as well.
     assert_eq!(page(&client, &mesh, None).await?.status, 200);
     mesh.apply("quota.yaml", QUOTA).await?;
@@ -86,9 +102,11 @@ async fn a35_quota_is_exact() -> anyhow::Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn a41_denier_on_reviews_v3() -> anyhow::Result<()> {
-    let (mut mesh, client) = bookinfo(Options::default()).await?;
+async fn a41_denier_on_reviews_v3(sidecar: Sidecar) -> anyhow::Result<()> {
+    let Some(options) = sidecar.everywhere() else {
+        return Ok(());
+    };
+    let (mut mesh, client) = bookinfo(options).await?;
     let deny = r#"
 apiVersion: config.istio.io/v1alpha2
 kind: handler
@@ -167,9 +185,13 @@ spec:
     instances: [denyjohnrequest]
 "#;
 
-#[tokio::test]
-async fn a42_denier_by_header_in_the_mesh_and_at_the_ingress() -> anyhow::Result<()> {
-    let (mut mesh, client) = bookinfo(Options::default()).await?;
+async fn a42_denier_by_header_in_the_mesh_and_at_the_ingress(
+    sidecar: Sidecar,
+) -> anyhow::Result<()> {
+    let Some(options) = sidecar.everywhere() else {
+        return Ok(());
+    };
+    let (mut mesh, client) = bookinfo(options).await?;
     mesh.apply("deny.yaml", DENY_JOHN).await?;
     let url = format!("{}/productpage", mesh.gateway_url());
     let from = mesh.instance("productpage-v1-0")?;
@@ -187,6 +209,149 @@ async fn a42_denier_by_header_in_the_mesh_and_at_the_ingress() -> anyhow::Result
     }
     // No header at all: the attribute is absent, which must not let anything slip or break.
     assert_eq!(client.get(&url).await?.status, 200);
+    Ok(())
+}
+
+/// Lets in at the ingress who comes from 10.57.0.0/16.
+const WHITELIST: &str = r#"
+apiVersion: config.istio.io/v1alpha2
+kind: handler
+metadata: { name: whitelistip, namespace: istio-system }
+spec:
+  compiledAdapter: listchecker
+  params: { blacklist: false, overrides: ["10.57.0.0/16"], entryType: IP_ADDRESSES }
+---
+apiVersion: config.istio.io/v1alpha2
+kind: instance
+metadata: { name: sourceip, namespace: istio-system }
+spec:
+  compiledTemplate: listentry
+  params: { value: source.ip | ip("0.0.0.0") }
+---
+apiVersion: config.istio.io/v1alpha2
+kind: rule
+metadata: { name: checkip, namespace: istio-system }
+spec:
+  match: source.labels["istio"] == "ingressgateway"
+  actions:
+  - handler: whitelistip
+    instances: [sourceip]
+"#;
+
+async fn a44_addresses_that_may_come_in(sidecar: Sidecar) -> anyhow::Result<()> {
+    let Some(options) = sidecar.everywhere() else {
+        return Ok(());
+    };
+    let (mut mesh, client) = bookinfo(options).await?;
+    assert_eq!(page(&client, &mesh, None).await?.status, 200);
+    mesh.apply("whitelist.yaml", WHITELIST).await?;
+    eventually(Duration::from_millis(1200), async || {
+        let refused = page(&client, &mesh, None).await?;
+        anyhow::ensure!(refused.status == 403, "status {}", refused.status);
+        let text = refused.text();
+        anyhow::ensure!(
+            text.starts_with("PERMISSION_DENIED:whitelistip.")
+                && text.ends_with(" is not whitelisted"),
+            "{text}"
+        );
+        Ok(())
+    })
+    .await?;
+    // Who is not the ingress is not concerned.
+    let from = mesh.instance("productpage-v1-0")?;
+    let inside = ask(&client, from, "details:9080", "/details/0", &[]).await?;
+    assert_eq!(inside.status, 200, "{}", inside.text());
+
+    let loopback = WHITELIST.replace("10.57.0.0/16", "127.0.0.0/8");
+    mesh.apply("whitelist.yaml", &loopback).await?;
+    eventually(Duration::from_millis(1200), async || {
+        let status = page(&client, &mesh, None).await?.status;
+        anyhow::ensure!(status == 200, "status {status}");
+        Ok(())
+    })
+    .await
+}
+
+/// The adapter that knows who is in which group.
+const GROUPS: &str = r#"
+apiVersion: config.istio.io/v1alpha2
+kind: handler
+metadata: { name: keyval, namespace: istio-system }
+spec: { compiledAdapter: keyval, params: { table: { jason: admin } } }
+---
+apiVersion: config.istio.io/v1alpha2
+kind: instance
+metadata: { name: keyval, namespace: istio-system }
+spec: { compiledTemplate: keyval, params: { key: 'request.headers["user"] | ""' } }
+---
+apiVersion: config.istio.io/v1alpha2
+kind: rule
+metadata: { name: keyval, namespace: istio-system }
+spec:
+  match: destination.labels["app"] == "echo" && (context.reporter.kind | "inbound") == "inbound"
+  actions: [{ handler: keyval, instances: [keyval], name: x }]
+  requestHeaderOperations:
+  - { name: user-group, values: [x.output.value] }
+  - { name: user, values: ['"known"'], operation: APPEND }
+  - { name: secret, operation: REMOVE }
+  responseHeaderOperations:
+  - { name: group, values: [x.output.value] }
+"#;
+
+async fn a46_what_an_adapter_finds_goes_into_headers(sidecar: Sidecar) -> anyhow::Result<()> {
+    let Some(options) = sidecar.everywhere() else {
+        return Ok(());
+    };
+    let mut mesh = Mesh::start(options).await?;
+    let client = e2e::http::Client::new();
+    add_sleep(&mut mesh)?;
+    let instance = mesh.add(Workload::new("echo", &[("app", "echo")], 8000), false)?;
+    let address = SocketAddr::from((instance.address.ip, instance.workload.app_port(8000)));
+    let _app = app::serve(address, |_, request| async move {
+        let header = |name: &str| {
+            // On one line or on several is the same (RFC 9110 §5.2).
+            let all = request.headers().get_all(name).iter();
+            let all: Vec<_> = all.filter_map(|value| value.to_str().ok()).collect();
+            format!("{name}={}", all.join(","))
+        };
+        let told = ["user-group", "user", "secret", "x-istio-attributes"].map(header);
+        http::Response::new(Full::new(Bytes::from(told.join(" "))))
+    })
+    .await?;
+    mesh.ready().await?;
+    let service = "apiVersion: v1
+kind: Service
+metadata: { name: echo }
+spec: { selector: { app: echo }, ports: [{ name: http, port: 8000 }] }
+";
+    mesh.apply("echo.yaml", service).await?;
+    mesh.apply("groups.yaml", GROUPS).await?;
+    let from = mesh.instance("sleep-0")?;
+    let send = async |user: &str| {
+        let headers = [("user", user), ("secret", "1"), ("x-istio-attributes", "!")];
+        ask(&client, from, "echo:8000", "/headers", &headers).await
+    };
+    let known = eventually(Duration::from_secs(5), async || {
+        let known = send("jason").await?;
+        anyhow::ensure!(known.status == 200, "{}: {}", known.status, known.text());
+        anyhow::ensure!(known.text().contains("admin"), "{}", known.text());
+        Ok(known)
+    })
+    .await?;
+    assert_eq!(
+        known.text(),
+        "user-group=admin user=jason,known secret= x-istio-attributes="
+    );
+    assert_eq!(known.header("group"), Some("admin"));
+    let unknown = send("nobody").await?;
+    assert_eq!(unknown.status, 404, "{}", unknown.text());
+    assert!(
+        unknown
+            .text()
+            .starts_with("NOT_FOUND:keyval.handler.istio-system:"),
+        "{}",
+        unknown.text()
+    );
     Ok(())
 }
 
@@ -269,9 +434,11 @@ spec:
     )
 }
 
-#[tokio::test]
-async fn a49_each_rule_has_its_own_fail_policy() -> anyhow::Result<()> {
-    let (mut mesh, client) = bookinfo(Options::default()).await?;
+async fn a49_each_rule_has_its_own_fail_policy(sidecar: Sidecar) -> anyhow::Result<()> {
+    let Some(options) = sidecar.everywhere() else {
+        return Ok(());
+    };
+    let (mut mesh, client) = bookinfo(options).await?;
     let rules = [rule_for("details", "closed"), rule_for("ratings", "open")].concat();
     for (mesh_open, services) in [
         (true, [("details", 503), ("ratings", 200), ("reviews", 200)]),

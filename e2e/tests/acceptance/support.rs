@@ -39,6 +39,14 @@ impl Sidecar {
             ..Options::default()
         })
     }
+
+    /// The same with such a gateway too.
+    pub(crate) fn everywhere(self) -> Option<Options> {
+        Some(Options {
+            envoy_gateway: self == Sidecar::Envoy,
+            ..self.options()?
+        })
+    }
 }
 
 /// Makes one test with our proxy and one with stock Envoy as every sidecar.

@@ -8,8 +8,13 @@ use serde_json::Value;
 use super::{
     msgpack,
     routing::{ALL_RULES, ALL_V1},
-    support::{ask, bookinfo, eventually, metrics, page},
+    support::{Sidecar, ask, bookinfo, eventually, metrics, on_both, page},
 };
+
+on_both!(
+    a53_every_hop_is_counted_once_per_reporter,
+    a56_one_json_line_per_hop_and_the_same_record_at_fluentd,
+);
 
 const LABELS: [&str; 20] = [
     "reporter",
@@ -34,9 +39,11 @@ const LABELS: [&str; 20] = [
     "connection_security_policy",
 ];
 
-#[tokio::test]
-async fn a53_every_hop_is_counted_once_per_reporter() -> anyhow::Result<()> {
-    let (mut mesh, client) = bookinfo(Options::default()).await?;
+async fn a53_every_hop_is_counted_once_per_reporter(sidecar: Sidecar) -> anyhow::Result<()> {
+    let Some(options) = sidecar.everywhere() else {
+        return Ok(());
+    };
+    let (mut mesh, client) = bookinfo(options).await?;
     mesh.apply("destination-rules.yaml", ALL_RULES).await?;
     mesh.apply("all-v1.yaml", ALL_V1).await?;
     assert_eq!(page(&client, &mesh, None).await?.status, 200);
@@ -182,9 +189,13 @@ spec:
     .await
 }
 
-#[tokio::test]
-async fn a56_one_json_line_per_hop_and_the_same_record_at_fluentd() -> anyhow::Result<()> {
-    let (mut mesh, client) = bookinfo(Options::default()).await?;
+async fn a56_one_json_line_per_hop_and_the_same_record_at_fluentd(
+    sidecar: Sidecar,
+) -> anyhow::Result<()> {
+    let Some(options) = sidecar.everywhere() else {
+        return Ok(());
+    };
+    let (mut mesh, client) = bookinfo(options).await?;
     let fluentd = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let yaml = r#"
 apiVersion: config.istio.io/v1alpha2

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-use e2e::{app, mesh::Options, workload::Workload};
+use e2e::{app, http::Client, mesh::Mesh, mesh::Options, workload::Workload};
 use prost::Message;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -12,7 +12,7 @@ use tokio::{
 use super::{
     collector,
     routing::{ALL_RULES, ratings_fault},
-    support::{add_sleep, ask, bookinfo, empty, eventually, metrics},
+    support::{Sidecar, add_sleep, ask, bookinfo, eventually, metrics, on_both},
 };
 
 /// Istio's task on TCP metrics, as it stands there.
@@ -69,9 +69,15 @@ spec:
     instances: [ mongoreceivedbytes, mongosentbytes ]
 "#;
 
-#[tokio::test]
-async fn a53_a55_bytes_and_connections_of_a_database_are_counted() -> anyhow::Result<()> {
-    let (mut mesh, client) = empty().await?;
+on_both!(a53_a55_bytes_and_connections_of_a_database_are_counted);
+
+async fn a53_a55_bytes_and_connections_of_a_database_are_counted(
+    sidecar: Sidecar,
+) -> anyhow::Result<()> {
+    let Some(options) = sidecar.everywhere() else {
+        return Ok(());
+    };
+    let (mut mesh, client) = (Mesh::start(options).await?, Client::new());
     add_sleep(&mut mesh)?;
     let labels = [("app", "mongodb"), ("version", "v1")];
     let instance = mesh.add(Workload::new("mongodb", &labels, 27017), false)?;
