@@ -50,7 +50,7 @@ impl Latency {
     /// Writes it as a histogram in seconds.
     pub(crate) fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
         let bounds = BOUNDS.iter().map(|nanos| Duration::from_nanos(*nanos));
-        let bounds = bounds.map(|b| b.as_secs_f64()).chain([f64::MAX]);
+        let bounds = bounds.map(|b| b.as_secs_f64()).chain([f64::INFINITY]);
         let counts = self.buckets.iter().map(|b| b.load(Ordering::Relaxed));
         let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
         let count = buckets.iter().map(|(_, count)| count).sum();
