@@ -86,11 +86,14 @@ pub fn update(set: &ConfigSet) -> Update {
             _ => {}
         }
     }
-    // Kinds that are not Mixer's are the business of others, who watch the same folder.
+    // Kinds that are not Mixer's are the business of others, who watch the same folder. That nobody but Mixer
+    // enforces roles is a warning to others.
     let is_ours = |p: &&lateen_config::Problem| {
-        p.key
-            .as_ref()
-            .is_none_or(|key| &*key.group == "config.istio.io")
+        p.key.as_ref().is_none_or(|key| match &*key.group {
+            "config.istio.io" => true,
+            "rbac.istio.io" => p.is_error(),
+            _ => false,
+        })
     };
     update.problems = set
         .problems

@@ -192,13 +192,13 @@ spec: { mode: "ON" }
     let mesh = Mesh::start(&[("wrong.yaml", wrong)]).await;
     let problems = mesh.problems();
     for want in [
-        "the rule names no service",
-        "the subject says nothing",
+        "spec.rules[0]: says nothing; name services",
+        "spec.subjects[0]: says nothing; name a user",
         "there is no ServiceRole default/nowhere",
-        "it is called default",
+        "must be called default",
     ] {
         assert!(
-            problems.iter().any(|p| p.reason.contains(want)),
+            problems.iter().any(|p| p.to_string().contains(want)),
             "{want}: {problems:?}"
         );
     }
