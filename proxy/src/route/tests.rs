@@ -316,7 +316,7 @@ async fn what_would_change_who_passes_is_refused() {
     for (note, yaml) in [
         (
             "unknown filter",
-            "typed_per_filter_config: {x: {'@type': type.googleapis.com/envoy.extensions.filters.http.lua.v3.LuaPerRoute}}",
+            "typed_per_filter_config: {x: {'@type': type.googleapis.com/envoy.extensions.filters.http.bandwidth_limit.v3.BandwidthLimit}}",
         ),
         (
             "pseudo header",
