@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -26,6 +26,7 @@ on_both!(
 /// Requests of `reviews` through a sidecar, one after the other on each of some connections.
 struct Load {
     stop: Arc<AtomicBool>,
+    answered: Arc<AtomicUsize>,
     connections: Vec<JoinHandle<BTreeMap<String, usize>>>,
 }
 
@@ -33,8 +34,10 @@ impl Load {
     /// `each` is the time between two requests of a connection.
     fn start(proxy: &str, connections: usize, each: Duration) -> Load {
         let stop = Arc::new(AtomicBool::new(false));
+        let answered = Arc::new(AtomicUsize::new(0));
         let connection = || {
-            let (stop, url) = (stop.clone(), format!("{proxy}/reviews/0"));
+            let (stop, answered) = (stop.clone(), answered.clone());
+            let url = format!("{proxy}/reviews/0");
             tokio::spawn(async move {
                 let client = Client::new();
                 let mut answers = BTreeMap::new();
@@ -45,6 +48,7 @@ impl Load {
                         Err(error) => format!("{error:#}"),
                     };
                     *answers.entry(answer).or_default() += 1;
+                    answered.fetch_add(1, Ordering::Relaxed);
                     tokio::time::sleep(each).await;
                 }
                 answers
@@ -53,7 +57,19 @@ impl Load {
         Load {
             connections: (0..connections).map(|_| connection()).collect(),
             stop,
+            answered,
         }
+    }
+
+    /// Waits for so many answers from now on.
+    async fn more(&self, answers: usize) -> anyhow::Result<()> {
+        let wanted = self.answered.load(Ordering::Relaxed) + answers;
+        eventually(Duration::from_secs(20), async || {
+            let answered = self.answered.load(Ordering::Relaxed);
+            anyhow::ensure!(answered >= wanted, "{answered} of {wanted} answers");
+            Ok(())
+        })
+        .await
     }
 
     /// All the different answers there were, with how often.
@@ -173,7 +189,9 @@ async fn a21_pods_come_and_go_without_a_failure(sidecar: Sidecar) -> anyhow::Res
         };
         mesh.add(new, true)?;
         mesh.ready().await?;
+        load.more(40).await?;
         mesh.remove(&old)?;
+        load.more(40).await?;
     }
     mesh.ready().await?;
     let answers = load.stop().await?;
