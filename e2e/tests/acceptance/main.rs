@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod adapters;
+mod authorization;
 mod changes;
 // Mixer's tests listen the same way.
 #[path = "../../../mixer/tests/service/collector.rs"]

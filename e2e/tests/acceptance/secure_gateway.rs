@@ -237,20 +237,24 @@ async fn a25_a26_certificates_by_name_and_new_ones_without_a_lost_request() -> a
     let answers: Vec<i32> = load.await?.into_iter().collect::<anyhow::Result<_>>()?;
     assert!(answers.iter().all(|answer| *answer == 418), "{answers:?}");
 
-    // A key that is not the certificate's changes nothing.
+    // What is no key, or not the certificate's, changes nothing.
     let (_, foreign) = new.issue(host)?;
-    let values = [("tls.crt", certificate.as_str()), ("tls.key", "not a key")];
-    let refused = mesh
-        .apply("secret.yaml", &secret("httpbin-credential", &values))
-        .await;
-    let refused = format!("{:#}", refused.err().context("it was taken")?);
-    assert!(refused.contains("stringData.tls.key: not PEM"), "{refused}");
-    assert!(!refused.contains(&foreign) && !refused.contains("not a key"));
-    assert_eq!(
-        curl.ask(host, "/status/418", &["--cacert", &new_ca])
-            .await?,
-        418
-    );
+    for (key, reason) in [
+        ("not a key", "stringData.tls.key: not PEM"),
+        (foreign.as_str(), "kubernetes://httpbin-credential"),
+    ] {
+        let values = [("tls.crt", certificate.as_str()), ("tls.key", key)];
+        let refused = mesh
+            .apply("secret.yaml", &secret("httpbin-credential", &values))
+            .await;
+        let refused = format!("{:#}", refused.err().context("it was taken")?);
+        assert!(refused.contains(reason), "{refused}");
+        assert!(!refused.contains("BEGIN") && !refused.contains("not a key"));
+        let status = curl
+            .ask(host, "/status/418", &["--cacert", &new_ca])
+            .await?;
+        assert_eq!(status, 418, "{reason}");
+    }
     // No page of Pilot shows a key.
     let client = e2e::http::Client::new();
     for page in ["configz", "config_dump", "syncz?resources", "registryz"] {
