@@ -6,6 +6,7 @@
 mod node;
 mod service;
 mod registry;
+mod delegate;
 mod routing;
 mod authn;
 mod authz;
@@ -88,11 +89,13 @@ impl Snapshot {
         let mut status = Status::default();
         let mesh = mesh_config(&objects);
         let registry = registry::read(&objects, &mesh, &mut status);
+        let whole = delegate::resolve(&objects, &mesh, &mut status);
+        let routing = routing::Routing::read(&whole, &mesh, &mut status);
         let authn = authn::Policies::read(&objects, &mesh);
         let authz = authz::Policies::read(&objects);
         let mut snapshot = Self {
             generation,
-            routing: routing::Routing::read(&objects, &mesh, &mut status),
+            routing,
             quotas: quota::Quotas::read(&objects),
             gateways: of_kind(&objects, |spec| matches!(spec, Spec::Gateway(_))),
             sidecars: BTreeMap::new(),

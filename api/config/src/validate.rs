@@ -55,12 +55,6 @@ fn not_served<'a>(kind: &Spec, spec: &At<'a>) -> Vec<(At<'a>, &'static str)> {
     match kind {
         Spec::VirtualService(_) => {
             for route in spec.get("http").items() {
-                if route.has("delegate") {
-                    all.push((
-                        route.get("delegate"),
-                        "delegation is not supported by this version; the route is left out",
-                    ));
-                }
                 let headers = route.get("match").items().flat_map(|matcher| {
                     let without = matcher.get("withoutHeaders");
                     matcher

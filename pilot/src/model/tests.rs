@@ -1,4 +1,5 @@
 use lateen_config::parse_file;
+use serde_json::{Value, json};
 
 use super::*;
 
@@ -376,4 +377,140 @@ fn hosts_match_by_wildcard() {
     assert!(!host_matches("*.b", "b"));
     assert!(host_matches("a.b", "a.b"));
     assert!(host_matches("*.com", "*.example.com"));
+}
+
+#[test]
+fn delegates_are_merged_into_those_who_delegate() {
+    let snapshot = snapshot(
+        "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: { name: root, namespace: default }
+spec:
+  hosts: [shop.example]
+  http:
+  - name: cart
+    match: [{ uri: { prefix: /cart }, port: 80 }, { uri: { exact: /basket } }]
+    delegate: { name: cart, namespace: carts }
+    timeout: 3s
+  - delegate: { name: hidden, namespace: carts }
+  - delegate: { name: nobody }
+  - route: [{ destination: { host: front } }]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: { name: cart, namespace: carts }
+spec:
+  http:
+  - name: pay
+    match: [{ uri: { prefix: /cart/pay }, method: { exact: POST } }, { uri: { prefix: /other } }]
+    route: [{ destination: { host: pay } }]
+    timeout: 9s
+  - route: [{ destination: { host: cart } }]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: { name: hidden, namespace: carts }
+spec: { exportTo: ['.'], http: [{ route: [{ destination: { host: hidden } }] }] }
+",
+    );
+    let routes = snapshot
+        .mesh_routes("shop.example", &node("a", "default", &[]))
+        .unwrap();
+    let seen: Vec<(&str, Vec<Value>, &str, Option<u128>)> = routes
+        .spec()
+        .http
+        .iter()
+        .map(|route| {
+            (
+                route.name.as_str(),
+                route
+                    .matches
+                    .iter()
+                    .map(|entry| json!([entry.uri, entry.method, entry.port]))
+                    .collect(),
+                route
+                    .route
+                    .first()
+                    .map_or("", |to| to.destination.host.as_str()),
+                route.timeout.map(|time| time.0.as_secs().into()),
+            )
+        })
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            (
+                "cart-pay",
+                vec![json!([{"prefix": "/cart/pay"}, {"exact": "POST"}, 80])],
+                "pay.carts.svc.cluster.local",
+                Some(9)
+            ),
+            (
+                "cart",
+                vec![
+                    json!([{"prefix": "/cart"}, null, 80]),
+                    json!([{"exact": "/basket"}, null, 0])
+                ],
+                "cart.carts.svc.cluster.local",
+                Some(3)
+            ),
+            ("", vec![], "front", None),
+        ]
+    );
+    assert_eq!(
+        snapshot.status().conflicts,
+        [
+            "test.yaml:12: VirtualService default/root: delegate carts/hidden is not exported to this namespace; its routes are left out",
+            "test.yaml:13: VirtualService default/root: delegate default/nobody is no VirtualService without hosts; its routes are left out",
+        ]
+    );
+}
+
+#[test]
+fn slices_say_who_answers_and_external_names_are_aliases() {
+    let snapshot = snapshot(
+        "
+apiVersion: v1
+kind: Service
+metadata: { name: web, namespace: default }
+spec: { clusterIP: 10.0.0.1, ports: [{ name: http, port: 80 }] }
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: { name: web-x, namespace: default, labels: { kubernetes.io/service-name: web } }
+endpoints: [{ addresses: [10.1.0.1] }, { addresses: [10.1.0.2], conditions: { ready: false } }]
+ports: [{ name: http, port: 8080 }, { name: other, port: 1 }]
+---
+apiVersion: v1
+kind: Service
+metadata: { name: alias, namespace: other }
+spec: { type: ExternalName, externalName: again.default.svc.cluster.local }
+---
+apiVersion: v1
+kind: Service
+metadata: { name: again, namespace: default }
+spec: { type: ExternalName, externalName: web.default.svc.cluster.local. }
+---
+apiVersion: v1
+kind: Service
+metadata: { name: circle, namespace: default }
+spec: { type: ExternalName, externalName: circle.default.svc.cluster.local }
+",
+    );
+    let addresses: Vec<(&str, u16)> = snapshot
+        .endpoints("web.default.svc.cluster.local", 80)
+        .iter()
+        .map(|endpoint| (endpoint.address.as_str(), endpoint.port))
+        .collect();
+    assert_eq!(addresses, [("10.1.0.1", 8080)]);
+    let web = snapshot.service("web.default.svc.cluster.local").unwrap();
+    assert_eq!(
+        web.aliases.iter().map(|name| &**name).collect::<Vec<_>>(),
+        [
+            "again.default.svc.cluster.local",
+            "alias.other.svc.cluster.local"
+        ]
+    );
+    assert!(snapshot.service("alias.other.svc.cluster.local").is_none());
 }

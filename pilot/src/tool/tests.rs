@@ -266,3 +266,124 @@ fn the_documented_row_is_answered_as_documented() {
         assert_eq!(answers[0]["calls"][0][field], *value, "{field}");
     }
 }
+
+/// What a call comes to: the cluster, or the error.
+fn ends(row: &Value) -> Vec<String> {
+    let answers = rows(&row.to_string(), Tool::Simulate).unwrap();
+    assert_eq!(answers[0]["problems"], Value::Null);
+    answers[0]["calls"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|call| match (&call["Error"], &call["ClusterMatched"]) {
+            (Value::String(error), _) if !error.is_empty() => error.clone(),
+            (_, cluster) => cluster.as_str().unwrap().to_owned(),
+        })
+        .collect()
+}
+
+fn istio(kind: &str, name: &str, spec: Value) -> Value {
+    let group = match kind {
+        "PeerAuthentication" => "security.istio.io/v1",
+        _ => "networking.istio.io/v1",
+    };
+    json!({"apiVersion": group, "kind": kind, "metadata": {"name": name, "namespace": "default"}, "spec": spec})
+}
+
+#[test]
+fn unknown_protocols_and_address_ranges_are_told_apart_by_connection() {
+    let to = |address: &str, port: u16, protocol: &str, tls: &str| json!({"call": {"Address": address, "Port": port, "Protocol": protocol, "TLS": tls, "HostHeader": "x.example"}});
+    let row = json!({
+        "name": "outbound",
+        "proxy": {"type": "sidecar", "namespace": "default"},
+        "kube": [service("auto", "10.0.0.1", 81, "auto"), service("web", "10.0.0.2", 80, "http")],
+        "config": [
+            istio("ServiceEntry", "net", json!({"hosts": ["net.example"], "addresses": ["10.5.0.0/16"],
+                "ports": [{"number": 80, "name": "tcp", "protocol": "TCP"}], "resolution": "NONE"})),
+            istio("ServiceEntry", "one", json!({"hosts": ["two.example"], "ports": [{"number": 443, "name": "https", "protocol": "HTTPS"}],
+                "resolution": "DNS"})),
+        ],
+        "calls": [
+            to("10.0.0.1", 81, "HTTP", "Plaintext"), to("10.0.0.1", 81, "TCP", "Plaintext"), to("10.0.0.1", 81, "HTTP", "TLS"),
+            to("10.5.1.1", 80, "HTTP", "Plaintext"), to("10.6.1.1", 80, "TCP", "Plaintext"), to("10.0.0.2", 80, "HTTP", "Plaintext"),
+            to("1.2.3.4", 443, "TCP", "TLS"),
+        ],
+    });
+    assert_eq!(
+        ends(&row),
+        [
+            "outbound|81||auto.default.svc.cluster.local",
+            "outbound|81||auto.default.svc.cluster.local",
+            "outbound|81||auto.default.svc.cluster.local",
+            "outbound|80||net.example",
+            "PassthroughCluster",
+            // The host named is nobody's.
+            "PassthroughCluster",
+            "PassthroughCluster",
+        ]
+    );
+}
+
+#[test]
+fn inbound_ports_follow_the_sidecar_and_their_own_modes() {
+    let to = |port: u16, protocol: &str, tls: &str| json!({"call": {"Port": port, "Protocol": protocol, "TLS": tls, "CallMode": "CallModeInbound"}});
+    let row = json!({
+        "name": "inbound",
+        "proxy": {"type": "sidecar", "namespace": "default", "labels": {"app": "a"}},
+        "config": [
+            istio("PeerAuthentication", "own", json!({"selector": {"matchLabels": {"app": "a"}}, "mtls": {"mode": "STRICT"},
+                "portLevelMtls": {"9090": {"mode": "PERMISSIVE"}, "7000": {"mode": "DISABLE"}}})),
+            istio("Sidecar", "own", json!({"ingress": [
+                {"port": {"number": 9090, "name": "tcp", "protocol": "TCP"}, "defaultEndpoint": "127.0.0.1:1"},
+                {"port": {"number": 9091, "name": "http", "protocol": "HTTP"}, "defaultEndpoint": "unix:///s"}]})),
+        ],
+        "calls": [
+            to(9090, "TCP", "MTLS"), to(9090, "TCP", "Plaintext"), to(9090, "TCP", "TLS"),
+            to(9091, "HTTP", "MTLS"), to(9091, "HTTP", "Plaintext"),
+            to(7000, "TCP", "Plaintext"), to(7001, "TCP", "Plaintext"), to(7001, "HTTP", "MTLS"),
+        ],
+    });
+    assert_eq!(
+        ends(&row),
+        [
+            "inbound|9090||",
+            "inbound|9090||",
+            "inbound|9090||",
+            "inbound|9091||",
+            "ErrNoFilterChain",
+            "InboundPassthroughCluster",
+            "ErrNoFilterChain",
+            "InboundPassthroughCluster",
+        ]
+    );
+}
+
+#[test]
+fn a_gateways_port_serves_the_kind_of_its_oldest_server() {
+    let server = |protocol: &str| json!({"selector": {"istio": "gw"}, "servers": [{"port": {"number": 80, "name": "p", "protocol": protocol}, "hosts": ["*"]}]});
+    let row = |kinds: [&str; 2]| {
+        json!({
+            "name": "gateway",
+            "proxy": {"type": "router", "namespace": "default", "labels": {"istio": "gw"}},
+            "config": [
+                istio("Gateway", "a", server(kinds[0])),
+                istio("Gateway", "b", server(kinds[1])),
+                istio("VirtualService", "v", json!({"hosts": ["*"], "gateways": ["a", "b"],
+                    "http": [{"route": [{"destination": {"host": "web"}}]}],
+                    "tcp": [{"route": [{"destination": {"host": "db", "port": {"number": 1}}}]}]})),
+            ],
+            "calls": [
+                {"call": {"Port": 80, "Protocol": "HTTP", "HostHeader": "x"}},
+                {"call": {"Port": 80, "Protocol": "TCP"}},
+            ],
+        })
+    };
+    assert_eq!(
+        ends(&row(["HTTP", "TCP"])),
+        ["outbound|80||web.default", "ErrProtocolError"]
+    );
+    assert_eq!(
+        ends(&row(["TCP", "HTTP"])),
+        ["outbound|1||db.default", "outbound|1||db.default"]
+    );
+}

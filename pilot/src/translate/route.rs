@@ -213,7 +213,7 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    /// `None` for what this version leaves out (delegates); validation has said so.
+    /// `None` for a route that leads nowhere: what it delegates to is not there.
     fn route(&self, route: &HttpRoute, entry: Option<&HttpMatch>) -> Option<Route> {
         let object = &self.routes.object;
         let path = format!(

@@ -208,7 +208,6 @@ spec: { hosts: [a], http: [{ route: [{ destination: { host: a } }], removeRespon
         told,
         [
             "false x.yaml:5: DestinationRule default/x: spec.trafficPolicy.retryBudget: not supported by this version; ignored",
-            "false x.yaml:10: VirtualService default/x: spec.http[0].delegate: delegation is not supported by this version; the route is left out",
             "false x.yaml:13: EnvoyFilter default/x: kind: networking.istio.io EnvoyFilter is not read by this version; ignored",
             "true x.yaml:20: AuthorizationPolicy default/x: spec.rules[0].from[0].source.ipBlocks[0]: \"x\" is neither an IP address nor a CIDR block",
             "false x.yaml:25: VirtualService default/y: spec.http[0].removeResponseHeaders: deprecated; use headers.request and headers.response",
