@@ -250,6 +250,13 @@ pub struct Fatal {
     pub counter: Option<&'static str>,
 }
 
+impl Fatal {
+    /// Whether a message broke the rules (RFC 9113 §8.1.1), and not the framing.
+    pub fn is_malformed_message(&self) -> bool {
+        [message::MESSAGING, message::INVALID_FIELD].contains(&self.details)
+    }
+}
+
 /// The stream has ended or was reset before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the stream is gone")]

@@ -346,7 +346,7 @@ impl Driver {
         let cx = &self.cx;
         let stats = &cx.manager.stats_h2;
         let mut unwanted: Option<Vec<(StreamId, usize)>> = None;
-        let (mut ponged, mut malformed) = (false, false);
+        let mut ponged = false;
         let mut codec = shared.codec.borrow_mut();
         codec.set_time(clock::now().saturating_duration_since(shared.began));
         let result = codec.receive(&mut self.input, &mut |event| match event {
@@ -410,7 +410,6 @@ impl Driver {
                 }
             }
             Event::Malformed { details } => {
-                malformed = true;
                 stats.rx_messaging_error.inc();
                 Record::open(cx, Protocol::Http2).violated(details);
             }
@@ -428,7 +427,7 @@ impl Driver {
         if ponged {
             self.pong_by = None;
         }
-        self.malformed = malformed && result.is_err();
+        self.malformed = result.is_err_and(|fatal| fatal.is_malformed_message());
         result
     }
 

@@ -1,5 +1,6 @@
 //! Real sockets, real workers; the upstream, where there is one, is a task of the test.
 
+mod conformance;
 mod h1;
 mod h2;
 

@@ -68,7 +68,7 @@ pub struct Connection {
     next_own: u32,
     /// We take none above this one any more.
     drained_at: Option<u32>,
-    /// The peer takes no new ones.
+    /// The server takes no new ones (client).
     peer_going: bool,
     closed: Closed,
 

@@ -856,8 +856,9 @@ impl Connection {
         };
         let last = u32::from_be_bytes([*l0, *l1, *l2, *l3]) & LARGEST_WINDOW;
         let code = Code(u32::from_be_bytes([*c0, *c1, *c2, *c3]));
-        self.peer_going = true;
+        // A client's concerns only what we would open, which is nothing: it may go on to send requests. RFC 9113 §6.8.
         if self.role == Role::Client {
+            self.peer_going = true;
             let unseen: Vec<StreamId> = self
                 .streams
                 .iter_mut()
