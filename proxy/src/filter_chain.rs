@@ -49,8 +49,8 @@ const HANDSHAKE: Duration = Duration::from_secs(15);
 /// A compiled filter chain.
 #[derive(Debug)]
 pub struct FilterChain {
-    /// Its name; may be empty.
-    pub name: String,
+    /// Its name, if it has one.
+    pub name: Option<Arc<str>>,
     /// TLS, if it ends here.
     pub tls: Option<ServerContext>,
     /// How long the handshake may take.
@@ -430,7 +430,9 @@ impl FilterChain {
             ));
         }
         Ok(FilterChain {
-            name: chain.name.clone(),
+            name: Some(&*chain.name)
+                .filter(|name| !name.is_empty())
+                .map(Into::into),
             tls,
             handshake,
             rbac,

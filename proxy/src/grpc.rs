@@ -159,6 +159,7 @@ impl Upstream {
             local_restored: false,
             tls: None,
             requested_server_name: None,
+            filter_chain: None,
             started: tokio::time::Instant::now(),
         };
         let info = StreamInfo::new(Rc::new(connection), Some(Protocol::Http2));

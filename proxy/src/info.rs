@@ -33,6 +33,8 @@ pub struct ConnectionInfo {
     pub tls: Option<Box<TlsInfo>>,
     /// Server name of the ClientHello, as a TLS inspector saw it; of no importance whether TLS ended here.
     pub requested_server_name: Option<Arc<str>>,
+    /// Name of the filter chain that serves it; none when it has no name, or none was found.
+    pub filter_chain: Option<Arc<str>>,
     /// Accept time.
     pub started: Instant,
 }

@@ -22,12 +22,33 @@ const LONGEST: usize = 16 * 1024;
 /// Which inspectors a listener has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Inspectors {
-    /// `proxy_protocol`; inner: connections without a header may pass.
-    pub proxy_protocol: Option<bool>,
+    /// `proxy_protocol`.
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// `tls_inspector`.
     pub tls: bool,
     /// `http_inspector`.
     pub http: bool,
+}
+
+/// What a PROXY header must be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProxyProtocol {
+    /// Connections without a header may pass.
+    pub optional: bool,
+    /// Version 1 is no header of ours: refused, or no header at all where none is needed.
+    pub refuses_v1: bool,
+    /// The same of version 2.
+    pub refuses_v2: bool,
+}
+
+impl ProxyProtocol {
+    fn refuses(self, read: &[u8]) -> bool {
+        if read.starts_with(V1) {
+            self.refuses_v1
+        } else {
+            self.refuses_v2 && read.starts_with(V2)
+        }
+    }
 }
 
 /// What the first bytes tell.
@@ -99,17 +120,22 @@ impl Inspectors {
     fn look(
         self,
         read: &mut BytesMut,
-        proxy: &mut Option<bool>,
+        proxy: &mut Option<ProxyProtocol>,
         sniffed: &mut Sniffed,
     ) -> Result<Verdict, InspectError> {
-        if let Some(optional) = *proxy {
-            match proxy_header(read) {
+        if let Some(rules) = *proxy {
+            let header = if rules.refuses(read) {
+                Header::Absent
+            } else {
+                proxy_header(read)
+            };
+            match header {
                 Header::Incomplete => return Ok(Verdict::NeedsMore),
                 Header::Found(length, addresses) => {
                     read.advance(length);
                     sniffed.proxied = addresses;
                 }
-                Header::Absent if optional => {}
+                Header::Absent if rules.optional => {}
                 Header::Absent | Header::Broken => return Err(InspectError::Proxy),
             }
             *proxy = None;
@@ -186,10 +212,13 @@ enum Header {
     Found(usize, Option<(SocketAddr, SocketAddr)>),
 }
 
+/// How version 1 begins.
+const V1: &[u8] = b"PROXY ";
+/// How version 2 begins.
+const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+
 /// Reads a PROXY header, version 1 or 2.
 fn proxy_header(read: &[u8]) -> Header {
-    const V1: &[u8] = b"PROXY ";
-    const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
     if read.len() >= V2.len() && read.starts_with(V2) {
         return proxy_v2(read);
     }
@@ -318,6 +347,40 @@ mod tests {
     }
 
     #[test]
+    fn versions_that_are_refused_are_no_header() {
+        let source = "1.2.3.4:5".parse().unwrap();
+        let v1 = &b"PROXY TCP4 1.2.3.4 6.7.8.9 5 10\r\n"[..];
+        let v2 =
+            &b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c\x01\x02\x03\x04\x06\x07\x08\x09\0\x05\0\x0a"[..];
+        for (optional, refuses_v1, bytes, want) in [
+            (false, false, v1, Some(Some(source))),
+            (false, true, v1, None),
+            (true, true, v1, Some(None)),
+            (false, true, v2, Some(Some(source))),
+            (false, false, v2, None),
+            (true, false, v2, Some(None)),
+        ] {
+            let rules = ProxyProtocol {
+                optional,
+                refuses_v1,
+                refuses_v2: !refuses_v1,
+            };
+            let inspectors = Inspectors {
+                proxy_protocol: Some(rules),
+                ..Inspectors::default()
+            };
+            let (mut read, mut sniffed) = (BytesMut::from(bytes), Sniffed::default());
+            let known = inspectors.look(&mut read, &mut Some(rules), &mut sniffed);
+            let got = known
+                .ok()
+                .map(|_| sniffed.proxied.map(|(source, _)| source));
+            assert_eq!(got, want, "{rules:?} {bytes:?}");
+            // What is no header is the application's.
+            assert_eq!(read.is_empty(), want == Some(Some(source)));
+        }
+    }
+
+    #[test]
     fn http_versions() {
         assert_eq!(http_version(b"PRI * HTTP/2.0\r\n"), Some(Some(&b"h2c"[..])));
         assert_eq!(
@@ -338,8 +401,8 @@ mod tests {
             let start: &[u8] = [&b""[..], b"\x16\x03\x01", b"PROXY TCP4 ", b"\r\n\r\n\0\r\nQUIT\n\x21"][kind];
             let mut read = BytesMut::from(start);
             read.extend_from_slice(&bytes);
-            let all = Inspectors { proxy_protocol: Some(true), tls: true, http: true };
-            drop(all.look(&mut read, &mut Some(true), &mut Sniffed::default()));
+            let all = Inspectors { proxy_protocol: Some(ProxyProtocol { optional: true, ..Default::default() }), tls: true, http: true };
+            drop(all.look(&mut read, &mut all.proxy_protocol.clone(), &mut Sniffed::default()));
         }
     }
 }

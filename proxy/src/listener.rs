@@ -16,7 +16,9 @@ use std::{
 use bytes::BytesMut;
 use lateen_protocols::envoy::envoy::{
     config::{
-        core::v3::{Address, address, socket_address::PortSpecifier},
+        core::v3::{
+            Address, address, proxy_protocol_config::Version, socket_address::PortSpecifier,
+        },
         listener::v3 as proto,
     },
     extensions::filters::listener::{
@@ -39,7 +41,7 @@ use crate::{
     filter_chain::{Candidate, FilterChain, FilterChains, Place, Terminal},
     format::Facts,
     info::{ConnectionInfo, ResponseFlags, StreamInfo},
-    inspector::{InspectError, Inspectors, Sniffed},
+    inspector::{self, InspectError, Inspectors, Sniffed},
     net::Transport,
     proto::{invalid, timeout as optional_timeout, unpack},
     shared::Shared,
@@ -334,6 +336,7 @@ impl Listener {
             local_restored: local != socket_local,
             tls: None,
             requested_server_name: sniffed.server_name,
+            filter_chain: None,
             started: accepted,
         };
         let Some(chain) = chain else {
@@ -345,6 +348,7 @@ impl Listener {
             );
             return None;
         };
+        connection.filter_chain.clone_from(&chain.name);
         let mut transport = Transport::from(socket);
         if let Some(tls) = &chain.tls {
             let handshake = tls.accept(transport, std::mem::take(&mut read).into());
@@ -662,7 +666,15 @@ fn listener_filters(config: &proto::Listener) -> Result<(Inspectors, bool), Conf
         } else if unpack::<OriginalDst>(any).map_err(within)?.is_some() {
             original_dst = true;
         } else if let Some(proxy) = unpack::<ProxyProtocol>(any).map_err(within)? {
-            inspectors.proxy_protocol = Some(proxy.allow_requests_without_proxy_protocol);
+            if !proxy.rules.is_empty() {
+                return Err(within(invalid("rules", "not supported")));
+            }
+            let refuses = |version: Version| proxy.disallowed_versions().any(|v| v == version);
+            inspectors.proxy_protocol = Some(inspector::ProxyProtocol {
+                optional: proxy.allow_requests_without_proxy_protocol,
+                refuses_v1: refuses(Version::V1),
+                refuses_v2: refuses(Version::V2),
+            });
         } else {
             return Err(within(invalid(
                 any.type_url.clone(),

@@ -536,6 +536,7 @@ mod tests {
                 })
             }),
             requested_server_name: None,
+            filter_chain: None,
             started: Instant::now(),
         }
     }

@@ -274,6 +274,10 @@ pub enum Reset {
     Remote,
     /// The peer refused the stream, so that it may be sent again.
     Refused,
+    /// The peer reset the stream, since a tunnel could not be opened or broke.
+    RemoteConnect,
+    /// The peer reset the stream, since it found that we broke the protocol.
+    RemoteProtocol,
     /// The peer broke the protocol.
     Protocol,
     /// We gave up: the attempt's own timeout.
@@ -411,7 +415,12 @@ impl<'a> RetryState<'a> {
             _ if !sent && self.on.any(RetryOn::RESET_BEFORE_REQUEST) => true,
             Reset::ConnectTimeout | Reset::ConnectFailure => self.on.any(RetryOn::CONNECT_FAILURE),
             Reset::Refused => self.on.any(RetryOn::REFUSED_STREAM),
-            Reset::Termination | Reset::Remote | Reset::Protocol | Reset::Local => false,
+            Reset::Termination
+            | Reset::Remote
+            | Reset::RemoteConnect
+            | Reset::RemoteProtocol
+            | Reset::Protocol
+            | Reset::Local => false,
         }
     }
 

@@ -502,9 +502,9 @@ impl Request<'_> {
                         continue;
                     }
                     match failure.reset {
-                        Reset::Remote | Reset::Refused => {
-                            local.cluster.stats.upstream_rq_rx_reset.inc()
-                        }
+                        // As Envoy, which counts neither streams that were refused nor tunnels here.
+                        Reset::Remote => local.cluster.stats.upstream_rq_rx_reset.inc(),
+                        Reset::RemoteProtocol => local.cluster.stats.upstream_rq_tx_reset.inc(),
                         Reset::Protocol => local.cluster.stats.upstream_cx_protocol_error.inc(),
                         _ => {}
                     }
@@ -729,7 +729,13 @@ fn reject(reset: Reset, retried: bool) -> Reject {
             ResponseFlags::UPSTREAM_REMOTE_RESET,
             "upstream_reset_before_response_started{remote_refused_stream_reset}",
         ),
-        Reset::Protocol => (
+        Reset::RemoteConnect => (
+            503,
+            "remote error with CONNECT request",
+            ResponseFlags::UPSTREAM_REMOTE_RESET,
+            "upstream_reset_before_response_started{remote_error_with_CONNECT_request}",
+        ),
+        Reset::RemoteProtocol | Reset::Protocol => (
             502,
             "protocol error",
             ResponseFlags::UPSTREAM_PROTOCOL_ERROR,

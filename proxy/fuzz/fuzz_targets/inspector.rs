@@ -9,7 +9,7 @@ use std::{
 
 use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
-use proxy::inspector::Inspectors;
+use proxy::inspector::{Inspectors, ProxyProtocol};
 use tokio::io::{AsyncRead, ReadBuf};
 
 /// Gives its bytes in pieces of a size.
@@ -31,7 +31,11 @@ impl AsyncRead for Pieces<'_> {
 fuzz_target!(|input: (u8, u8, &[u8])| {
     let (kind, size, bytes) = input;
     let inspectors = Inspectors {
-        proxy_protocol: (kind & 1 != 0).then_some(kind & 2 != 0),
+        proxy_protocol: (kind & 1 != 0).then_some(ProxyProtocol {
+            optional: kind & 2 != 0,
+            refuses_v1: kind & 16 != 0,
+            refuses_v2: kind & 32 != 0,
+        }),
         tls: kind & 4 != 0,
         http: kind & 8 != 0,
     };

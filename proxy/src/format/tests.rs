@@ -23,6 +23,7 @@ pub(crate) fn connection() -> Rc<ConnectionInfo> {
         local_restored: false,
         tls: None,
         requested_server_name: None,
+        filter_chain: Some("inbound".into()),
         started: Instant::now(),
     })
 }
@@ -101,6 +102,8 @@ fn commands() {
             "UpstreamConnectionFailure,UpstreamRetryLimitExceeded",
         ),
         ("%DYNAMIC_METADATA(a:b)%", "-"),
+        ("%FILTER_CHAIN_NAME%", "inbound"),
+        ("%DOWNSTREAM_PEER_ISSUER% %DOWNSTREAM_PEER_SERIAL%", "- -"),
     ] {
         assert_eq!(render(format), want, "{format}");
     }
@@ -116,6 +119,31 @@ fn commands() {
     ] {
         assert!(Format::text(broken, false).is_err(), "{broken}");
     }
+}
+
+#[test]
+fn a_peers_certificate_says_who_made_it() {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["a.example".into()]).unwrap();
+    params.serial_number = Some(0x1234_u64.into());
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, "root");
+    let der = params.self_signed(&key).unwrap().der().to_vec();
+    let connection = ConnectionInfo {
+        tls: Some(Box::new(crate::info::TlsInfo {
+            peer_certificate_der: Some(der.into()),
+            ..Default::default()
+        })),
+        ..Rc::into_inner(connection()).unwrap()
+    };
+    let info = StreamInfo::new(Rc::new(connection), None);
+    let mut out = Vec::new();
+    Format::text("%DOWNSTREAM_PEER_ISSUER% %DOWNSTREAM_PEER_SERIAL%", false)
+        .unwrap()
+        .write(&Facts::of_connection(&info), &mut out);
+    assert_eq!(String::from_utf8(out).unwrap(), "CN=root 1234");
 }
 
 #[test]

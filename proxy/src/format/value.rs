@@ -12,6 +12,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use lateen_protocols::envoy::google::protobuf as pb;
 use pb::value::Kind;
+use rustls::pki_types::CertificateDer;
 
 use super::{
     Facts,
@@ -23,6 +24,7 @@ use crate::{
     head::{Headers, Name, RequestHead},
     info::{ResponseFlags, StreamInfo, TlsInfo},
     route::matcher::HeaderKey,
+    tls::peer::PeerCertificate,
 };
 
 /// A value before it becomes text.
@@ -197,6 +199,7 @@ impl Op {
                 *whole,
             ),
             Op::AttemptCount => Value::Number(info.upstream_attempts.into()),
+            Op::FilterChain => Value::of(info.connection.filter_chain.as_deref()),
             Op::ServerName => Value::of(info.connection.requested_server_name.as_deref()),
             Op::RouteName => Value::of(info.route_name.as_deref()),
             Op::VirtualHost => Value::of(info.virtual_host.as_deref()),
@@ -311,6 +314,12 @@ impl Tls {
                 Value::owned(names.join(","))
             }
             Tls::PeerSubject => Value::of(tls.peer_subject.as_deref()),
+            Tls::PeerIssuer => peer(tls).map_or(Value::Absent, |peer| {
+                Value::owned(peer.issuer.as_ref().to_owned())
+            }),
+            Tls::PeerSerial => peer(tls).map_or(Value::Absent, |peer| {
+                Value::owned(peer.serial.as_ref().to_owned())
+            }),
             Tls::PeerFingerprint => Value::of(tls.peer_fingerprint.as_deref()),
             Tls::PeerCert => match &tls.peer_certificate_der {
                 Some(der) => Value::owned(url_encoded_pem(der)),
@@ -320,6 +329,12 @@ impl Tls {
             Tls::LocalSubject => Value::of(tls.local_subject.as_deref()),
         }
     }
+}
+
+/// What the peer's verified certificate says beside what is kept of every connection.
+fn peer(tls: &TlsInfo) -> Option<Arc<PeerCertificate>> {
+    let der = CertificateDer::from(tls.peer_certificate_der.as_deref()?);
+    PeerCertificate::of(&der).ok()
 }
 
 /// A certificate as Envoy puts it into `x-forwarded-client-cert`: PEM, URL encoded.

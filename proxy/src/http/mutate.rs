@@ -107,7 +107,13 @@ impl ConnectionManager {
             if head.protocol == Protocol::Http10 && !self.default_host_for_http_10.is_empty() {
                 head.authority = self.default_host_for_http_10.clone().into();
             } else {
-                return Err(bad_request("missing_host_header"));
+                // As Envoy: nothing is wrong with the protocol, and nothing is said about it.
+                return Err(Reject::new(
+                    400,
+                    "",
+                    ResponseFlags::default(),
+                    "missing_host_header",
+                ));
             }
         }
         self.underscores(head)?;

@@ -124,6 +124,9 @@ async fn what_is_not_http_is_refused() {
     for (note, request, want) in cases {
         let got = exchange(address, request).await;
         assert!(got.starts_with(want), "{note}: {got}");
+        // Without a host nothing is wrong with the protocol, and nothing is said; as Envoy.
+        let silent = got.ends_with("\r\n\r\n");
+        assert_eq!(silent, *note == "no host", "{note}: {got}");
     }
 }
 

@@ -130,6 +130,7 @@ fn new_info() -> SharedInfo {
         local_restored: false,
         tls: None,
         requested_server_name: None,
+        filter_chain: None,
         started: Instant::now(),
     };
     let mut info = StreamInfo::new(Rc::new(connection), Some(Protocol::Http11));
@@ -1238,6 +1239,8 @@ fn resets_are_told_apart() {
             if let h2::Event::Request { stream, head, .. } = event {
                 match &*head.path {
                     b"/refused" => codec.reset(stream, h2::Code::REFUSED_STREAM),
+                    b"/connect" => codec.reset(stream, h2::Code::CONNECT_ERROR),
+                    b"/protocol" => codec.reset(stream, h2::Code::PROTOCOL_ERROR),
                     b"/cut" => {
                         codec.respond(stream, &ok(), false).unwrap();
                         codec
@@ -1251,14 +1254,19 @@ fn resets_are_told_apart() {
         .await;
         world.cluster("a", &[address], H2);
         let policy = policy("cluster: a, timeout: 0.05s");
-        for (path, reason) in [
-            ("/", "remote reset"),
-            ("/refused", "remote refused stream reset"),
+        for (path, status, flags, reason) in [
+            ("/", 503, "UR", "remote reset"),
+            ("/refused", 503, "UR", "remote refused stream reset"),
+            ("/connect", 503, "UR", "remote error with CONNECT request"),
+            ("/protocol", 502, "UPE", "protocol error"),
         ] {
             let got = world.get(&policy, path).await;
-            assert_eq!((got.status, &*got.flags), (503, "UR"), "{path}");
+            assert_eq!((got.status, &*got.flags), (status, flags), "{path}");
             assert!(text(&got).ends_with(reason), "{}", text(&got));
         }
+        assert_eq!(world.stat("cluster.a.upstream_rq_rx_reset"), 1);
+        assert_eq!(world.stat("cluster.a.upstream_rq_tx_reset"), 1);
+        assert_eq!(world.stat("cluster.a.upstream_cx_protocol_error"), 0);
         let got = world.get(&policy, "/cut").await;
         assert_eq!((got.status, &*got.flags), (200, "UT"));
         assert_eq!(world.stat("cluster.a.upstream_cx_http2_total"), 1);

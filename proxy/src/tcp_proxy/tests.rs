@@ -61,6 +61,7 @@ fn new_info() -> SharedInfo {
         local_restored: false,
         tls: None,
         requested_server_name: None,
+        filter_chain: None,
         started: Instant::now(),
     };
     Rc::new(RefCell::new(StreamInfo::new(Rc::new(connection), None)))

@@ -33,6 +33,8 @@ pub struct PeerCertificate {
     pub email_sans: Vec<Arc<str>>,
     /// Subject, RFC 2253.
     pub subject: Arc<str>,
+    /// Issuer, RFC 2253.
+    pub issuer: Arc<str>,
     /// SHA-256 of the DER, hex.
     pub fingerprint: Arc<str>,
     /// SHA-256 of the SubjectPublicKeyInfo.
@@ -62,6 +64,7 @@ impl PeerCertificate {
             ip_sans: Vec::new(),
             email_sans: Vec::new(),
             subject: rfc2253(certificate.subject()).into(),
+            issuer: rfc2253(certificate.issuer()).into(),
             fingerprint: hex(&sha256(der)).into(),
             spki_sha256: sha256(certificate.public_key().raw),
             serial: hex(certificate.raw_serial()).into(),
@@ -244,6 +247,7 @@ mod tests {
         assert_eq!(&*read.uri_sans[0], "spiffe://td/ns/a/sa/b");
         assert_eq!(&*read.dns_sans[0], "a.example");
         assert_eq!(&*read.subject, r"CN=b,O=Acme\, Inc");
+        assert_eq!(read.issuer, read.subject);
         assert_eq!(read.fingerprint.len(), 64);
         assert_ne!(read.spki_sha256, [0; 32]);
         assert!(PeerCertificate::read(&CertificateDer::from(vec![0x30, 0x03, 1, 2, 3])).is_err());

@@ -116,6 +116,7 @@ fn info() -> StreamInfo {
         local_restored: false,
         tls: None,
         requested_server_name: None,
+        filter_chain: None,
         started: tokio::time::Instant::now(),
     };
     let mut info = StreamInfo::new(Rc::new(connection), Some(Protocol::Http11));

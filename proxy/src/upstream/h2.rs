@@ -853,6 +853,8 @@ pub(super) async fn send(
             Some(failure) => Poll::Ready(Err(match failure {
                 Failure::Unseen => return Poll::Ready(Err(UNSEEN)),
                 Failure::Reset(Code::REFUSED_STREAM) => failed(Reset::Refused),
+                Failure::Reset(Code::PROTOCOL_ERROR) => failed(Reset::RemoteProtocol),
+                Failure::Reset(Code::CONNECT_ERROR) => failed(Reset::RemoteConnect),
                 Failure::Reset(_) => failed(Reset::Remote),
                 Failure::Protocol(_) => failed(Reset::Protocol),
                 Failure::Closed => failed(Reset::Termination),

@@ -65,6 +65,7 @@ fn connection() -> Rc<ConnectionInfo> {
             ..TlsInfo::default()
         })),
         requested_server_name: None,
+        filter_chain: None,
         started: Instant::now(),
     })
 }

@@ -30,6 +30,7 @@ fn stream(tls: Option<TlsInfo>) -> StreamInfo {
         local_restored: false,
         tls: tls.map(Box::new),
         requested_server_name: Some("sni.test".into()),
+        filter_chain: None,
         started: Instant::now(),
     };
     let mut info = StreamInfo::new(Rc::new(connection), Some(Protocol::Http11));

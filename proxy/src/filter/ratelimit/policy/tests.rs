@@ -34,6 +34,7 @@ fn asked(limits: &str, path: &str, stage: u32) -> Vec<String> {
         local_restored: false,
         tls: None,
         requested_server_name: None,
+        filter_chain: None,
         started: Instant::now(),
     };
     let mut info = StreamInfo::new(Rc::new(connection), Some(Protocol::Http11));
