@@ -37,8 +37,11 @@ fuzz_target!(|data: &[u8]| {
         input.extend_from_slice(piece);
         let mut events = Vec::new();
         if server.receive(&mut input, &mut |event| events.push(event)).is_err() {
-            write(&mut server, usize::MAX);
-            assert!(!server.has_output() || server.is_done() || how & 8 != 0);
+            // What was under way goes out before the GOAWAY, a few slices at a time.
+            while server.has_output() {
+                write(&mut server, usize::MAX);
+            }
+            assert!(server.is_done());
             return;
         }
         assert!(input.len() <= 16_384 + 9);
