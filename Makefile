@@ -56,6 +56,13 @@ bench-gate: ## Instructions of the hot paths against the recorded ones; over 5 %
 	$(CARGO) build --release -p proxy -p lateen-bench --bins
 	target/release/bench gate $(if $(ACCEPT),--accept)
 
+FLOOD_SECONDS ?= 10
+.PHONY: floods
+floods: ## Attacks at full speed on one connection, each for FLOOD_SECONDS, while 1,000 requests/s pass on others
+	$(CARGO) build --release -p proxy --bins
+	LATEEN_BIN_DIR=$(abspath target/release) FLOOD_SECONDS=$(FLOOD_SECONDS) \
+	  $(CARGO) test -p e2e --test acceptance -- --nocapture floods_hurt_nobody_else
+
 SOAK_SECONDS ?= 1200
 .PHONY: soak
 soak: ## Mixed load while everything changes, for SOAK_SECONDS: nothing fails, memory stays flat
