@@ -2,13 +2,15 @@
 //!
 //! Configured by `istio.mixer.v1.config.client` (`HttpClientConfig`, per route `ServiceConfig`,
 //! `TcpClientConfig`). `attributes` are collected once per stream; `client` asks and reports, `cache`
-//! answers for it; `quota` says what a request is charged; `verdict` turns an answer into a reply.
+//! answers for it, `presence` knows whether there is anybody to ask; `quota` says what a request is charged;
+//! `verdict` turns an answer into a reply.
 //! When Mixer cannot be asked, the fail policy of the destination decides.
 
 mod attributes;
 mod cache;
 mod client;
 mod encode;
+mod presence;
 mod quota;
 mod tcp;
 mod verdict;

@@ -25,11 +25,12 @@ use super::{
     attributes::Attributes,
     cache::{Answer, Cache},
     encode::{self, Words},
+    presence::{Presence, is_about_request},
     verdict::{OK, UNAVAILABLE, Verdict},
 };
 use crate::{
     config_error::ConfigError,
-    grpc::Upstream,
+    grpc::{CallError, Upstream},
     head::Name,
     proto::wire,
     shared::Shared,
@@ -42,8 +43,6 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// An answer may be used while Mixer's generation was confirmed at most this long ago.
 const CONFIRMED_FOR: Duration = Duration::from_secs(1);
-/// After a failed call nobody asks for this long, so that a dead Mixer costs a request nothing.
-const REST_AFTER_FAILURE: Duration = Duration::from_millis(100);
 /// Largest answer of Mixer.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
 /// Reports that one worker keeps, those being sent included; more are dropped and counted.
@@ -102,9 +101,7 @@ pub(super) struct Client {
     cache: Option<Cache>,
     /// (generation, confirmed at); written at most once per answer of Mixer.
     generation: Mutex<(u64, Option<Instant>)>,
-    /// Milliseconds after `born` before which nobody asks.
-    rest_until: AtomicU64,
-    born: Instant,
+    presence: Presence,
     batch_entries: usize,
     batch_time: Duration,
     deduplication: (String, AtomicU64),
@@ -153,8 +150,7 @@ impl Client {
             report: cluster(report_cluster, "report_cluster", REPORT_TIMEOUT)?,
             cache: (!transport.disable_check_cache).then(Cache::new),
             generation: Mutex::new((0, None)),
-            rest_until: AtomicU64::new(0),
-            born: Instant::now(),
+            presence: Presence::new(),
             batch_entries: match transport.report_batch_max_entries {
                 _ if transport.disable_report_batch => 1,
                 0 => 100,
@@ -250,9 +246,7 @@ impl Client {
         rest.encode_raw(&mut request);
         let mut wait = retries.base;
         for attempt in 0.. {
-            if self.rests() {
-                return Err(Unavailable("Mixer did not answer a moment ago".to_owned()));
-            }
+            let turn = self.presence.turn()?;
             self.stats.remote_check_calls.inc();
             if !quotas.is_empty() {
                 self.stats.remote_quota_calls.inc();
@@ -261,13 +255,19 @@ impl Client {
             let path = "/istio.mixer.v1.Mixer/Check";
             match call::<CheckResponse>(shared, &self.check, path, &request).await {
                 Ok((response, generation)) => {
+                    turn.answered();
                     let generation = self.confirm(generation, sent);
                     return Ok(self.take_over(response, generation, attributes, sent));
                 }
+                Err(error) if is_about_request(&error) => {
+                    turn.answered();
+                    self.stats.remote_check_errors.inc();
+                    return Err(Unavailable(error.to_string()));
+                }
                 Err(error) if attempt >= retries.max => {
                     self.stats.remote_check_errors.inc();
-                    self.rest();
-                    return Err(error);
+                    turn.failed(&error);
+                    return Err(Unavailable(error.to_string()));
                 }
                 Err(_) => {
                     self.stats.remote_check_errors.inc();
@@ -343,20 +343,6 @@ impl Client {
         self.generation
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn rests(&self) -> bool {
-        self.elapsed() < self.rest_until.load(Ordering::Relaxed)
-    }
-
-    fn rest(&self) {
-        let rest = u64::try_from(REST_AFTER_FAILURE.as_millis()).unwrap_or(0);
-        self.rest_until
-            .store(self.elapsed() + rest, Ordering::Relaxed);
-    }
-
-    fn elapsed(&self) -> u64 {
-        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Puts a report into this worker's batch; a full or old batch is sent.
@@ -493,15 +479,14 @@ async fn call<M: prost::Message + Default>(
     upstream: &Upstream,
     path: &'static str,
     message: &[u8],
-) -> Result<(M, Option<u64>), Unavailable> {
+) -> Result<(M, Option<u64>), CallError> {
     let obeys = (
         Name::from_lower(Bytes::from_static(OBEYS_HEADER)),
         Bytes::from_static(b"1"),
     );
     let answer = upstream
         .unary(shared, path, &[obeys], message, MAX_ANSWER_BYTES)
-        .await
-        .map_err(|error| Unavailable(error.to_string()))?;
+        .await?;
     let generation = answer
         .headers
         .get(&Name::from_lower(Bytes::from_static(GENERATION_HEADER)))
