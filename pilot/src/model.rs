@@ -18,7 +18,8 @@ use std::sync::Arc;
 
 use lateen_config::authorization::AuthorizationPolicy;
 use lateen_config::networking::{Gateway, OutboundTrafficPolicy, Sidecar};
-use lateen_config::security::MutualTlsMode;
+use lateen_config::object::Key;
+use lateen_config::security::{JwtRule, MutualTlsMode};
 use lateen_config::{ConfigSet, MeshConfig, Object, Secret, Spec};
 
 pub use self::node::{Agent, Interception, Node, NodeError, Role};
@@ -49,6 +50,7 @@ pub struct Snapshot {
     routing: routing::Routing,
     authn: authn::Policies,
     authz: authz::Policies,
+    tokens: authz::Policies,
     quotas: quota::Quotas,
     gateways: Vec<Arc<Object>>,
     /// By namespace.
@@ -92,7 +94,12 @@ impl Snapshot {
         let whole = delegate::resolve(&objects, &mesh, &mut status);
         let routing = routing::Routing::read(&whole, &mesh, &mut status);
         let authn = authn::Policies::read(&objects, &mesh);
-        let authz = authz::Policies::read(&objects);
+        let authz = authz::Policies::read(&objects, |spec| {
+            matches!(spec, Spec::AuthorizationPolicy(_))
+        });
+        let tokens = authz::Policies::read(&objects, |spec| {
+            matches!(spec, Spec::RequestAuthentication(_))
+        });
         let mut snapshot = Self {
             generation,
             routing,
@@ -106,6 +113,7 @@ impl Snapshot {
             by_address: HashMap::new(),
             authn,
             authz,
+            tokens,
             mesh,
             objects,
             status,
@@ -478,15 +486,18 @@ impl Snapshot {
         workload_port: u16,
     ) -> MutualTlsMode {
         self.authn.mode(namespace, labels, workload_port, || {
-            self.services
-                .values()
-                .filter(|service| service.namespace == namespace)
-                .filter(|service| {
-                    !service.selector.is_empty() && selects(&service.selector, labels)
-                })
-                .cloned()
-                .collect()
+            self.services_of(namespace, labels)
         })
+    }
+
+    /// Services that select a workload.
+    fn services_of(&self, namespace: &str, labels: &Labels) -> Vec<Arc<Service>> {
+        self.services
+            .values()
+            .filter(|service| service.namespace == namespace)
+            .filter(|service| !service.selector.is_empty() && selects(&service.selector, labels))
+            .cloned()
+            .collect()
     }
 
     /// Ports of a workload for which its own policy says whether they demand mesh mTLS.
@@ -499,10 +510,49 @@ impl Snapshot {
     /// oldest first.
     pub fn authorization_policies<'a>(
         &'a self,
-        namespace: &str,
+        namespace: &'a str,
         labels: &'a Labels,
     ) -> impl Iterator<Item = (&'a Object, &'a AuthorizationPolicy)> {
-        self.authz.of(namespace, labels, &self.mesh.root_namespace)
+        self.authz
+            .of(namespace, labels, &self.mesh.root_namespace)
+            .filter_map(|object| match &object.spec {
+                Spec::AuthorizationPolicy(policy) => Some((object, &**policy)),
+                _ => None,
+            })
+    }
+
+    /// Tokens of end users that a workload knows: of all RequestAuthentications that hold for it, in the order of
+    /// [`Snapshot::authorization_policies`]; where there is none, of the older Policy for that port of its own (without
+    /// one: for any).
+    #[must_use]
+    pub fn token_rules(&self, namespace: &str, labels: &Labels, port: Option<u16>) -> TokenRules {
+        let of = |rule, object: &Object| TokenRule {
+            rule,
+            origin: object.key.clone(),
+        };
+        let mut all = TokenRules::default();
+        for object in self.tokens.of(namespace, labels, &self.mesh.root_namespace) {
+            if let Spec::RequestAuthentication(policy) = &object.spec {
+                all.rules
+                    .extend(policy.jwt_rules.iter().map(|rule| of(rule.clone(), object)));
+            }
+        }
+        if !all.rules.is_empty() {
+            return all;
+        }
+        let old = self
+            .authn
+            .old_policy(namespace, port, || self.services_of(namespace, labels));
+        if let Some((object, policy)) = old {
+            let tokens = policy
+                .origins
+                .iter()
+                .filter_map(|origin| origin.jwt.as_ref());
+            all.rules
+                .extend(tokens.map(|token| of(token.rule(), object)));
+            all.required = !policy.origin_is_optional;
+        }
+        all
     }
 
     /// Quotas bound to a service, by namespace and name.
@@ -510,6 +560,24 @@ impl Snapshot {
     pub fn quotas(&self, hostname: &str) -> Vec<BoundQuota<'_>> {
         self.quotas.of(hostname)
     }
+}
+
+/// Tokens that a workload knows.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TokenRules {
+    /// Issuers.
+    pub rules: Vec<TokenRule>,
+    /// Whether a request must carry a good token.
+    pub required: bool,
+}
+
+/// One issuer, and who says so.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenRule {
+    /// How its tokens are verified.
+    pub rule: JwtRule,
+    /// The object with the rule.
+    pub origin: Key,
 }
 
 /// Host names of the Services that a Gateway stands behind, if it names any instead of selecting by labels.

@@ -2,7 +2,7 @@
 //!
 //! [`translate`] → [`listener`] (outbound), [`inbound`] ([`gateway`] for routers) and [`route`] (virtual hosts,
 //! VirtualServices) → [`cluster`] (by DestinationRule: [`policy`]) → [`endpoint`]. Beside the path: [`names`],
-//! [`tls`], [`secret`], [`http`] (connection manager), [`tcp`], [`access_log`], [`authorization`] ([`rbac`]), [`mixer`], and [`wire`] for the small change
+//! [`tls`], [`secret`], [`http`] (connection manager), [`tcp`], [`access_log`], [`authorization`] ([`rbac`]), [`tokens`], [`mixer`], and [`wire`] for the small change
 //! of protobuf. Where traffic enters and leaves is read from the node in [`interception`] only.
 //!
 //! Stock Envoy gets stock filters only; nothing here makes it refuse a resource that another node's
@@ -16,6 +16,7 @@ mod tls;
 mod mixer;
 mod authorization;
 mod rbac;
+mod tokens;
 mod fail_mode;
 mod access_log;
 mod http;
@@ -61,7 +62,7 @@ pub struct Resources {
     pub endpoints: BTreeMap<String, ClusterLoadAssignment>,
     /// SDS: what its listeners and clusters name, as far as the node may have it.
     pub secrets: BTreeMap<String, Secret>,
-    /// What had to be left out for this node, and the winner: ports, hosts, domains.
+    /// What had to be left out for this node, and the winner: ports, hosts, domains; what is stricter than written.
     pub conflicts: Vec<String>,
 }
 
@@ -82,6 +83,7 @@ pub fn translate(snapshot: &Snapshot, node: &Node) -> Resources {
     cluster::clusters(&scope, &mut resources);
     endpoint::all(&scope, &mut resources);
     secret::all(&scope, &mut resources);
+    resources.conflicts.extend(scope.notes.take());
     resources.conflicts.sort();
     resources.conflicts.dedup();
     resources
@@ -113,6 +115,8 @@ struct Scope<'a> {
     access_log: Vec<AccessLog>,
     /// Names of secrets that what was translated so far asks for.
     credentials: RefCell<BTreeSet<String>>,
+    /// What could only be said to the node in a stricter way.
+    notes: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Scope<'a> {
@@ -135,6 +139,7 @@ impl<'a> Scope<'a> {
             mixer: None,
             access_log: Vec::new(),
             credentials: RefCell::default(),
+            notes: RefCell::default(),
         }
     }
 
@@ -170,6 +175,21 @@ impl<'a> Scope<'a> {
         mixer
             .map(|mixer| mixer.route(direction, service, quotas))
             .unwrap_or_default()
+    }
+
+    /// The cluster of the first of these host names that is a service the node may call, with that port. A name nobody
+    /// serves would make Envoy refuse some listeners.
+    fn cluster_of(&self, hosts: &[String], port: u16) -> Option<String> {
+        let service = hosts.iter().find_map(|host| self.snapshot.service(host))?;
+        service.port(port)?;
+        self.services
+            .iter()
+            .any(|visible| visible.hostname == service.hostname)
+            .then(|| names::outbound(port, "", &service.hostname))
+    }
+
+    fn note(&self, text: String) {
+        self.notes.borrow_mut().insert(text);
     }
 
     fn is_router(&self) -> bool {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::object::Labels;
+use crate::security::PolicyTarget;
 use crate::value::MatchLabels;
 
 macro_rules! kinds {
@@ -39,10 +40,10 @@ kinds! {
     AuthorizationPolicy {
         /// Workloads; none: the namespace, or from the root namespace the mesh.
         selector: Option<MatchLabels>,
-        /// Not supported yet.
-        target_ref: Option<Value>,
-        /// Not supported yet.
-        target_refs: Vec<Value>,
+        /// The old form of `target_refs`.
+        target_ref: Option<PolicyTarget>,
+        /// What it is for, instead of a selector.
+        target_refs: Vec<PolicyTarget>,
         /// What the rules mean.
         action: AuthorizationAction,
         /// Who is asked, for CUSTOM; not supported yet.
@@ -146,10 +147,9 @@ impl AuthorizationPolicy {
             .filter(|labels| !labels.is_empty())
     }
 
-    /// Whether it names what it is for by reference, which this version does not understand.
-    #[must_use]
-    pub fn has_targets(&self) -> bool {
-        self.target_ref.is_some() || !self.target_refs.is_empty()
+    /// What it is for by reference.
+    pub fn targets(&self) -> impl Iterator<Item = &PolicyTarget> {
+        self.target_ref.iter().chain(&self.target_refs)
     }
 }
 

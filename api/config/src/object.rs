@@ -16,7 +16,7 @@ use crate::networking::{
 use crate::policy::{MixerObject, QuotaSpec, QuotaSpecBinding};
 use crate::problem::{Problem, Severity};
 use crate::secret::Secret;
-use crate::security::{AuthenticationPolicy, PeerAuthentication};
+use crate::security::{AuthenticationPolicy, PeerAuthentication, RequestAuthentication};
 
 /// Labels or annotations.
 pub type Labels = BTreeMap<String, String>;
@@ -116,6 +116,7 @@ pub enum Spec {
     WorkloadEntry(WorkloadEntry),
     Sidecar(Sidecar),
     PeerAuthentication(PeerAuthentication),
+    RequestAuthentication(Box<RequestAuthentication>),
     AuthorizationPolicy(Box<AuthorizationPolicy>),
     /// `authentication.istio.io` Policy and MeshPolicy.
     AuthenticationPolicy(AuthenticationPolicy),

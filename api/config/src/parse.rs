@@ -269,6 +269,9 @@ impl Reader<'_> {
             ("security.istio.io", "PeerAuthentication") => {
                 Spec::PeerAuthentication(self.typed(spec)?)
             }
+            ("security.istio.io", "RequestAuthentication") => {
+                Spec::RequestAuthentication(self.typed(spec)?)
+            }
             ("security.istio.io", "AuthorizationPolicy") => {
                 Spec::AuthorizationPolicy(self.typed(spec)?)
             }
@@ -572,7 +575,10 @@ fn is_read(group: &str, kind: &str) -> bool {
                 | "WorkloadEntry"
                 | "Sidecar"
         ),
-        "security.istio.io" => matches!(kind, "PeerAuthentication" | "AuthorizationPolicy"),
+        "security.istio.io" => matches!(
+            kind,
+            "PeerAuthentication" | "RequestAuthentication" | "AuthorizationPolicy"
+        ),
         "authentication.istio.io" => matches!(kind, "Policy" | "MeshPolicy"),
         "config.istio.io" => true,
         "" => matches!(

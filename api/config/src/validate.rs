@@ -110,12 +110,7 @@ fn not_served<'a>(kind: &Spec, spec: &At<'a>) -> Vec<(At<'a>, &'static str)> {
             }
         }
         Spec::AuthorizationPolicy(_) => {
-            for name in ["targetRef", "targetRefs"] {
-                all.push((
-                    spec.get(name),
-                    "the policy is NOT enforced: this version selects workloads by selector only",
-                ));
-            }
+            all.extend(waypoints(spec));
             if spec.str("action") == "CUSTOM" {
                 all.push((
                     spec.get("action"),
@@ -123,12 +118,28 @@ fn not_served<'a>(kind: &Spec, spec: &At<'a>) -> Vec<(At<'a>, &'static str)> {
                 ));
             }
         }
+        Spec::RequestAuthentication(_) => {
+            all.extend(waypoints(spec));
+            for rule in spec.get("jwtRules").items() {
+                if !rule.has("jwks") && !rule.has("jwksUri") {
+                    all.push((
+                        rule,
+                        "the issuer is not asked for its keys by this version: all its tokens are refused; write jwks or jwksUri",
+                    ));
+                }
+            }
+        }
         Spec::AuthenticationPolicy(_) => {
-            let peers = spec.get("peers").items().map(|peer| peer.get("jwt"));
-            for token in peers.chain([spec.get("origins")]) {
+            for peer in spec.get("peers").items() {
                 all.push((
-                    token,
-                    "end-user authentication is NOT enforced by this version",
+                    peer.get("jwt"),
+                    "NOT enforced, as in Istio; write it in origins",
+                ));
+            }
+            for origin in spec.get("origins").items() {
+                all.push((
+                    origin.get("jwt").get("triggerRules"),
+                    "not supported by this version; a token is demanded on every path",
                 ));
             }
         }
@@ -136,6 +147,20 @@ fn not_served<'a>(kind: &Spec, spec: &At<'a>) -> Vec<(At<'a>, &'static str)> {
     }
     all.retain(|(at, _)| at.is_set());
     all
+}
+
+/// Targets other than Gateways are for waypoints.
+fn waypoints<'a>(spec: &At<'a>) -> Vec<(At<'a>, &'static str)> {
+    std::iter::once(spec.get("targetRef"))
+        .chain(spec.get("targetRefs").items())
+        .filter(|target| target.is_set() && target.str("kind") != "Gateway")
+        .map(|target| {
+            (
+                target,
+                "the policy is NOT enforced there: this version has no waypoints; select workloads, or name a Gateway",
+            )
+        })
+        .collect()
 }
 
 /// A Kubernetes Service: its ports.

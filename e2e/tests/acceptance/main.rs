@@ -29,6 +29,7 @@ mod scope;
 mod secure_gateway;
 mod support;
 mod telemetry;
+mod tokens;
 mod tracing;
 mod traffic;
 mod workloads;

@@ -1,4 +1,5 @@
-//! Whether a workload demands mesh mTLS: PeerAuthentication, and the older Policy and MeshPolicy.
+//! Whether a workload demands mesh mTLS: PeerAuthentication, and the older Policy and MeshPolicy; and which tokens
+//! of end users the older kinds demand.
 //!
 //! Workload before namespace before mesh; at each level the oldest wins; a port's mode is that of the
 //! workload's policy alone. Where no PeerAuthentication says anything, the older kinds are asked.
@@ -17,8 +18,8 @@ pub(super) struct Policies {
     mesh: Option<MutualTlsMode>,
     namespaces: BTreeMap<String, MutualTlsMode>,
     workloads: BTreeMap<String, Vec<Arc<Object>>>,
-    old_mesh: Option<MutualTlsMode>,
-    old_namespaces: BTreeMap<String, MutualTlsMode>,
+    old_mesh: Option<Arc<Object>>,
+    old_namespaces: BTreeMap<String, Arc<Object>>,
     old_services: BTreeMap<String, Vec<Arc<Object>>>,
 }
 
@@ -45,9 +46,11 @@ impl Policies {
                 },
                 Spec::AuthenticationPolicy(policy) => {
                     if namespace.is_empty() || &*object.key.kind == "MeshPolicy" {
-                        all.old_mesh.get_or_insert(policy.mode());
+                        all.old_mesh.get_or_insert_with(|| object.clone());
                     } else if policy.targets.is_empty() {
-                        all.old_namespaces.entry(namespace).or_insert(policy.mode());
+                        all.old_namespaces
+                            .entry(namespace)
+                            .or_insert_with(|| object.clone());
                     } else {
                         all.old_services
                             .entry(namespace)
@@ -84,8 +87,8 @@ impl Policies {
         {
             return mode;
         }
-        self.old_mode(namespace, workload_port, services)
-            .unwrap_or(MutualTlsMode::Permissive)
+        self.old_policy(namespace, Some(workload_port), services)
+            .map_or(MutualTlsMode::Permissive, |(_, policy)| policy.mode())
     }
 
     /// Ports for which a workload's own policy says a mode.
@@ -114,33 +117,34 @@ impl Policies {
             })
     }
 
-    fn old_mode(
+    /// The older Policy or MeshPolicy that holds for a port of a workload; without a port, for any of them.
+    pub(super) fn old_policy(
         &self,
         namespace: &str,
-        workload_port: u16,
+        workload_port: Option<u16>,
         services: impl FnOnce() -> Vec<Arc<Service>>,
-    ) -> Option<MutualTlsMode> {
+    ) -> Option<(&Object, &AuthenticationPolicy)> {
         let of_service = self.old_services.get(namespace).and_then(|policies| {
             let services = services();
-            policies.iter().find_map(|object| match &object.spec {
-                Spec::AuthenticationPolicy(policy)
-                    if services
-                        .iter()
-                        .any(|service| targets(policy, service, workload_port)) =>
-                {
-                    Some(policy.mode())
-                }
-                _ => None,
+            policies.iter().find(|object| match &object.spec {
+                Spec::AuthenticationPolicy(policy) => services
+                    .iter()
+                    .any(|service| targets(policy, service, workload_port)),
+                _ => false,
             })
         });
-        of_service
-            .or_else(|| self.old_namespaces.get(namespace).copied())
-            .or(self.old_mesh)
+        let object = of_service
+            .or_else(|| self.old_namespaces.get(namespace))
+            .or(self.old_mesh.as_ref())?;
+        match &object.spec {
+            Spec::AuthenticationPolicy(policy) => Some((object, policy)),
+            _ => None,
+        }
     }
 }
 
 /// Whether a Policy is for the port of a service that leads to that port of the workload.
-fn targets(policy: &AuthenticationPolicy, service: &Service, workload_port: u16) -> bool {
+fn targets(policy: &AuthenticationPolicy, service: &Service, workload_port: Option<u16>) -> bool {
     policy
         .targets
         .iter()
@@ -150,7 +154,9 @@ fn targets(policy: &AuthenticationPolicy, service: &Service, workload_port: u16)
                 || target.ports.iter().any(|wanted| {
                     service.ports.iter().any(|port| {
                         let leads = match port.target {
-                            Target::Number(number) => number == workload_port,
+                            Target::Number(number) => {
+                                workload_port.is_none_or(|workload_port| number == workload_port)
+                            }
                             // Not resolved here; the safe reading is that it is meant.
                             Target::Named(_) => true,
                         };

@@ -26,6 +26,7 @@ use super::Scope;
 use super::authorization;
 use super::mixer::Hooks;
 use super::names;
+use super::tokens;
 use super::wire::{ZERO, ads, any, bool_value};
 
 /// What the `server` header of answers says.
@@ -37,8 +38,8 @@ const DEFAULT_SAMPLING: f64 = 1.0;
 /// Whose requests a connection manager serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
-    /// Other workloads' to this one.
-    Inbound,
+    /// Other workloads' to this one, on that port of it (0: one that no service leads to).
+    Inbound(u16),
     /// This workload's to others.
     Outbound,
     /// The world's, at a gateway.
@@ -61,10 +62,16 @@ pub(super) fn connection_manager(
     route_config_name: String,
     mixer: Hooks<HttpFilter>,
 ) -> Filter {
-    let mut http_filters: Vec<HttpFilter> = match side {
-        Side::Inbound | Side::Gateway => authorization::http_filters(scope),
-        Side::Outbound => Vec::new(),
+    let port = match side {
+        Side::Inbound(port) => Some(port),
+        Side::Gateway | Side::Outbound => None,
     };
+    let mut http_filters: Vec<HttpFilter> = Vec::new();
+    if side != Side::Outbound {
+        // Whom a token is of is known before it is decided who may do what.
+        http_filters.extend(tokens::http_filter(scope, port));
+        http_filters.extend(authorization::http_filters(scope));
+    }
     http_filters.extend(mixer.filters);
     http_filters.push(named("envoy.filters.http.cors", &Cors {}));
     http_filters.push(named("envoy.filters.http.fault", &HttpFault::default()));
@@ -80,7 +87,7 @@ pub(super) fn connection_manager(
         })
     };
     let (forward, details) = match side {
-        Side::Inbound => (ForwardClientCertDetails::AppendForward, details(false)),
+        Side::Inbound(_) => (ForwardClientCertDetails::AppendForward, details(false)),
         Side::Outbound => (ForwardClientCertDetails::Sanitize, None),
         Side::Gateway => (ForwardClientCertDetails::SanitizeSet, details(true)),
     };
@@ -104,7 +111,7 @@ pub(super) fn connection_manager(
         access_log: [scope.access_log.clone(), mixer.access_log].concat(),
         // Requests that an application sends are internal, so that it may ask for timeouts and retries by
         // `x-envoy-*` headers; what it forwards of its own client is not ours to change.
-        use_remote_address: bool_value(side != Side::Inbound),
+        use_remote_address: bool_value(port.is_none()),
         skip_xff_append: side == Side::Outbound,
         preserve_external_request_id: side == Side::Outbound,
         internal_address_config: (side == Side::Outbound).then(internal_addresses),

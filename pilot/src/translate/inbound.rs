@@ -308,7 +308,7 @@ fn filters(scope: &Scope<'_>, target: Target<'_>, http: bool) -> Vec<Filter> {
         // By name, so that a quota or a rule that changes does not have to wait for connections to drain.
         return vec![http::connection_manager(
             scope,
-            Side::Inbound,
+            Side::Inbound(address.map_or(0, |(_, port)| port)),
             stat_prefix,
             cluster,
             scope.http_hooks(Direction::Inbound, address, Some(destination(target))),

@@ -14,6 +14,7 @@ mod authorization;
 mod credentials;
 mod stock_envoy;
 mod stock_mixer;
+mod tokens;
 
 const MESH: &str = "
 apiVersion: v1

@@ -216,6 +216,27 @@ spec: { hosts: [a], http: [{ route: [{ destination: { host: a } }], removeRespon
 }
 
 #[test]
+fn tokens_that_nobody_can_verify_are_told() {
+    assert_eq!(
+        judge(
+            "RequestAuthentication",
+            "{targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: a}], jwtRules: [{issuer: a, jwksUri: 'http://b/c'}]}"
+        ),
+        Vec::<String>::new()
+    );
+    let found = judge(
+        "RequestAuthentication",
+        "{targetRef: {kind: Service, name: a}, jwtRules: [{issuer: a}]}",
+    );
+    assert!(
+        found.len() == 2
+            && found[0].starts_with("spec.targetRef: the policy is NOT enforced there")
+            && found[1].starts_with("spec.jwtRules[0]: the issuer is not asked"),
+        "{found:?}"
+    );
+}
+
+#[test]
 fn an_authorization_policy_is_judged() {
     let good = "{selector: {matchLabels: {app: a}}, rules: [{from: [{source: {principals: ['*'], ipBlocks: [10.0.0.0/8, '::1']}}], \
         to: [{operation: {ports: ['80']}}], when: [{key: 'request.headers[x]', values: [a]}, {key: source.ip, notValues: [1.2.3.4]}]}]}";
@@ -253,7 +274,7 @@ fn an_authorization_policy_is_judged() {
         ),
         (
             "{targetRefs: [{kind: Service, name: a}], rules: [{}]}",
-            "spec.targetRefs: ",
+            "spec.targetRefs[0]: the policy is NOT enforced there",
         ),
     ];
     for (spec, start) in cases {

@@ -69,6 +69,11 @@ impl Keys {
         Ok(Keys(keys))
     }
 
+    /// None: nothing is verified by them.
+    pub(super) fn none() -> Keys {
+        Keys(Vec::new())
+    }
+
     /// Verifies the signature of a token.
     pub(super) fn verify(&self, token: &Token) -> Result<(), Status> {
         let mut tried = false;

@@ -85,7 +85,11 @@ impl Provider {
         let keys = match config.jwks_source_specifier.as_ref() {
             Some(JwksSourceSpecifier::LocalJwks(source)) => {
                 let text = data_source(source).map_err(|error| error.within("local_jwks"))?;
-                Source::Local(Keys::parse(&text).map_err(|error| invalid("local_jwks", error))?)
+                // Envoy: such keys verify nothing, and the rest of the configuration holds.
+                Source::Local(Keys::parse(&text).unwrap_or_else(|error| {
+                    tracing::warn!(provider = name, error, "local_jwks: every token is refused");
+                    Keys::none()
+                }))
             }
             Some(JwksSourceSpecifier::RemoteJwks(remote)) => {
                 let remote = RemoteKeys::compile(remote);

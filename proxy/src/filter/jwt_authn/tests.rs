@@ -148,6 +148,18 @@ async fn keys_are_fetched_from_their_cluster_once() {
     assert!(answer.ends_with("Jwks remote fetch is failed"), "{answer}");
 }
 
+#[tokio::test]
+async fn keys_that_are_none_refuse_every_token_and_nothing_else() {
+    let proxy = Proxy::start();
+    let fields = "providers: {p: {issuer: me, local_jwks: {inline_string: '{\"keys\":[{\"kty\":\"odd\"}]}'}}}, rules: \
+        [{match: {prefix: /}, requires: {requires_any: {requirements: [{provider_name: p}, {allow_missing: {}}]}}}]";
+    let address = listen(&proxy, "l", fields, &route("/", "")).unwrap();
+    assert!(ask(address, "/", "").await.starts_with("HTTP/1.1 200"));
+    let bearer = format!("authorization: Bearer {}\r\n", token(r#"{"iss":"me"}"#));
+    let answer = ask(address, "/", &bearer).await;
+    assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+}
+
 #[test]
 fn what_cannot_be_verified_is_not_configured() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -156,10 +168,6 @@ fn what_cannot_be_verified_is_not_configured() {
     let keys = format!("local_jwks: {{inline_string: '{}'}}", keys());
     for (fields, want) in [
         ("providers: {p: {issuer: me}}".to_owned(), "local_jwks"),
-        (
-            "providers: {p: {local_jwks: {inline_string: '{}'}}}".to_owned(),
-            "local_jwks",
-        ),
         (
             format!(
                 "providers: {{p: {{{keys}}}}}, rules: [{{match: {{prefix: /}}, requires: {{provider_name: q}}}}]"
