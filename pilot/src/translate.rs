@@ -2,7 +2,7 @@
 //!
 //! [`translate`] → [`listener`] (outbound), [`inbound`] ([`gateway`] for routers) and [`route`] (virtual hosts,
 //! VirtualServices) → [`cluster`] (by DestinationRule: [`policy`]) → [`endpoint`]. Beside the path: [`names`],
-//! [`tls`], [`secret`], [`http`] (connection manager), [`tcp`], [`access_log`], [`authorization`] ([`rbac`]), [`tokens`], [`mixer`], and [`wire`] for the small change
+//! [`tls`], [`secret`], [`http`] (connection manager), [`tcp`], [`access_log`], [`authorization`] ([`rbac`], [`external`]), [`tokens`], [`mixer`], and [`wire`] for the small change
 //! of protobuf. Where traffic enters and leaves is read from the node in [`interception`] only.
 //!
 //! Stock Envoy gets stock filters only; nothing here makes it refuse a resource that another node's
@@ -15,6 +15,7 @@ mod policy;
 mod tls;
 mod mixer;
 mod authorization;
+mod external;
 mod rbac;
 mod tokens;
 mod fail_mode;

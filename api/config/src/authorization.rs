@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::object::Labels;
 use crate::security::PolicyTarget;
@@ -46,10 +45,16 @@ kinds! {
         target_refs: Vec<PolicyTarget>,
         /// What the rules mean.
         action: AuthorizationAction,
-        /// Who is asked, for CUSTOM; not supported yet.
-        provider: Option<Value>,
+        /// Who is asked, for CUSTOM.
+        provider: Option<Provider>,
         /// Any of them matches; none match nothing.
         rules: Vec<AuthorizationRule>,
+    }
+
+    /// One of the mesh's `extensionProviders`.
+    Provider {
+        /// Its name.
+        name: String,
     }
 
     /// Who, what and when: all of those that are there must fit.

@@ -66,6 +66,8 @@ pub struct MeshConfig {
     pub proxy_inbound_listen_port: u16,
     /// Defaults of proxies.
     pub default_config: ProxyConfig,
+    /// Services that policies name: see [`MeshConfig::authorizer`].
+    pub extension_providers: Vec<Value>,
     /// What we do not know.
     #[serde(flatten)]
     pub other: BTreeMap<String, Value>,
@@ -101,6 +103,7 @@ impl Default for MeshConfig {
             proxy_listen_port: 15001,
             proxy_inbound_listen_port: 15006,
             default_config: ProxyConfig::default(),
+            extension_providers: Vec::new(),
             other: BTreeMap::new(),
         }
     }
@@ -114,11 +117,118 @@ impl MeshConfig {
             .unwrap_or(Duration::from_millis(10_000))
     }
 
+    /// The provider of that name, for AuthorizationPolicies of action CUSTOM.
+    ///
+    /// # Errors
+    /// There is none, it cannot be read, or it is none that can be asked; the text says which.
+    pub fn authorizer(&self, name: &str) -> Result<Authorizer, String> {
+        let provider = self
+            .extension_providers
+            .iter()
+            .find(|provider| provider.get("name").and_then(Value::as_str) == Some(name))
+            .ok_or_else(|| format!("there is no extensionProvider {name:?}"))?;
+        let of = |field: &str, kind: AuthorizerKind| {
+            let spec = provider.get(field)?;
+            let read = Authorizer::deserialize(spec)
+                .map_err(|error| format!("extensionProvider {name:?}: {field}: {error}"))
+                .and_then(|read| match (read.service.is_empty(), read.port) {
+                    (true, _) => Err(format!("extensionProvider {name:?}: {field}: no service")),
+                    (false, 0) => Err(format!("extensionProvider {name:?}: {field}: no port")),
+                    (false, _) => Ok(Authorizer { kind, ..read }),
+                });
+            Some(read)
+        };
+        of("envoyExtAuthzGrpc", AuthorizerKind::Grpc)
+            .or_else(|| of("envoyExtAuthzHttp", AuthorizerKind::Http))
+            .unwrap_or_else(|| {
+                Err(format!(
+                    "extensionProvider {name:?} is neither envoyExtAuthzGrpc nor envoyExtAuthzHttp"
+                ))
+            })
+    }
+
     /// Whether either Mixer server is set.
     #[must_use]
     pub fn has_mixer(&self) -> bool {
         !self.mixer_check_server.is_empty() || !self.mixer_report_server.is_empty()
     }
+}
+
+/// How an authorizer is asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AuthorizerKind {
+    /// `envoy.service.auth.v3.Authorization`.
+    #[default]
+    Grpc,
+    /// A request with the same method and path.
+    Http,
+}
+
+/// A service that decides about requests: `envoyExtAuthzGrpc` or `envoyExtAuthzHttp`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Authorizer {
+    /// How it is asked.
+    #[serde(skip)]
+    pub kind: AuthorizerKind,
+    /// Its host, `HOST` or `NAMESPACE/HOST`.
+    pub service: String,
+    /// Its port.
+    pub port: u16,
+    /// To answer within.
+    pub timeout: Option<Duration>,
+    /// Whether a request goes on when nobody answers.
+    pub fail_open: bool,
+    /// Whether an answer that changes headers may change the route.
+    pub clear_route_cache: bool,
+    /// What a request gets when nobody answers; unset: 403.
+    #[serde(deserialize_with = "status")]
+    pub status_on_error: Option<u16>,
+    /// How much of the body it is shown.
+    #[serde(rename = "includeRequestBodyInCheck")]
+    pub body: Option<CheckedBody>,
+    /// HTTP: before the path.
+    pub path_prefix: String,
+    /// HTTP: headers it is shown, `x`, `x*` or `*x`.
+    #[serde(
+        rename = "includeRequestHeadersInCheck",
+        alias = "includeHeadersInCheck"
+    )]
+    pub request_headers: Vec<String>,
+    /// HTTP: headers added to the question.
+    #[serde(rename = "includeAdditionalHeadersInCheck")]
+    pub additional_headers: BTreeMap<String, String>,
+    /// HTTP: headers of its answer that the workload gets.
+    #[serde(rename = "headersToUpstreamOnAllow")]
+    pub to_upstream_on_allow: Vec<String>,
+    /// HTTP: headers of its answer that the client gets with the workload's.
+    #[serde(rename = "headersToDownstreamOnAllow")]
+    pub to_downstream_on_allow: Vec<String>,
+    /// HTTP: headers of its answer that the client gets with the refusal.
+    #[serde(rename = "headersToDownstreamOnDeny")]
+    pub to_downstream_on_deny: Vec<String>,
+}
+
+/// How much of a body an authorizer is shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct CheckedBody {
+    /// Bytes.
+    pub max_request_bytes: u32,
+    /// Whether a longer body is cut; else it is refused with 413.
+    pub allow_partial_message: bool,
+    /// Not as text.
+    pub pack_as_bytes: bool,
+}
+
+/// An HTTP status, written as text.
+fn status<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse()
+        .ok()
+        .filter(|status| (200..600).contains(status))
+        .map(Some)
+        .ok_or_else(|| serde::de::Error::custom(format!("{text:?} is no HTTP status")))
 }
 
 /// How access logs are written.

@@ -462,6 +462,17 @@ impl Reader<'_> {
                 "",
             );
         }
+        for provider in &config.extension_providers {
+            let name = provider.get("name").and_then(Value::as_str).unwrap_or("");
+            if let Err(why) = config.authorizer(name) {
+                self.report(
+                    Severity::Warning,
+                    "data.mesh",
+                    format!("{why}; ignored"),
+                    "requests that CUSTOM policies ask it about are refused",
+                );
+            }
+        }
         Some(config)
     }
 

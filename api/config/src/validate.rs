@@ -111,12 +111,6 @@ fn not_served<'a>(kind: &Spec, spec: &At<'a>) -> Vec<(At<'a>, &'static str)> {
         }
         Spec::AuthorizationPolicy(_) => {
             all.extend(waypoints(spec));
-            if spec.str("action") == "CUSTOM" {
-                all.push((
-                    spec.get("action"),
-                    "nobody is asked by this version: requests that the rules match are refused",
-                ));
-            }
         }
         Spec::RequestAuthentication(_) => {
             all.extend(waypoints(spec));

@@ -10,6 +10,7 @@ mod changes;
 #[path = "../../../mixer/tests/service/collector.rs"]
 mod collector;
 mod envoy;
+mod external;
 mod faults;
 mod floods;
 mod gateway;

@@ -1,7 +1,7 @@
 //! AuthorizationPolicies as RBAC filters: CUSTOM before DENY before ALLOW, then AUDIT.
 //!
 //! What cannot be said to a proxy is decided for the strict side: a rule that is not understood allows nobody
-//! and denies everybody. So do CUSTOM policies, as long as nobody can be asked.
+//! and denies everybody. CUSTOM policies whose provider cannot be asked refuse what they match.
 
 use envoy_types::pb::envoy::config::listener::v3::{Filter, filter};
 use envoy_types::pb::envoy::config::rbac::v3::{
@@ -16,12 +16,20 @@ use lateen_config::authorization::{
 };
 
 use super::Scope;
+use super::external;
 use super::http;
 use super::rbac::{self, Layer};
 use super::wire::any;
 
-const HTTP: &str = "envoy.filters.http.rbac";
+pub(super) const HTTP: &str = "envoy.filters.http.rbac";
 const NETWORK: &str = "envoy.filters.network.rbac";
+
+/// The filter that asks; where Mixer has one of that name, which routes go by, another.
+pub(super) const EXTERNAL: &str = "envoy.filters.http.ext_authz";
+const EXTERNAL_BESIDE_MIXER: &str = "envoy.filters.http.ext_authz.custom";
+
+/// Ends names of rules that refuse as their provider cannot be asked. Istio's.
+const BAD_CUSTOM: &str = "-deny-due-to-bad-CUSTOM-action";
 
 /// Of statistics of policies that are only tried.
 const DRY_RUN_ALLOW: &str = "istio_dry_run_allow_";
@@ -49,71 +57,148 @@ impl Rules {
     }
 }
 
-/// The HTTP filters that stand before all others.
+/// CUSTOM as HTTP filters, which stand before all others: for each provider one that marks what is meant, and the one
+/// that asks. `beside_mixer`: Mixer's filter that asks is there as well.
+pub(super) fn custom_filters(scope: &Scope<'_>, beside_mixer: bool) -> Vec<HttpFilter> {
+    let policies = policies(scope, AuthorizationAction::Custom);
+    let mut providers: Vec<&str> = Vec::new();
+    for (_, policy) in &policies {
+        let name = provider(policy);
+        if !providers.contains(&name) {
+            providers.push(name);
+        }
+    }
+    let mut filters = Vec::new();
+    for name in providers {
+        let (asked, tried): (Vec<_>, Vec<_>) = policies
+            .iter()
+            .copied()
+            .filter(|(_, policy)| provider(policy) == name)
+            .partition(|(object, _)| !is_dry_run(&object.annotations));
+        match external::filter(scope, name) {
+            Ok(asks) => {
+                let marks = of_action(
+                    scope,
+                    &asked,
+                    Action::Deny,
+                    Layer::Http,
+                    &external::policy_prefix(name),
+                    "",
+                );
+                if let Some(marks) = marks {
+                    filters.push(rbac_filter(external::MARK.to_owned(), None, marks.enforced));
+                    let named = if beside_mixer {
+                        EXTERNAL_BESIDE_MIXER
+                    } else {
+                        EXTERNAL
+                    };
+                    filters.push(http::named(named, &asks));
+                }
+            }
+            Err(why) => {
+                for (object, _) in &asked {
+                    scope.note(format!(
+                        "{}: what its rules match is refused: {why}",
+                        object.key
+                    ));
+                }
+                let refuses = of_action(scope, &asked, Action::Deny, Layer::Http, "", BAD_CUSTOM);
+                filters
+                    .extend(refuses.map(|rules| rbac_filter(rules.prefix(), rules.enforced, None)));
+            }
+        }
+        let counted = of_action(scope, &tried, Action::Deny, Layer::Http, "", "");
+        filters.extend(counted.map(|rules| rbac_filter(rules.prefix(), None, rules.tried)));
+    }
+    filters
+}
+
+fn provider(policy: &AuthorizationPolicy) -> &str {
+    policy
+        .provider
+        .as_ref()
+        .map_or("", |provider| &provider.name)
+}
+
+/// The HTTP filters that decide, in their order.
 pub(super) fn http_filters(scope: &Scope<'_>) -> Vec<HttpFilter> {
-    rules(scope, Layer::Http)
-        .into_iter()
-        .map(|rules| {
-            http::named(
-                HTTP,
-                &HttpRbac {
-                    shadow_rules_stat_prefix: rules.prefix(),
-                    rules: rules.enforced,
-                    shadow_rules: rules.tried,
-                    ..Default::default()
-                },
-            )
-        })
-        .collect()
-}
-
-/// The network filters that stand before all others of a TCP chain.
-pub(super) fn network_filters(scope: &Scope<'_>) -> Vec<Filter> {
-    rules(scope, Layer::Tcp)
-        .into_iter()
-        .map(|rules| Filter {
-            name: NETWORK.to_owned(),
-            config_type: Some(filter::ConfigType::TypedConfig(any(&NetworkRbac {
-                shadow_rules_stat_prefix: rules.prefix(),
-                rules: rules.enforced,
-                shadow_rules: rules.tried,
-                stat_prefix: TCP.to_owned(),
-                ..Default::default()
-            }))),
-        })
-        .collect()
-}
-
-/// In the order in which they decide.
-fn rules(scope: &Scope<'_>, layer: Layer) -> Vec<Rules> {
-    let policies: Vec<(&Object, &AuthorizationPolicy)> = scope
-        .snapshot
-        .authorization_policies(&scope.node.namespace, scope.labels())
-        .collect();
     [
-        // Nobody to ask: refused.
-        (AuthorizationAction::Custom, Action::Deny),
         (AuthorizationAction::Deny, Action::Deny),
         (AuthorizationAction::Allow, Action::Allow),
         (AuthorizationAction::Audit, Action::Log),
     ]
     .into_iter()
     .filter_map(|(wanted, action)| {
-        let all: Vec<_> = policies
-            .iter()
-            .copied()
-            .filter(|(_, policy)| policy.action == wanted)
-            .collect();
-        of_action(scope, &all, action, layer)
+        of_action(scope, &policies(scope, wanted), action, Layer::Http, "", "")
+    })
+    .map(|rules| rbac_filter(rules.prefix(), rules.enforced, rules.tried))
+    .collect()
+}
+
+fn rbac_filter(prefix: String, enforced: Option<Rbac>, tried: Option<Rbac>) -> HttpFilter {
+    http::named(
+        HTTP,
+        &HttpRbac {
+            shadow_rules_stat_prefix: prefix,
+            rules: enforced,
+            shadow_rules: tried,
+            ..Default::default()
+        },
+    )
+}
+
+/// The network filters that stand before all others of a TCP chain. Nobody is asked about connections: what CUSTOM
+/// matches is refused.
+pub(super) fn network_filters(scope: &Scope<'_>) -> Vec<Filter> {
+    [
+        (AuthorizationAction::Custom, Action::Deny, BAD_CUSTOM),
+        (AuthorizationAction::Deny, Action::Deny, ""),
+        (AuthorizationAction::Allow, Action::Allow, ""),
+        (AuthorizationAction::Audit, Action::Log, ""),
+    ]
+    .into_iter()
+    .filter_map(|(wanted, action, suffix)| {
+        of_action(
+            scope,
+            &policies(scope, wanted),
+            action,
+            Layer::Tcp,
+            "",
+            suffix,
+        )
+    })
+    .map(|rules| Filter {
+        name: NETWORK.to_owned(),
+        config_type: Some(filter::ConfigType::TypedConfig(any(&NetworkRbac {
+            shadow_rules_stat_prefix: rules.prefix(),
+            rules: rules.enforced,
+            shadow_rules: rules.tried,
+            stat_prefix: TCP.to_owned(),
+            ..Default::default()
+        }))),
     })
     .collect()
 }
 
+fn policies<'a>(
+    scope: &'a Scope<'_>,
+    wanted: AuthorizationAction,
+) -> Vec<(&'a Object, &'a AuthorizationPolicy)> {
+    scope
+        .snapshot
+        .authorization_policies(&scope.node.namespace, scope.labels())
+        .filter(|(_, policy)| policy.action == wanted)
+        .collect()
+}
+
+/// `before` and `after` go around the rules' names.
 fn of_action(
     scope: &Scope<'_>,
     policies: &[(&Object, &AuthorizationPolicy)],
     action: Action,
     layer: Layer,
+    before: &str,
+    after: &str,
 ) -> Option<Rules> {
     let mut rules = Rules {
         deny: action == Action::Deny,
@@ -131,8 +216,9 @@ fn of_action(
             ..Default::default()
         });
         let name = |index: usize| {
+            let join = if before.is_empty() { "" } else { "-" };
             format!(
-                "ns[{}]-policy[{}]-rule[{index}]",
+                "{before}{join}ns[{}]-policy[{}]-rule[{index}]{after}",
                 object.key.namespace, object.key.name
             )
         };

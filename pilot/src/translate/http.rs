@@ -68,6 +68,11 @@ pub(super) fn connection_manager(
     };
     let mut http_filters: Vec<HttpFilter> = Vec::new();
     if side != Side::Outbound {
+        let beside_mixer = mixer
+            .filters
+            .iter()
+            .any(|filter| filter.name == authorization::EXTERNAL);
+        http_filters.extend(authorization::custom_filters(scope, beside_mixer));
         // Whom a token is of is known before it is decided who may do what.
         http_filters.extend(tokens::http_filter(scope, port));
         http_filters.extend(authorization::http_filters(scope));

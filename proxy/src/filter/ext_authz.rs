@@ -25,6 +25,7 @@ use crate::{
         FilterContext, RouteFilterConfig,
         gather::{self, Gathered},
         per_cluster::PerCluster,
+        rbac::MetadataMatch,
     },
     head::{Name, RequestHead, ResponseHead},
     info::{ConnectionInfo, ResponseFlags},
@@ -59,6 +60,8 @@ pub struct ExtAuthz {
     body: Option<BodyRule>,
     clear_route_cache: bool,
     enabled: Chance,
+    /// Only streams whose metadata is like this are asked about. Envoy: `filter_enabled_metadata`.
+    enabled_for: Option<MetadataMatch>,
     deny_at_disable: bool,
     charge: bool,
     max_denied_body: usize,
@@ -201,10 +204,6 @@ impl ExtAuthz {
         }
         let unsupported = [
             (
-                "filter_enabled_metadata",
-                config.filter_enabled_metadata.is_some(),
-            ),
-            (
                 "bootstrap_metadata_labels_key",
                 !config.bootstrap_metadata_labels_key.is_empty(),
             ),
@@ -255,6 +254,12 @@ impl ExtAuthz {
                 .transpose()?,
             clear_route_cache: config.clear_route_cache,
             enabled: Chance::of_runtime(config.filter_enabled.as_ref(), Chance::ALWAYS),
+            enabled_for: config
+                .filter_enabled_metadata
+                .as_ref()
+                .map(MetadataMatch::of_stream)
+                .transpose()
+                .map_err(within("filter_enabled_metadata"))?,
             deny_at_disable: config
                 .deny_at_disable
                 .as_ref()
@@ -304,7 +309,11 @@ impl ExtAuthz {
         if own.is_some_and(|own| own.disabled) {
             return Ok(());
         }
-        if !self.enabled.hits() {
+        let meant = self
+            .enabled_for
+            .as_ref()
+            .is_none_or(|matcher| matcher.holds(None, &cx.info.borrow()));
+        if !meant || !self.enabled.hits() {
             self.stats.disabled.inc();
             return match self.deny_at_disable {
                 true => Err(self.error()),

@@ -32,6 +32,7 @@ mod rule;
 #[cfg(test)]
 mod tests;
 
+pub(super) use metadata::MetadataMatch;
 use rule::Rule;
 
 /// The HTTP filter of one connection manager.

@@ -269,10 +269,6 @@ fn an_authorization_policy_is_judged() {
             "spec.rules[0].when[0]: ",
         ),
         (
-            "{action: CUSTOM, provider: {name: x}, rules: [{}]}",
-            "spec.action: ",
-        ),
-        (
             "{targetRefs: [{kind: Service, name: a}], rules: [{}]}",
             "spec.targetRefs[0]: the policy is NOT enforced there",
         ),

@@ -287,3 +287,36 @@ fn what_is_not_supported_is_refused() {
         assert!(compile(&yaml).is_err(), "{yaml}");
     }
 }
+
+#[tokio::test]
+async fn only_requests_that_bear_the_mark_are_asked_about() {
+    use crate::testing::{Proxy, exchange};
+
+    const KIND: &str = "type.googleapis.com/envoy.extensions.filters";
+    let proxy = Proxy::start();
+    let yaml = format!(
+        "filter_chains: [{{filters: [{{name: hcm, typed_config: {{\"@type\": {KIND}.network.http_connection_manager.v3.\
+         HttpConnectionManager, stat_prefix: t, route_config: {{virtual_hosts: [{{name: v, domains: ['*'], routes: \
+         [{{match: {{prefix: /}}, direct_response: {{status: 200}}}}]}}]}}, http_filters: [\
+         {{name: envoy.filters.http.rbac, typed_config: {{\"@type\": {KIND}.http.rbac.v3.RBAC, shadow_rules_stat_prefix: \
+         my_, shadow_rules: {{action: DENY, policies: {{ask-a: {{permissions: [{{url_path: {{path: {{exact: /a}}}}}}], \
+         principals: [{{any: true}}]}}}}}}}}}}, \
+         {{name: ext, typed_config: {{\"@type\": {KIND}.http.ext_authz.v3.ExtAuthz, transport_api_version: V3, \
+         grpc_service: {{envoy_grpc: {{cluster_name: nobody}}}}, filter_enabled_metadata: {{filter: envoy.filters.http.rbac, \
+         path: [{{key: my_shadow_effective_policy_id}}], value: {{string_match: {{prefix: ask-}}}}}}}}}}, \
+         {{name: router, typed_config: {{\"@type\": {KIND}.http.router.v3.Router}}}}]}}}}]}}]"
+    );
+    let listener = proxy.compile("l", &yaml).unwrap();
+    proxy.workers.add_listener(listener).unwrap();
+    let address = proxy.workers.addresses("l")[0];
+    for (path, want) in [("/a", "403"), ("/b", "200")] {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+        let answer = exchange(address, request.as_bytes()).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {want}")),
+            "{path}: {answer}"
+        );
+    }
+    assert_eq!(proxy.counter("http.t.ext_authz.error"), 1);
+    assert_eq!(proxy.counter("http.t.ext_authz.disabled"), 1);
+}

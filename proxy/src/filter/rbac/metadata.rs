@@ -19,7 +19,7 @@ use crate::{
 
 /// Envoy's `MetadataMatcher`, compiled.
 #[derive(Debug)]
-pub(super) struct MetadataMatch {
+pub(in crate::filter) struct MetadataMatch {
     of_route: bool,
     filter: String,
     path: Vec<String>,
@@ -43,7 +43,9 @@ enum ValueMatch {
 
 impl MetadataMatch {
     /// A condition on dynamic metadata.
-    pub(super) fn of_stream(matcher: &proto::MetadataMatcher) -> Result<Self, ConfigError> {
+    pub(in crate::filter) fn of_stream(
+        matcher: &proto::MetadataMatcher,
+    ) -> Result<Self, ConfigError> {
         MetadataMatch::compile(matcher, false).map_err(|error| error.within("metadata"))
     }
 
@@ -84,7 +86,7 @@ impl MetadataMatch {
         })
     }
 
-    pub(super) fn holds(&self, route: Option<&Route>, info: &StreamInfo) -> bool {
+    pub(in crate::filter) fn holds(&self, route: Option<&Route>, info: &StreamInfo) -> bool {
         let all = match self.of_route {
             true => route.map(|route| &route.metadata),
             false => info.metadata.as_deref(),
