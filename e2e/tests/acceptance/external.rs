@@ -28,6 +28,8 @@ const PROVIDERS: &str = r#"    extensionProviders:
       envoyExtAuthzHttp: { service: gone.test, port: 80, failOpen: true }
 "#;
 
+type Headers<'a> = &'a [(&'a str, &'a str)];
+
 const SERVICE: &str = "apiVersion: v1
 kind: Service
 metadata: { name: httpbin }
@@ -110,8 +112,8 @@ spec:
         let from = mesh.instance("sleep-0")?;
         ask(&client, from, "httpbin:8000", path, headers).await
     };
-    let good: &[(&str, &str)] = &[("x-ticket", "good"), ("x-secret", "s"), ("x-who", "root")];
-    let rows: [(&str, &[(&str, &str)], u16); 6] = [
+    let good: Headers<'_> = &[("x-ticket", "good"), ("x-secret", "s"), ("x-who", "root")];
+    let rows: [(&str, Headers<'_>, u16); 6] = [
         ("/anything/a", &[], 403),
         ("/anything/a", good, 200),
         ("/headers", &[], 200),

@@ -5,7 +5,9 @@ use super::*;
 /// The problems of a `KIND` with this spec, without file and object.
 fn judge(kind: &str, spec: &str) -> Vec<String> {
     let group = match kind {
-        "PeerAuthentication" | "AuthorizationPolicy" => "security.istio.io/v1",
+        "PeerAuthentication" | "RequestAuthentication" | "AuthorizationPolicy" => {
+            "security.istio.io/v1"
+        }
         "QuotaSpec" | "QuotaSpecBinding" => "config.istio.io/v1alpha2",
         _ => "networking.istio.io/v1",
     };
