@@ -25,7 +25,7 @@ use crate::{
     instance::Found,
     merge::{Merged, Outputs, Reuse, Verdict},
     metrics::Metrics,
-    preprocess::preprocess,
+    preprocess::{is_needed, preprocess},
 };
 
 /// Quotas that one request may ask for.
@@ -126,12 +126,18 @@ pub async fn answer(
     let denied = preprocess(snapshot, metrics, &mut check.bag, &mut tracker, call).await;
     let after_preprocess = tracker.clone();
     let mut merged = match denied {
-        Err(status) => Merged::denied(status),
+        Err(status) if only_quotas || !wanted.is_empty() || is_needed(snapshot, &check.bag) => {
+            Merged::denied(status)
+        }
         Ok(()) if only_quotas => Merged::new(Vec::new()),
-        Ok(()) => {
-            check
-                .precondition(&mut tracker, explanation.as_deref_mut())
-                .await?
+        told => {
+            let explanation = explanation.as_deref_mut();
+            let mut merged = check.precondition(&mut tracker, explanation).await?;
+            if told.is_err() {
+                // What was found out without a generator holds for this request only.
+                merged.reuse = Reuse::NEVER;
+            }
+            merged
         }
     };
     let mut quotas = std::collections::HashMap::new();

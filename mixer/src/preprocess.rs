@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures::future::join_all;
 use lateen_adapter::{Call, Code, Status, Variety};
-use lateen_engine::{Bag, Tracker};
+use lateen_engine::{Bag, Slot, Tracker, Verdict};
 
 use crate::{
     config::{Snapshot, rule::FailMode, sent::Sent},
@@ -82,4 +82,27 @@ pub async fn preprocess(
         }
     }
     denial.map_or(Ok(()), Err)
+}
+
+/// Whether some rule of the check phase may need what generators tell of this request: its match is not false
+/// already by what is known without them.
+pub fn is_needed(snapshot: &Snapshot, bag: &Bag) -> bool {
+    let written: Vec<Slot> = snapshot
+        .generate
+        .rules()
+        .iter()
+        .flat_map(|rule| rule.actions())
+        .flat_map(|rule| &rule.actions)
+        .flat_map(|action| action.instances(Variety::AttributeGenerator))
+        .flat_map(|instance| instance.writes())
+        .collect();
+    let known = |name: &str| {
+        let slot = snapshot.table.slot(name)?;
+        bag.get(slot).filter(|_| !written.contains(&slot)).cloned()
+    };
+    let namespace = snapshot.check.namespace(bag, &mut Tracker::off());
+    snapshot
+        .check
+        .rules_for(namespace.map(|namespace| namespace.as_str()))
+        .any(|rule| rule.partial(&known) != Verdict::False)
 }

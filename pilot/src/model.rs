@@ -11,6 +11,7 @@ mod routing;
 mod authn;
 mod authz;
 mod quota;
+mod reach;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -24,6 +25,7 @@ use lateen_config::{ConfigSet, MeshConfig, Object, Secret, Spec};
 
 pub use self::node::{Agent, Interception, Node, NodeError, Role};
 pub use self::quota::BoundQuota;
+pub use self::reach::{Phase, Reach, Rules};
 pub use self::routing::{DestinationPolicy, Routes, host_matches};
 pub use self::service::{
     Container, Endpoint, ExportTo, Labels, Port, Protocol, Registry, Resolution, Service, Target,
@@ -52,6 +54,8 @@ pub struct Snapshot {
     authz: authz::Policies,
     tokens: authz::Policies,
     quotas: quota::Quotas,
+    rules: Arc<Rules>,
+    reach: Reach,
     gateways: Vec<Arc<Object>>,
     /// By namespace.
     sidecars: BTreeMap<Arc<str>, Vec<Arc<Object>>>,
@@ -104,6 +108,8 @@ impl Snapshot {
             generation,
             routing,
             quotas: quota::Quotas::read(&objects),
+            rules: Arc::new(Rules::read(&objects, &mesh.root_namespace)),
+            reach: Reach::default(),
             gateways: of_kind(&objects, |spec| matches!(spec, Spec::Gateway(_))),
             sidecars: BTreeMap::new(),
             secrets: of_kind(&objects, |spec| matches!(spec, Spec::Secret(_))),
@@ -182,6 +188,20 @@ impl Snapshot {
             endpoint.tls_mode = TlsMode::Disabled;
         }
         endpoint
+    }
+
+    /// Says which of Mixer's rules count beside its own: those of the snapshot before, unless `confirmed`, which
+    /// is that every Mixer has the rules of this one. A snapshot that nobody has said this of counts on nothing.
+    #[must_use]
+    pub fn with_reach(mut self, before: Option<&Snapshot>, confirmed: bool) -> Self {
+        self.reach = Reach::after(before.map(|before| &before.reach), &self.rules, confirmed);
+        self
+    }
+
+    /// Which requests Mixer's rules can matter for.
+    #[must_use]
+    pub fn reach(&self) -> &Reach {
+        &self.reach
     }
 
     /// Mesh-wide settings.

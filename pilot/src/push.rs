@@ -14,6 +14,7 @@ use crate::generic;
 use crate::metrics::Metrics;
 use crate::model::Snapshot;
 use crate::serve::Served;
+use crate::serve::ledger::Ledger;
 
 /// Changes are taken together until none has come for this long: an editor's or `kubectl`'s burst is one
 /// generation.
@@ -22,24 +23,30 @@ const QUIET: Duration = Duration::from_millis(20);
 /// A change waits no longer than this for quiet: traffic follows within a second.
 const PATIENCE: Duration = Duration::from_millis(500);
 
+/// Between two looks whether Mixers have acknowledged the newest rules.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// Where configuration comes from: a stream of whole, validated sets, newest only.
 pub type Source = watch::Receiver<Arc<ConfigSet>>;
 
-/// Publishes a generation for each change of `source`, until the source ends.
+/// Publishes a generation for each change of `source`, until the source ends; and once more when Mixers have
+/// acknowledged its rules, for proxies may then stop asking where only older rules mattered.
 pub async fn run(
     mut source: Source,
     encoder: Arc<Encoder>,
     metrics: Arc<Metrics>,
+    ledger: Arc<Ledger>,
     out: watch::Sender<Option<Arc<Served>>>,
 ) {
     let mut changed_at = Instant::now();
+    let mut confirmed = false;
     loop {
         let config = source.borrow_and_update().clone();
         let before = out.borrow().clone();
         let started = Instant::now();
         let work = {
             let encoder = encoder.clone();
-            move || build(&config, before.as_deref(), &encoder, changed_at)
+            move || build(&config, before.as_deref(), confirmed, &encoder, changed_at)
         };
         match tokio::task::spawn_blocking(work).await {
             Ok(served) => {
@@ -49,8 +56,17 @@ pub async fn run(
                 error!(error = %e, "the model cannot be built; the last good configuration stays")
             }
         }
-        if source.changed().await.is_err() {
-            return;
+        let generation = out.borrow().as_ref().and_then(|served| {
+            (!served.snapshot.reach().is_settled()).then_some(served.snapshot.generation)
+        });
+        confirmed = false;
+        tokio::select! {
+            // Cancel-safe: a change not seen here is seen by the next call.
+            changed = source.changed() => if changed.is_err() { return },
+            () = rules_are_confirmed(&ledger, generation) => {
+                confirmed = true;
+                continue;
+            }
         }
         changed_at = Instant::now();
         metrics.changed();
@@ -88,13 +104,32 @@ fn publish(
     out.send_replace(Some(Arc::new(served)));
 }
 
+/// Waits until every Mixer has the rules of `generation`; for ever if there is none to wait for.
+async fn rules_are_confirmed(ledger: &Ledger, generation: Option<u64>) {
+    let Some(generation) = generation else {
+        return std::future::pending().await;
+    };
+    let mut changes = ledger.subscribe();
+    while !ledger.rules_are_confirmed(generation) {
+        if changes.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        // Thousands of proxies may be answering.
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 fn build(
     config: &ConfigSet,
     before: Option<&Served>,
+    confirmed: bool,
     encoder: &Encoder,
     changed_at: Instant,
 ) -> Served {
-    let snapshot = Snapshot::build(config);
+    let before_ = before.map(|before| &*before.snapshot);
+    // What was confirmed was the configuration before, unless this is the same.
+    let confirmed = confirmed && before_.is_some_and(|b| b.generation == config.generation);
+    let snapshot = Snapshot::build(config).with_reach(before_, confirmed);
     let objects = generic::object_generations(
         before.map(|before| (&*before.snapshot, &before.object_generations)),
         &snapshot,
@@ -105,6 +140,7 @@ fn build(
         problems: config.problems.clone(),
         snapshot: Arc::new(snapshot),
         changed_at,
+        revision: before.map_or(0, |before| before.revision) + 1,
     }
 }
 

@@ -65,6 +65,8 @@ pub struct Served {
     pub problems: Vec<Problem>,
     /// When the oldest change in it was noticed.
     pub changed_at: Instant,
+    /// Counts what is served: a generation is served once more when Mixers have acknowledged its rules.
+    pub revision: u64,
 }
 
 /// What all streams share.
@@ -260,8 +262,8 @@ impl Discovery {
                 self.note_live(&connection, live, &served);
                 if settled && computing.is_none() {
                     let next = newest.borrow().clone();
-                    let known = served.snapshot.generation.max(failed);
-                    if let Some(next) = next.filter(|next| next.snapshot.generation > known) {
+                    let known = served.revision.max(failed);
+                    if let Some(next) = next.filter(|next| next.revision > known) {
                         let work = Box::pin(self.clone().compute_owned(next.clone(), node.clone(), has_xds));
                         computing = Some(Computing { next, work });
                     }
@@ -287,8 +289,8 @@ impl Discovery {
                                 connection.session().adopt(target, Instant::now());
                             }
                             None => {
-                                failed = next.snapshot.generation;
-                                error!(generation = failed, "cannot be computed; the last good configuration stays");
+                                failed = next.revision;
+                                error!(generation = next.snapshot.generation, "cannot be computed; the last good configuration stays");
                             }
                         }
                     }

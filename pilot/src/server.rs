@@ -147,7 +147,13 @@ impl Pilot {
         let (out, served) = watch::channel(None);
         let mut first = served.clone();
         let discovery = Discovery::new(served, encoder.clone(), metrics.clone(), drain.token());
-        drain.spawn_until_stop(push::run(source, encoder, metrics, out));
+        drain.spawn_until_stop(push::run(
+            source,
+            encoder,
+            metrics,
+            discovery.ledger().clone(),
+            out,
+        ));
 
         let admin = debug::routes(Admin::new(registry), &discovery);
         let synced = admin.readiness().gate("configuration");

@@ -193,6 +193,12 @@ impl HttpMixer {
             Some(RouteFilterConfig::Mixer(service)) => service.clone(),
             _ => self.default_service.clone(),
         };
+        if !service.check && !service.report {
+            // No rule of Mixer can matter, or nobody is to ask: what another proxy said goes no further.
+            head.headers.take(Known::XIstioAttributes);
+            self.forward(&service, head);
+            return Ok(());
+        }
         let shared = cx.shared.clone();
         let attributes = {
             let info = cx.info.borrow();

@@ -1,4 +1,4 @@
-//! A48, A51, A52: no policy, rules that cannot be told, rules that are wrong.
+//! A48, A51, A52, and rules that cannot matter: no policy, calls that need not be, rules that cannot be told, rules that are wrong.
 
 use std::time::Duration;
 
@@ -64,6 +64,70 @@ async fn a48_without_policy_checks_nobody_asks() -> anyhow::Result<()> {
     }
     assert_eq!(total().await? - before, 0);
     Ok(())
+}
+
+/// Calls that Mixer has had: checks, reports.
+async fn calls(client: &Client, mixer: &str) -> anyhow::Result<[u64; 2]> {
+    let text = client.get(&format!("{mixer}/metrics")).await?.text();
+    let of = |method: &str| {
+        text.lines()
+            .filter(|line| line.starts_with(&format!("mixer_requests_total{{method=\"{method}\"")))
+            .filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok())
+            .sum()
+    };
+    Ok(["Check", "Report"].map(of))
+}
+
+#[tokio::test]
+async fn nobody_asks_where_no_rule_can_matter() -> anyhow::Result<()> {
+    let (mut mesh, client) = bookinfo(Options::default()).await?;
+    let mixer = mesh.mixer_url();
+    let from = mesh.instance("productpage-v1-0")?.http_proxy();
+    let john = [("x-user", "john")];
+    let quiet = async |checks: bool, reports: bool| {
+        // Proxies are told once Mixer has said that it has these rules, and send their last reports.
+        eventually(Duration::from_secs(10), async || {
+            let before = calls(&client, &mixer).await?;
+            for _ in 0..20 {
+                let answer = details(&client, &from, &john).await?;
+                anyhow::ensure!(answer.status == 200, "status {}", answer.status);
+            }
+            tokio::time::sleep(Duration::from_millis(1100)).await;
+            let after = calls(&client, &mixer).await?;
+            let asked = (after[0] > before[0], after[1] > before[1]);
+            anyhow::ensure!(asked == (!checks, !reports), "{before:?} {after:?}");
+            Ok(())
+        })
+        .await
+    };
+    // The mesh as it comes has no rule that checks.
+    quiet(true, false).await?;
+    // A rule for another service; the same of what details answers to is asked.
+    let condition = |service: &str| {
+        format!(
+            "destination.service.name == \"{service}\" && request.headers[\"x-user\"] == \"john\""
+        )
+    };
+    let elsewhere = rule("", &condition("ratings"), "deny", "nothing");
+    mesh.apply("rules.yaml", &format!("{DENIER}{elsewhere}"))
+        .await?;
+    quiet(true, false).await?;
+    // In force as soon as the change is live.
+    let here = rule("", &condition("details"), "deny", "nothing");
+    mesh.apply("rules.yaml", &format!("{DENIER}{here}")).await?;
+    assert_eq!(details(&client, &from, &john).await?.status, 403);
+    // A version that is refused leaves that one in force, and so the question.
+    let broken = rule("", &condition("ratings"), "nobody", "nothing");
+    mesh.apply("rules.yaml", &format!("{DENIER}{broken}"))
+        .await
+        .unwrap_err();
+    assert_eq!(details(&client, &from, &john).await?.status, 403);
+    mesh.apply("rules.yaml", &format!("{DENIER}{elsewhere}"))
+        .await?;
+    quiet(true, false).await?;
+    // Without the rules that report nobody reports.
+    mesh.delete("telemetry.yaml").await?;
+    quiet(true, true).await
 }
 
 #[tokio::test]

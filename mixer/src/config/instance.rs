@@ -265,6 +265,11 @@ impl Instance {
         }
     }
 
+    /// The attributes this instance may generate.
+    pub fn writes(&self) -> Vec<Slot> {
+        self.bindings.iter().map(|binding| binding.slot).collect()
+    }
+
     /// The attributes this instance generates, whatever the generator finds.
     pub fn generated(&self) -> Vec<Slot> {
         OUTPUTS

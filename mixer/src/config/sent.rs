@@ -112,6 +112,14 @@ impl Sent {
         }
     }
 
+    /// The attributes it may generate.
+    pub fn writes(&self) -> Vec<Slot> {
+        match self {
+            Self::Compiled(instance) => instance.writes(),
+            Self::Remote(instance) => instance.writes(),
+        }
+    }
+
     /// The attributes it generates, whatever the generator finds.
     pub fn generated(&self) -> Vec<Slot> {
         match self {

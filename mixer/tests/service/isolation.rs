@@ -4,9 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, future::BoxFuture};
 use lateen_adapter::{
-    Adapter, BuildError, Call, Candidate, CheckHandler, CheckResult, Env, Handler, HandlerError,
-    Info, ReportHandler, Status,
-    instance::{CheckInstance, ReportInstance},
+    Adapter, BuildError, Call, Candidate, CheckHandler, CheckResult, Env, GenerateHandler, Handler,
+    HandlerError, Info, Output, ReportHandler, Status,
+    instance::{CheckInstance, GenerateInstance, ReportInstance},
     template,
 };
 use tokio::time::Instant;
@@ -21,7 +21,13 @@ impl Adapter for Faulty {
         Info {
             name: "faulty",
             description: "fails",
-            templates: const { &[&template::CHECKNOTHING, &template::REPORTNOTHING] },
+            templates: const {
+                &[
+                    &template::CHECKNOTHING,
+                    &template::REPORTNOTHING,
+                    &template::KUBERNETES,
+                ]
+            },
         }
     }
 
@@ -41,6 +47,7 @@ impl Adapter for Faulty {
         let handler = Arc::new(How(how));
         Ok(Handler::new()
             .with_check(handler.clone())
+            .with_generate(handler.clone())
             .with_report(handler))
     }
 }
@@ -84,6 +91,20 @@ impl ReportHandler for How {
         _call: &'a Call,
     ) -> BoxFuture<'a, Result<(), HandlerError>> {
         self.fail().boxed()
+    }
+}
+
+impl GenerateHandler for How {
+    fn generate<'a>(
+        &'a self,
+        _instance: GenerateInstance,
+        _call: &'a Call,
+    ) -> BoxFuture<'a, Result<Output, HandlerError>> {
+        async {
+            self.fail().await?;
+            Ok(Output::new())
+        }
+        .boxed()
     }
 }
 
@@ -177,6 +198,47 @@ async fn panics_stalls_and_errors_cost_their_own_rules_only() {
             "mixer_dispatches_total{{handler=\"{handler}.handler.istio-system\",adapter=\"faulty\",template=\"checknothing\",outcome=\"{outcome}\"}} 1"
         );
         assert!(own.contains(&line), "{line}\n{own}");
+    }
+}
+
+#[tokio::test]
+async fn a_failing_generator_denies_where_a_rule_may_have_needed_it() {
+    let rules = format!(
+        r#"
+apiVersion: config.istio.io/v1alpha2
+kind: handler
+metadata: {{ name: error, namespace: istio-system }}
+spec: {{ compiledAdapter: faulty, params: {{ how: error }} }}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: kubernetes
+metadata: {{ name: who, namespace: istio-system }}
+spec:
+  attribute_bindings: {{ source.labels: $out.source_labels | emptyStringMap() }}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: rule
+metadata: {{ name: who, namespace: istio-system }}
+spec: {{ actions: [ {{ handler: error, instances: [ who.kubernetes ] }} ] }}
+---{}
+---{}"#,
+        rule("nothing", "closed").replace(
+            "(request.path | \"\") == \"/nothing-closed\"",
+            "(source.labels[\"app\"] | \"\") == \"a\" && match(destination.service.name, \"pay*\")",
+        ),
+        NOTHING
+    );
+    let mut mesh = Mesh::start_with(&[("rules.yaml", &rules)], |i| i.with(Arc::new(Faulty))).await;
+    assert_eq!(mesh.refused(), [""; 0]);
+    for (service, want) in [
+        ("payment", "UNAVAILABLE:error.handler.istio-system:as told"),
+        ("shop", "OK:"),
+    ] {
+        let attributes = [("destination.service.name", text(service))];
+        let answer = mesh.check(&attributes).await;
+        assert!(told(&answer).starts_with(want), "{service}: {answer:?}");
+        // Without what the generator would have told, nothing is said of the next request.
+        assert_eq!(answer.valid_use_count, 0, "{service}");
     }
 }
 

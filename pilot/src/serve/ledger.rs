@@ -15,6 +15,11 @@ use super::session::{Mode, Rejection, Session, Step};
 use crate::encode::Kind;
 use crate::model::{Node, Role};
 
+/// How the node ids of Mixers begin.
+const MIXER: &str = "mixer~";
+/// What Mixers read, among other things.
+const RULE: &str = "config.istio.io/v1alpha2/rule";
+
 /// One connected client.
 #[derive(Debug)]
 pub struct Connection {
@@ -147,6 +152,28 @@ impl Ledger {
             .map(|connection| connection.session().live())
             .min()
             .unwrap_or(current)
+    }
+
+    /// Whether somebody reads configuration as Mixer does, and all who read it have acknowledged everything of
+    /// `generation` and refuse nothing.
+    #[must_use]
+    pub fn rules_are_confirmed(&self, generation: u64) -> bool {
+        let connections = self.connections();
+        let mut readers = connections
+            .iter()
+            .filter(|connection| connection.node.role == Role::Reader);
+        let mut has_mixer = false;
+        readers.all(|connection| {
+            let session = connection.session();
+            has_mixer |= connection.node.id.starts_with(MIXER)
+                && session
+                    .kinds()
+                    .any(|(kind, _)| *kind == Kind::Generic(RULE.into()));
+            session.live() >= generation
+                && session
+                    .kinds()
+                    .all(|(_, status)| status.rejection().is_none())
+        }) && has_mixer
     }
 
     /// Refusals that stand, in words.

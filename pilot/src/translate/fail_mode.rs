@@ -66,10 +66,7 @@ impl FailModes {
     pub(super) fn is_open(&self, attributes: &Attributes, labels: Option<&Labels>) -> Option<bool> {
         let known = |name: &str| match name {
             "context.reporter.kind" => Some(Value::string("inbound")),
-            "destination.labels" => labels.map(|labels| {
-                let entries = labels.iter().map(|(k, v)| (text(k), text(v)));
-                Value::StringMap(StringMap::new(entries))
-            }),
+            "destination.labels" => labels.map(map),
             _ => match attributes.attributes.get(name)?.value.as_ref()? {
                 attribute_value::Value::StringValue(value) => Some(Value::string(value.as_str())),
                 _ => None,
@@ -89,8 +86,11 @@ impl FailModes {
     }
 }
 
-fn text(text: &str) -> lateen_engine::Text {
-    lateen_engine::Text::from(text)
+/// Labels as rules see them.
+pub(super) fn map(labels: &Labels) -> Value {
+    let text = |text: &str| lateen_engine::Text::from(text);
+    let entries = labels.iter().map(|(k, v)| (text(k), text(v)));
+    Value::StringMap(StringMap::new(entries))
 }
 
 /// The vocabulary that rules are written in.

@@ -19,6 +19,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::TcpAccessLogOptions;
 use envoy_types::pb::google::protobuf::Any;
 use lateen_config::{Labels, MeshConfig, Spec};
+use lateen_engine::Value as Known;
 use lateen_protocols::istio::mixer::v1::Attributes;
 use lateen_protocols::istio::mixer::v1::attributes::attribute_value::Value;
 use lateen_protocols::istio::mixer::v1::config::client::{
@@ -26,7 +27,7 @@ use lateen_protocols::istio::mixer::v1::config::client::{
     network_fail_policy::FailPolicy,
 };
 
-use crate::model::{Agent, BoundQuota, Node, Role, Snapshot};
+use crate::model::{Agent, BoundQuota, Node, Phase, Reach, Role, Snapshot};
 
 use self::attributes::{Builder, ip_bytes, merged};
 use super::fail_mode::FailModes;
@@ -96,6 +97,7 @@ pub(super) struct Mixer {
     report_http: bool,
     report_tcp: bool,
     fail_modes: FailModes,
+    reach: Reach,
     labels: Option<Arc<Labels>>,
 }
 
@@ -152,6 +154,7 @@ impl Mixer {
             report_http: has_report && !mesh.disable_mixer_http_reports,
             report_tcp: has_report,
             fail_modes: FailModes::of(snapshot, &node.namespace),
+            reach: snapshot.reach().clone(),
             labels: snapshot
                 .workload(node)
                 .map(|workload| workload.labels.clone()),
@@ -304,12 +307,24 @@ impl Mixer {
                 let log = stock::tcp_log(self.report_server(), direction, &all);
                 hooks.access_log.push(log);
             }
-        } else if checks || self.report_tcp {
+            return hooks;
+        }
+        // A TCP filter has the mesh's fail policy.
+        let is_open = self
+            .transport
+            .network_fail_policy
+            .unwrap_or_default()
+            .policy()
+            == FailPolicy::FailOpen;
+        let can_skip = |phase| self.can_skip(phase, direction, &all, &["tcp"]);
+        let checks = checks && !(is_open && can_skip(Phase::Check));
+        let reports = self.report_tcp && !can_skip(Phase::Report);
+        if checks || reports {
             let config = TcpClientConfig {
                 transport: Some(self.transport.clone()),
                 mixer_attributes: Some(all),
                 disable_check_calls: !checks,
-                disable_report_calls: !self.report_tcp,
+                disable_report_calls: !reports,
                 ..Default::default()
             };
             hooks.filters.push(Filter {
@@ -343,10 +358,15 @@ impl Mixer {
                     .collect(),
             };
         }
+        let is_open = self.policy(direction, &attributes).policy() == FailPolicy::FailOpen;
+        let can_skip = |phase| self.can_skip(phase, direction, &attributes, &["http", "grpc"]);
+        // Where requests are to be refused while Mixer cannot be asked, it has to be asked.
+        let checks =
+            self.checks(direction) && !(is_open && quotas.is_empty() && can_skip(Phase::Check));
         let config = any(&ServiceConfig {
             network_fail_policy: self.fail_policy(direction, &attributes),
-            disable_check_calls: !self.checks(direction),
-            disable_report_calls: !self.report_http,
+            disable_check_calls: !checks,
+            disable_report_calls: !self.report_http || can_skip(Phase::Report),
             forward_attributes: is_forwarded.then(|| attributes.clone()),
             mixer_attributes: Some(attributes),
             quota_spec: quotas.iter().map(quota::spec).collect(),
@@ -364,6 +384,39 @@ impl Mixer {
             access_log_flush_interval: wire_duration(stock::TCP_INTERVAL),
             flush_access_log_on_connected: true,
             ..TcpAccessLogOptions::default()
+        })
+    }
+
+    /// Whether no rule can matter for requests or connections to a destination, so that Mixer need not be called.
+    fn can_skip(
+        &self,
+        phase: Phase,
+        direction: Direction,
+        attributes: &Attributes,
+        protocols: &[&str],
+    ) -> bool {
+        // What Mixer will take the workload for is known when the workload is.
+        let Some(labels) = &self.labels else {
+            return false;
+        };
+        let own = self.listener_attributes(direction, None);
+        let (own_labels, other_labels) = match direction {
+            Direction::Inbound => ("destination.labels", "source.labels"),
+            Direction::Outbound => ("source.labels", "destination.labels"),
+        };
+        protocols.iter().all(|protocol| {
+            let known = |name: &str| match name {
+                "context.protocol" => Some(Known::string(*protocol)),
+                name if name == own_labels => Some(super::fail_mode::map(labels)),
+                name if name == other_labels => None,
+                _ => [&attributes.attributes, &own.attributes]
+                    .into_iter()
+                    .find_map(|all| match all.get(name)?.value.as_ref()? {
+                        Value::StringValue(value) => Some(Known::string(value.as_str())),
+                        _ => None,
+                    }),
+            };
+            !self.reach.matters(phase, &self.namespace, &known)
         })
     }
 
