@@ -239,7 +239,7 @@ impl Check<'_> {
                         }),
                         Err(reason) => {
                             self.metrics.instance_failed(&rule.name);
-                            if rule.fail_mode == FailMode::Closed {
+                            if rule.match_fail_mode == FailMode::Closed {
                                 let source = &action.handler.name;
                                 let verdict = instance_failed(source, instance, &reason);
                                 asked.push(settled(verdict, sent));
@@ -266,10 +266,10 @@ impl Check<'_> {
                     self.metrics.rule_asked(&rule.name, begun.elapsed());
                     match answer {
                         Ok((result, output)) => {
-                            (verdict(handler, rule.fail_mode, Ok(result)), output)
+                            (verdict(handler, rule.adapter_fail_mode, Ok(result)), output)
                         }
                         Err(error) => (
-                            verdict(handler, rule.fail_mode, Err(error)),
+                            verdict(handler, rule.adapter_fail_mode, Err(error)),
                             Found::nothing(),
                         ),
                     }
@@ -381,7 +381,7 @@ impl Check<'_> {
                 self.metrics.match_failed(&rule.name);
                 continue;
             }
-            let made = match (instance.make(&self.bag, tracker), rule.fail_mode) {
+            let mut made = match (instance.make(&self.bag, tracker), rule.match_fail_mode) {
                 (Ok(made), _) => made,
                 (Err(reason), mode) => {
                     self.metrics.instance_failed(&rule.name);
@@ -397,6 +397,11 @@ impl Check<'_> {
                     return Ok(self.granted(0, status, Reuse::NEVER, tracker));
                 }
             };
+            if rule.is_dry_run && !made.set_apart(&rule.name) {
+                // What an adapter process counts it would count for good: it is not asked.
+                self.metrics.tried(&rule.name, Code::Unknown.name());
+                continue;
+            }
             let args = QuotaArgs {
                 dedup_id: match deduplication_id {
                     "" => Arc::from(""),
@@ -408,7 +413,7 @@ impl Check<'_> {
             let answer = handler.quota(made, &args, self.call).await;
             let (granted, status) = match &answer {
                 Ok(result) => (result.granted, result.status.clone()),
-                Err(_) if rule.fail_mode == FailMode::Open => (params.amount, Status::ok()),
+                Err(_) if rule.adapter_fail_mode == FailMode::Open => (params.amount, Status::ok()),
                 Err(error) => (0, Status::new(error.code, error.to_string())),
             };
             tell(Some(rule), &handler.name, granted, &status);
@@ -431,7 +436,7 @@ impl Check<'_> {
                     };
                     self.granted(result.granted, result.status, reuse, tracker)
                 }
-                Err(_) if rule.fail_mode == FailMode::Open => {
+                Err(_) if rule.adapter_fail_mode == FailMode::Open => {
                     self.granted(params.amount, Status::ok(), Reuse::NEVER, tracker)
                 }
                 Err(error) => {

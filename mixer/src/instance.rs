@@ -8,6 +8,7 @@ use lateen_adapter::{
     instance::{
         CheckInstance, CheckOutputInstance, GenerateInstance, QuotaInstance, ReportInstance,
     },
+    value,
 };
 
 use crate::config::remote::{instance::RemoteInstance, output::Decoded};
@@ -27,6 +28,21 @@ pub enum Made {
     Generate(GenerateInstance),
     /// Of any template that an adapter process takes.
     Remote(Encoded),
+}
+
+/// The dimension that keeps what a rule on trial counts apart.
+const TRIAL: &str = "policy.istio.io/dry-run";
+
+impl Made {
+    /// Makes the counters of a quota those of the rule on trial, apart from those that grant. `false`: it cannot.
+    pub fn set_apart(&mut self, rule: &Arc<str>) -> bool {
+        let Self::Quota(instance) = self else {
+            return false;
+        };
+        let whose = (Arc::from(TRIAL), value::string(rule));
+        instance.dimensions.push(whose);
+        true
+    }
 }
 
 /// An instance as an adapter process gets it.

@@ -44,7 +44,7 @@ pub async fn preprocess(
         if !one.applies() {
             metrics.match_failed(&rule.name);
             if let Some(error) = one.denies() {
-                deny(rule.fail_mode, format!("{}:{error}", rule.name));
+                deny(rule.match_fail_mode, format!("{}:{error}", rule.name));
             }
             continue;
         }
@@ -59,11 +59,14 @@ pub async fn preprocess(
                 match instance.make(bag, tracker) {
                     Ok(made) => {
                         let answer = action.handler.generate(made, call);
-                        calls.push((rule.fail_mode, &action.handler, instance, answer));
+                        calls.push((rule.adapter_fail_mode, &action.handler, instance, answer));
                     }
                     Err(reason) => {
                         metrics.instance_failed(&rule.name);
-                        deny(rule.fail_mode, format!("{}:{reason}", instance.name()));
+                        deny(
+                            rule.match_fail_mode,
+                            format!("{}:{reason}", instance.name()),
+                        );
                     }
                 }
             }

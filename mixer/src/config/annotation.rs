@@ -8,6 +8,10 @@ use super::{
 /// What a rule does when it cannot do its work: `closed` (usual) or `open`. A rule that says `closed` itself
 /// also protects while it is refused.
 pub const FAIL_MODE: &str = "policy.istio.io/fail-mode";
+/// As [`FAIL_MODE`], for a match or an instance that has no value.
+pub const MATCH_FAIL_MODE: &str = "policy.istio.io/match-fail-mode";
+/// As [`FAIL_MODE`], for an adapter that fails.
+pub const ADAPTER_FAIL_MODE: &str = "policy.istio.io/adapter-fail-mode";
 /// Puts a rule before those with a lower number; 0 is usual.
 pub const PRIORITY: &str = "policy.istio.io/priority";
 /// Tells callers how their quota stands, in headers: `true` or `false`.
@@ -18,8 +22,10 @@ pub const DRY_RUN: &str = "policy.istio.io/dry-run";
 /// The annotations of a rule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Annotations {
-    /// [`FAIL_MODE`].
-    pub fail_mode: FailMode,
+    /// [`MATCH_FAIL_MODE`], else [`FAIL_MODE`].
+    pub match_fail_mode: FailMode,
+    /// [`ADAPTER_FAIL_MODE`], else [`FAIL_MODE`].
+    pub adapter_fail_mode: FailMode,
     /// Whether [`FAIL_MODE`] is written and says `closed`.
     pub says_closed: bool,
     /// [`PRIORITY`].
@@ -47,14 +53,18 @@ impl Annotations {
         };
         let tells_quota = flag(RATE_LIMIT_HEADERS);
         let is_dry_run = flag(DRY_RUN);
-        let fail_mode = match written(FAIL_MODE) {
-            None | Some("closed") => FailMode::Closed,
+        let mut mode = |name: &str, default: FailMode| match written(name) {
+            None => default,
+            Some("closed") => FailMode::Closed,
             Some("open") => FailMode::Open,
             Some(other) => {
-                wrong(FAIL_MODE, other, "open or closed");
+                wrong(name, other, "open or closed");
                 FailMode::Closed
             }
         };
+        let fail_mode = mode(FAIL_MODE, FailMode::Closed);
+        let match_fail_mode = mode(MATCH_FAIL_MODE, fail_mode);
+        let adapter_fail_mode = mode(ADAPTER_FAIL_MODE, fail_mode);
         let priority = match written(PRIORITY).map(str::parse) {
             None => 0,
             Some(Ok(priority)) => priority,
@@ -68,7 +78,8 @@ impl Annotations {
             }
         };
         Self {
-            fail_mode,
+            match_fail_mode,
+            adapter_fail_mode,
             says_closed: written(FAIL_MODE) == Some("closed"),
             priority,
             tells_quota,

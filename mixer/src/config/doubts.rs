@@ -57,7 +57,7 @@ pub fn absent_attributes<'s>(
             let reason = format!(
                 "the match cannot be told for requests without {attribute}, which this rule treats by its \
                  fail mode ({}); give a default with |",
-                match rule.fail_mode {
+                match rule.match_fail_mode {
                     FailMode::Open => "open: it is skipped",
                     FailMode::Closed => "closed: they are denied",
                 }

@@ -44,7 +44,7 @@ enum Plan {
 /// An attribute, and what a generator's result makes of it.
 #[derive(Debug)]
 pub(super) struct Binding {
-    slot: Slot,
+    pub(super) slot: Slot,
     expression: Expression,
 }
 

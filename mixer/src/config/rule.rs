@@ -36,8 +36,10 @@ pub struct Rule {
     pub namespace: Arc<str>,
     /// When it applies; `None`: always.
     pub condition: Option<Expression>,
-    /// What to do when it cannot be told.
-    pub fail_mode: FailMode,
+    /// What to do when that cannot be told, or an instance has no value.
+    pub match_fail_mode: FailMode,
+    /// What to do when a handler fails.
+    pub adapter_fail_mode: FailMode,
     /// Rules of a higher priority count first.
     pub priority: i32,
     /// Whether callers are told how their quota stands.
@@ -395,7 +397,8 @@ impl Draft {
             namespace: Arc::clone(&self.source.key.namespace),
             condition: self.condition,
             place: Arc::from(self.source.place("")),
-            fail_mode: self.annotations.fail_mode,
+            match_fail_mode: self.annotations.match_fail_mode,
+            adapter_fail_mode: self.annotations.adapter_fail_mode,
             priority: self.annotations.priority,
             tells_quota: self.annotations.tells_quota,
             is_dry_run: self.annotations.is_dry_run,

@@ -129,7 +129,7 @@ impl Snapshot {
                 name: rule.name.to_string(),
                 condition: rule.condition.clone(),
                 priority: rule.priority,
-                on_error: match rule.fail_mode {
+                on_error: match rule.match_fail_mode {
                     FailMode::Open => OnMatchError::Skip,
                     FailMode::Closed => OnMatchError::Deny,
                 },
@@ -190,7 +190,8 @@ impl Snapshot {
                 json!({
                     "name": *rule.name,
                     "match": rule.condition.as_ref().map(|c| c.text()),
-                    "failMode": format!("{:?}", rule.fail_mode).to_lowercase(),
+                    "matchFailMode": format!("{:?}", rule.match_fail_mode).to_lowercase(),
+                    "adapterFailMode": format!("{:?}", rule.adapter_fail_mode).to_lowercase(),
                     "dryRun": rule.is_dry_run,
                     "refused": rule.refused,
                     "place": *rule.place,

@@ -299,3 +299,61 @@ async fn an_adapter_that_panics_while_it_builds_is_a_refused_handler() {
         );
     }
 }
+
+#[tokio::test]
+async fn matches_and_adapters_fail_each_in_its_own_mode() {
+    let with = |path: &str, annotations: &str, how: &str, condition: &str| {
+        rule(how, "closed")
+            .replace(&format!("name: {how}-closed"), &format!("name: {path}"))
+            .replace(
+                &format!("handler: {how}-closed"),
+                &format!("handler: {path}"),
+            )
+            .replace("policy.istio.io/fail-mode: closed", annotations)
+            .replace(
+                &format!("(request.path | \"\") == \"/{how}-closed\""),
+                &format!("request.path == \"/{path}\"{condition}"),
+            )
+    };
+    let absent = " && source.namespace == \"a\"";
+    let (open_match, open_adapter) = (
+        "policy.istio.io/match-fail-mode: open",
+        "policy.istio.io/adapter-fail-mode: open",
+    );
+    let back = "policy.istio.io/fail-mode: open, policy.istio.io/adapter-fail-mode: closed";
+    let rules = [
+        with("a", open_match, "error", ""),
+        with("b", open_match, "error", absent),
+        with("c", open_adapter, "error", ""),
+        with("d", open_adapter, "error", absent),
+        with("e", back, "error", ""),
+        with("f", back, "error", absent),
+        NOTHING.to_owned(),
+    ]
+    .concat();
+    let mut mesh = Mesh::start_with(&[("rules.yaml", &rules)], |i| i.with(Arc::new(Faulty))).await;
+    assert_eq!(mesh.refused(), [""; 0]);
+    for (path, want) in [
+        ("a", "INVALID_ARGUMENT:a.handler.istio-system:as told"),
+        ("b", "OK:"),
+        ("c", "OK:"),
+        ("d", "PERMISSION_DENIED:d.rule.istio-system:"),
+        ("e", "INVALID_ARGUMENT:e.handler.istio-system:as told"),
+        ("f", "OK:"),
+    ] {
+        let answer = mesh
+            .check(&[("request.path", text(&format!("/{path}")))])
+            .await;
+        assert!(told(&answer).starts_with(want), "{path}: {}", told(&answer));
+    }
+    // A mode must be one of the two.
+    let wrong = rules.replace(open_match, "policy.istio.io/match-fail-mode: ajar");
+    mesh.apply("rules.yaml", Some(&wrong)).await;
+    let refused = mesh.refused();
+    assert!(
+        refused
+            .iter()
+            .any(|p| p.contains("match-fail-mode is \"ajar\", not open or closed")),
+        "{refused:?}"
+    );
+}

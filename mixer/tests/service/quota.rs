@@ -207,3 +207,31 @@ metadata: { name: unrelated, namespace: default }
     .await;
     assert_eq!(granted(&mut mesh, &from("6.6.6.6", ""), "c").await, 0);
 }
+
+#[tokio::test]
+async fn a_rule_on_trial_takes_nothing_from_those_that_grant() {
+    let tried = RATELIMIT
+        .split("---")
+        .find(|part| part.contains("kind: rule"))
+        .unwrap()
+        .replace(
+            "{ name: quota,",
+            "{ name: tried, annotations: { policy.istio.io/dry-run: \"true\", policy.istio.io/priority: \"1\" },",
+        );
+    let rules = format!("{RATELIMIT}---{tried}").replace(", { charge: 1, quota: typo }", "");
+    let mut mesh = Mesh::start(&[("quota.yaml", &rules)]).await;
+    assert_eq!(mesh.refused(), [""; 0]);
+    let mut sum = 0;
+    for number in 0..10 {
+        sum += granted(&mut mesh, &from("a", ""), &number.to_string()).await;
+    }
+    assert_eq!(sum, 2);
+    // It counts by itself what it would have granted.
+    let metrics = crate::support::get(mesh.running.admin_address, "/metrics").await;
+    for (code, count) in [("OK", 2), ("RESOURCE_EXHAUSTED", 8)] {
+        let line = format!(
+            "mixer_dry_run_verdicts_total{{rule=\"tried.rule.istio-system\",code=\"{code}\"}} {count}"
+        );
+        assert!(metrics.contains(&line), "{line}\n{metrics}");
+    }
+}
