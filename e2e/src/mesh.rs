@@ -707,7 +707,7 @@ impl Place<'_> {
 fn mixer_args(block: &Block) -> Vec<String> {
     vec![
         "--config-ads".to_owned(),
-        format!("{}:15010", block.pilot()),
+        format!("{}:15012", block.pilot()),
     ]
 }
 

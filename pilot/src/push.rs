@@ -56,14 +56,16 @@ pub async fn run(
                 error!(error = %e, "the model cannot be built; the last good configuration stays")
             }
         }
-        let generation = out.borrow().as_ref().and_then(|served| {
-            (!served.snapshot.reach().is_settled()).then_some(served.snapshot.generation)
-        });
+        let unsettled = out
+            .borrow()
+            .as_ref()
+            .map(|served| served.snapshot.clone())
+            .filter(|snapshot| !snapshot.reach().is_settled());
         confirmed = false;
         tokio::select! {
             // Cancel-safe: a change not seen here is seen by the next call.
             changed = source.changed() => if changed.is_err() { return },
-            () = rules_are_confirmed(&ledger, generation) => {
+            () = rules_are_confirmed(&ledger, unsettled.as_deref()) => {
                 confirmed = true;
                 continue;
             }
@@ -104,13 +106,14 @@ fn publish(
     out.send_replace(Some(Arc::new(served)));
 }
 
-/// Waits until every Mixer has the rules of `generation`; for ever if there is none to wait for.
-async fn rules_are_confirmed(ledger: &Ledger, generation: Option<u64>) {
-    let Some(generation) = generation else {
+/// Waits until every Mixer has the rules of a snapshot; for ever if there is none to wait for.
+async fn rules_are_confirmed(ledger: &Ledger, snapshot: Option<&Snapshot>) {
+    let Some(snapshot) = snapshot else {
         return std::future::pending().await;
     };
     let mut changes = ledger.subscribe();
-    while !ledger.rules_are_confirmed(generation) {
+    let root = snapshot.mesh().root_namespace.as_str();
+    while !ledger.rules_are_confirmed(snapshot.generation, root) {
         if changes.changed().await.is_err() {
             return std::future::pending().await;
         }

@@ -154,10 +154,10 @@ impl Ledger {
             .unwrap_or(current)
     }
 
-    /// Whether somebody reads configuration as Mixer does, and all who read it have acknowledged everything of
-    /// `generation` and refuse nothing.
+    /// Whether a Mixer reads rules, by its certificate one of namespace `root`, and all who read configuration have
+    /// acknowledged everything of `generation` and refuse nothing.
     #[must_use]
-    pub fn rules_are_confirmed(&self, generation: u64) -> bool {
+    pub fn rules_are_confirmed(&self, generation: u64, root: &str) -> bool {
         let connections = self.connections();
         let mut readers = connections
             .iter()
@@ -165,7 +165,9 @@ impl Ledger {
         let mut has_mixer = false;
         readers.all(|connection| {
             let session = connection.session();
-            has_mixer |= connection.node.id.starts_with(MIXER)
+            has_mixer |= connection.peer.is_some()
+                && connection.node.namespace == root
+                && connection.node.id.starts_with(MIXER)
                 && session
                     .kinds()
                     .any(|(kind, _)| *kind == Kind::Generic(RULE.into()));
