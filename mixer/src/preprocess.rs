@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures::future::join_all;
 use lateen_adapter::{Call, Code, Status, Variety};
-use lateen_engine::{Bag, Slot, Tracker, Verdict};
+use lateen_engine::{Bag, Rule, Slot, Tracker, Verdict};
 
 use crate::{
     config::{Snapshot, rule::FailMode, sent::Sent},
@@ -87,6 +87,13 @@ pub async fn preprocess(
     denial.map_or(Ok(()), Err)
 }
 
+/// What says which namespace's rules a request meets.
+const SCOPE: [&str; 3] = [
+    "context.reporter.kind",
+    "source.namespace",
+    "destination.namespace",
+];
+
 /// Whether some rule of the check phase may need what generators tell of this request: its match is not false
 /// already by what is known without them.
 pub fn is_needed(snapshot: &Snapshot, bag: &Bag) -> bool {
@@ -103,9 +110,18 @@ pub fn is_needed(snapshot: &Snapshot, bag: &Bag) -> bool {
         let slot = snapshot.table.slot(name)?;
         bag.get(slot).filter(|_| !written.contains(&slot)).cloned()
     };
+    let may_matter = |rule: &Rule<_>| rule.partial(&known) != Verdict::False;
+    // Without what says which namespace's rules count, those of all do.
+    let is_scoped = SCOPE
+        .iter()
+        .filter_map(|name| snapshot.table.slot(name))
+        .all(|slot| !written.contains(&slot));
+    if !is_scoped {
+        return snapshot.check.rules().iter().any(may_matter);
+    }
     let namespace = snapshot.check.namespace(bag, &mut Tracker::off());
     snapshot
         .check
         .rules_for(namespace.map(|namespace| namespace.as_str()))
-        .any(|rule| rule.partial(&known) != Verdict::False)
+        .any(may_matter)
 }

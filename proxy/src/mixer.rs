@@ -10,6 +10,7 @@ mod attributes;
 mod cache;
 mod client;
 mod encode;
+mod explain;
 mod presence;
 mod quota;
 mod tcp;
@@ -30,6 +31,7 @@ use prost::Message as _;
 use self::{
     attributes::{Attributes, KEYS, Key, Value},
     client::{Client, Retries},
+    explain::{Asker, Explained},
     quota::Quotas,
     verdict::{RESOURCE_EXHAUSTED, UNAVAILABLE},
 };
@@ -71,6 +73,8 @@ pub struct HttpMixer {
     attributes: Attributes,
     forward: wire::Attributes,
     ignore_forwarded: bool,
+    /// Callers may ask why; `None`: nobody. Those of a sidecar's own workload need no certificate.
+    explains: Option<Asker>,
     default_service: Arc<Service>,
 }
 
@@ -174,6 +178,7 @@ impl HttpMixer {
                 .map_or_else(Attributes::default, |a| Attributes::from_plain(a, true)),
             forward: config.forward_attributes.clone().unwrap_or_default(),
             ignore_forwarded: config.ignore_forwarded_attributes,
+            explains: config.allow_explanation.then(|| Asker::of(config)),
             default_service: Arc::new(default_service),
         })
     }
@@ -193,6 +198,13 @@ impl HttpMixer {
             Some(RouteFilterConfig::Mixer(service)) => service.clone(),
             _ => self.default_service.clone(),
         };
+        let why = service.check
+            && self.explains.is_some_and(|asker| {
+                let info = cx.info.borrow();
+                let tls = info.connection.tls.as_ref();
+                let is_certified = tls.is_some_and(|tls| tls.is_mutual());
+                explain::is_asked(&mut head.headers, asker, is_certified)
+            });
         if !service.check && !service.report {
             // No rule of Mixer can matter, or nobody is to ask: what another proxy said goes no further.
             head.headers.take(Known::XIstioAttributes);
@@ -223,7 +235,7 @@ impl HttpMixer {
             response_operations: Vec::new(),
         });
         if service.check {
-            self.check(cx, head, &shared, kept).await?;
+            self.check(cx, head, &shared, kept, why).await?;
         }
         self.forward(&service, head);
         Ok(())
@@ -235,6 +247,7 @@ impl HttpMixer {
         head: &mut RequestHead,
         shared: &Arc<Shared>,
         state: &mut MixerState,
+        why: bool,
     ) -> Result<(), Reject> {
         let service = state.service.clone();
         let quotas = if service.quotas.is_empty() {
@@ -245,8 +258,12 @@ impl HttpMixer {
         let fail = service.fail.unwrap_or(self.fail);
         let checked = self
             .client
-            .check(shared, &state.attributes, &quotas, &fail.retries)
+            .check(shared, &state.attributes, &quotas, &fail.retries, why)
             .await;
+        let explained = why.then(|| match &checked {
+            Ok(checked) => Explained::of_check(checked),
+            Err(error) => Explained::because(format!("Mixer cannot be asked: {error}")),
+        });
         let mut told = MixerVerdict::default();
         let refusal = match checked {
             Ok(checked) => {
@@ -283,6 +300,9 @@ impl HttpMixer {
             }
         };
         cx.info.borrow_mut().mixer = Some(told);
+        if let Some(explained) = explained {
+            state.response_operations.extend(explained.operations());
+        }
         refusal.map_or(Ok(()), Err)
     }
 

@@ -24,6 +24,8 @@ pub struct MeshConfig {
     pub enable_client_side_policy_check: bool,
     /// Let requests pass when Mixer cannot be reached.
     pub policy_check_fail_open: bool,
+    /// Callers may ask, with a header, why Mixer lets a request pass or refuses it. Not Istio's.
+    pub allow_policy_explanation: bool,
     /// Report batches: entries.
     pub report_batch_max_entries: u32,
     /// Report batches: time.
@@ -82,6 +84,7 @@ impl Default for MeshConfig {
             disable_mixer_http_reports: false,
             enable_client_side_policy_check: false,
             policy_check_fail_open: false,
+            allow_policy_explanation: false,
             report_batch_max_entries: 0,
             report_batch_max_time: None,
             access_log_file: String::new(),

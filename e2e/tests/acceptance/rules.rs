@@ -131,6 +131,72 @@ async fn nobody_asks_where_no_rule_can_matter() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn who_may_ask_is_told_why() -> anyhow::Result<()> {
+    let (mut mesh, client) = bookinfo(Options::default()).await?;
+    let from = mesh.instance("productpage-v1-0")?.http_proxy();
+    let condition =
+        "destination.service.name == \"details\" && request.headers[\"x-user\"] == \"john\"";
+    let yaml = format!("{DENIER}{}", rule("", condition, "deny", "nothing"));
+    mesh.apply("rules.yaml", &yaml).await?;
+    let why = ("x-lateen-explain", "1");
+    let told = |answer: &Response| {
+        [
+            "x-lateen-rule",
+            "x-lateen-rule-place",
+            "x-lateen-handler",
+            "x-lateen-reason",
+        ]
+        .map(|name| answer.header(name).unwrap_or("-").to_owned())
+    };
+    // Nobody who is not allowed to.
+    let answer = details(&client, &from, &[("x-user", "john"), why]).await?;
+    assert_eq!(answer.status, 403);
+    assert_eq!(told(&answer), ["-"; 4]);
+    let allowed = samples::MESH.replace(
+        "disablePolicyChecks: false",
+        "disablePolicyChecks: false\n    allowPolicyExplanation: true",
+    );
+    mesh.apply("mesh.yaml", &allowed).await?;
+    // Connections between proxies have the listener they were accepted by, until they are drained.
+    eventually(Duration::from_secs(10), async || {
+        let answer = details(&client, &from, &[("x-user", "john"), why]).await?;
+        anyhow::ensure!(told(&answer)[0] != "-", "nothing is told");
+        Ok(())
+    })
+    .await?;
+    let line = 1 + yaml
+        .lines()
+        .position(|l| l == "kind: rule")
+        .unwrap_or_default();
+    for _ in 0..2 {
+        let answer = details(&client, &from, &[("x-user", "john"), why]).await?;
+        assert_eq!(answer.status, 403);
+        let [rule, place, handler, reason] = told(&answer);
+        assert_eq!(rule, "deny.rule.istio-system");
+        let (file, at) = place.rsplit_once(':').unwrap_or_default();
+        assert!(file.ends_with("rules.yaml"), "{place}");
+        let at: usize = at.parse()?;
+        assert!(
+            at.abs_diff(line) <= 2,
+            "{place}, kind: rule is in line {line}"
+        );
+        assert_eq!(handler, "deny.handler.istio-system");
+        assert_eq!(reason, "PERMISSION_DENIED:deny.handler.istio-system:no");
+        assert!(answer.header("x-lateen-verdict-id").is_some());
+    }
+    let answer = details(&client, &from, &[("x-user", "jim"), why]).await?;
+    assert_eq!(answer.status, 200);
+    assert_eq!(told(&answer), ["-", "-", "-", "no rule applies"]);
+    // Who does not ask is told nothing.
+    let answer = details(&client, &from, &[("x-user", "john")]).await?;
+    assert_eq!(
+        (answer.status, told(&answer)),
+        (403, ["-"; 4].map(str::to_owned))
+    );
+    Ok(())
+}
+
+#[tokio::test]
 async fn a51_what_cannot_be_told_is_never_allowed() -> anyhow::Result<()> {
     let (mut mesh, client) = bookinfo(Options::default()).await?;
     let from = mesh.instance("productpage-v1-0")?.http_proxy();

@@ -15,6 +15,8 @@ use serde_json::Value as Json;
 
 /// Annotation that names the language of a rule's match.
 const LANGUAGE: &str = "policy.istio.io/lang";
+/// Annotation of a rule that denies where it is refused: `closed`.
+const FAIL_MODE: &str = "policy.istio.io/fail-mode";
 
 /// Older rules that are kept beside the newest; with more, everything counts until Mixer has caught up.
 const MAX_OLDER: usize = 4;
@@ -232,6 +234,11 @@ impl Rule {
         let mut check = HEADER_OPERATIONS
             .iter()
             .any(|field| !rule.spec[*field].is_null());
+        // Mixer denies what it holds for while it refuses it, whatever its instances are.
+        check |= object
+            .annotations
+            .get(FAIL_MODE)
+            .is_some_and(|mode| mode == "closed");
         let mut report = false;
         for (_, instance) in actions(rule) {
             let of = instance.map_or((true, true), |name| named.phases(name));

@@ -25,6 +25,9 @@ use super::{Resources, Scope, tls};
 
 const DIRECT_RESPONSE_LIMIT_BYTES: u32 = 1 << 20;
 
+/// By it callers inside the mesh ask proxies why Mixer decided as it did.
+const EXPLAIN_HEADER: &str = "x-lateen-explain";
+
 /// Label of a Service whose target ports are nothing to Gateways.
 const NO_TRANSLATION: &str = "experimental.istio.io/disable-gateway-port-translation";
 
@@ -443,6 +446,12 @@ fn routes(
     RouteConfiguration {
         name: name.to_owned(),
         virtual_hosts,
+        // Strangers are not told why Mixer refuses them, by sidecars behind this gateway neither.
+        request_headers_to_remove: if scope.snapshot.mesh().allow_policy_explanation {
+            vec![EXPLAIN_HEADER.to_owned()]
+        } else {
+            Vec::new()
+        },
         // Clients name the port they know, which need not be this one.
         ignore_port_in_host_matching: true,
         max_direct_response_body_size_bytes: u32_value(DIRECT_RESPONSE_LIMIT_BYTES),

@@ -98,6 +98,7 @@ pub(super) struct Mixer {
     report_tcp: bool,
     fail_modes: FailModes,
     reach: Reach,
+    explains: bool,
     labels: Option<Arc<Labels>>,
 }
 
@@ -155,6 +156,8 @@ impl Mixer {
             report_tcp: has_report,
             fail_modes: FailModes::of(snapshot, &node.namespace),
             reach: snapshot.reach().clone(),
+            // A gateway's clients are strangers, who are told nothing.
+            explains: mesh.allow_policy_explanation && node.role == Role::Sidecar,
             labels: snapshot
                 .workload(node)
                 .map(|workload| workload.labels.clone()),
@@ -268,6 +271,7 @@ impl Mixer {
             forward_attributes: (direction == Direction::Outbound).then(|| self.forwarded()),
             // A gateway's clients are strangers: what they claim to be is not believed.
             ignore_forwarded_attributes: self.role == Role::Router,
+            allow_explanation: self.explains,
         };
         Some(HttpFilter {
             name: FILTER.to_owned(),

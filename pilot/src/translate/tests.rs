@@ -850,6 +850,32 @@ fn a_gateway_merges_servers_and_virtual_services() {
 }
 
 #[test]
+fn gateways_take_the_question_why_away_and_sidecars_answer_it() {
+    let resources = |mesh: &str, node: &Node| translate(&world_with(mesh, GATEWAYS), node);
+    let allowed = "    allowPolicyExplanation: true\n";
+    for (mesh, removed) in [(allowed, json!(["x-lateen-explain"])), ("", Value::Null)] {
+        for agent in ["lateen", "envoy"] {
+            let resources = resources(mesh, &router(agent));
+            for name in ["http.8080", "https.443.https.front.default"] {
+                let config = j(&resources.routes[name]);
+                assert_eq!(
+                    config["request_headers_to_remove"], removed,
+                    "{agent} {name}"
+                );
+            }
+        }
+    }
+    let explains = |resources: &Resources, listener: &str| {
+        let listener = j(&resources.listeners[listener]);
+        filter(&listener, 0, 0)["http_filters"][0]["typed_config"]["allow_explanation"].clone()
+    };
+    let sidecar = resources(allowed, &sidecar("lateen"));
+    assert_eq!(explains(&sidecar, "127.30.0.11_9080"), true);
+    let gateway = resources(allowed, &router("lateen"));
+    assert_eq!(explains(&gateway, "127.30.0.5_8080"), Value::Null);
+}
+
+#[test]
 fn a_gateway_without_routes_answers_404() {
     let snapshot = world(
         "

@@ -25,13 +25,14 @@ use super::{
     attributes::Attributes,
     cache::{Answer, Cache},
     encode::{self, Words},
+    explain::Explained,
     presence::{Presence, is_about_request},
     verdict::{OK, UNAVAILABLE, Verdict},
 };
 use crate::{
     config_error::ConfigError,
-    grpc::{CallError, Upstream},
-    head::Name,
+    grpc::{self, CallError, Upstream},
+    head::{Headers, Name},
     proto::wire,
     shared::Shared,
     stats::{Counter, Scope},
@@ -49,6 +50,7 @@ const MAX_ANSWER_BYTES: usize = 1 << 20;
 const MAX_WAITING_REPORTS: usize = 10_000;
 const GENERATION_HEADER: &[u8] = b"lateen-config-generation";
 const OBEYS_HEADER: &[u8] = b"lateen-cache-generation";
+const WHY_HEADER: &[u8] = b"lateen-explain";
 
 /// What became of a Check.
 #[derive(Debug)]
@@ -57,6 +59,8 @@ pub(super) struct Checked {
     pub(super) cached: bool,
     /// Name of the first quota that was not granted.
     pub(super) exhausted: Option<String>,
+    /// Why, if that was asked.
+    pub(super) explained: Option<Explained>,
 }
 
 /// Mixer could not be asked or did not answer; nothing in the cache stands in for it.
@@ -166,13 +170,14 @@ impl Client {
         })
     }
 
-    /// Asks whether a request may go on, of the cache if that knows.
+    /// Asks whether a request may go on, of the cache if that knows; of Mixer itself when it is to say why.
     pub(super) async fn check(
         &self,
         shared: &Arc<Shared>,
         attributes: &Attributes,
         quotas: &[(&str, i64)],
         retries: &Retries,
+        why: bool,
     ) -> Result<Checked, Unavailable> {
         self.stats.check_calls.inc();
         let now = Instant::now();
@@ -186,6 +191,7 @@ impl Client {
         if let Some(answer) = &found
             && answer.generation == generation
             && fresh
+            && !why
             && answer.take(now)
             && (quotas.is_empty() || answer.verdict.code != OK)
         {
@@ -194,9 +200,10 @@ impl Client {
                 verdict: answer.verdict.clone(),
                 cached: true,
                 exhausted: None,
+                explained: None,
             });
         }
-        match self.ask(shared, attributes, quotas, retries).await {
+        match self.ask(shared, attributes, quotas, retries, why).await {
             Ok(checked) => Ok(checked),
             Err(error) => match found {
                 // A refusal that is still valid outlives Mixer; an approval does so only if the fail
@@ -206,6 +213,7 @@ impl Client {
                         verdict: answer.verdict.clone(),
                         cached: true,
                         exhausted: None,
+                        explained: None,
                     })
                 }
                 _ => Err(error),
@@ -219,6 +227,7 @@ impl Client {
         attributes: &Attributes,
         quotas: &[(&str, i64)],
         retries: &Retries,
+        why: bool,
     ) -> Result<Checked, Unavailable> {
         let mut request = Vec::with_capacity(1024);
         wire::message(&mut request, 1, |out| {
@@ -253,11 +262,16 @@ impl Client {
             }
             let sent = Instant::now();
             let path = "/istio.mixer.v1.Mixer/Check";
-            match call::<CheckResponse>(shared, &self.check, path, &request).await {
-                Ok((response, generation)) => {
+            match call::<CheckResponse>(shared, &self.check, path, &request, why).await {
+                Ok(answer) => {
                     turn.answered();
-                    let generation = self.confirm(generation, sent);
-                    return Ok(self.take_over(response, generation, attributes, sent));
+                    let generation = self.confirm(generation(&answer.headers), sent);
+                    let explained = why.then(|| Explained::read(&answer.headers));
+                    let checked = self.take_over(answer.message, generation, attributes, sent);
+                    return Ok(Checked {
+                        explained,
+                        ..checked
+                    });
                 }
                 Err(error) if is_about_request(&error) => {
                     turn.answered();
@@ -320,6 +334,7 @@ impl Client {
             verdict,
             cached: false,
             exhausted,
+            explained: None,
         }
     }
 
@@ -398,11 +413,12 @@ impl Client {
             &self.report,
             path,
             &request,
+            false,
         )
         .await
         {
-            Ok((_, generation)) if self.check.cluster() == self.report.cluster() => {
-                self.confirm(generation, sent);
+            Ok(answer) if self.check.cluster() == self.report.cluster() => {
+                self.confirm(generation(&answer.headers), sent);
             }
             Ok(_) => {}
             Err(error) => {
@@ -473,25 +489,29 @@ pub(super) struct Retries {
     pub(super) longest: Duration,
 }
 
-/// One call; the answer and the configuration generation it carries.
+/// One call; `why`: Mixer is to explain its answer.
 async fn call<M: prost::Message + Default>(
     shared: &Arc<Shared>,
     upstream: &Upstream,
     path: &'static str,
     message: &[u8],
-) -> Result<(M, Option<u64>), CallError> {
-    let obeys = (
-        Name::from_lower(Bytes::from_static(OBEYS_HEADER)),
-        Bytes::from_static(b"1"),
-    );
-    let answer = upstream
-        .unary(shared, path, &[obeys], message, MAX_ANSWER_BYTES)
-        .await?;
-    let generation = answer
-        .headers
-        .get(&Name::from_lower(Bytes::from_static(GENERATION_HEADER)))
-        .and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
-    Ok((answer.message, generation))
+    why: bool,
+) -> Result<grpc::Answer<M>, CallError> {
+    let flag = |name: &'static [u8]| {
+        let name = Name::from_lower(Bytes::from_static(name));
+        (name, Bytes::from_static(b"1"))
+    };
+    let flags = [flag(OBEYS_HEADER), flag(WHY_HEADER)];
+    let flags = if why { &flags[..] } else { &flags[..1] };
+    upstream
+        .unary(shared, path, flags, message, MAX_ANSWER_BYTES)
+        .await
+}
+
+/// The configuration generation that an answer carries.
+fn generation(metadata: &Headers) -> Option<u64> {
+    let value = metadata.get(&Name::from_lower(Bytes::from_static(GENERATION_HEADER)))?;
+    std::str::from_utf8(value).ok()?.parse().ok()
 }
 
 #[cfg(test)]

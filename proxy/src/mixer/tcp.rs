@@ -73,7 +73,7 @@ impl TcpMixer {
             let quotas = self.quotas.of(&attributes);
             let checked = self
                 .client
-                .check(shared, &attributes, &quotas, &self.fail.retries)
+                .check(shared, &attributes, &quotas, &self.fail.retries, false)
                 .await;
             let allowed = match checked {
                 Ok(checked) => checked.verdict.refusal().is_none() && checked.exhausted.is_none(),

@@ -93,6 +93,14 @@ fn a_rule_counts_where_it_can_matter_for_what_it_does() {
             rule("a", "istio-system", "told", pay),
             [(false, true), (false, false), (false, false)],
         ),
+        // It denies while Mixer refuses it.
+        (
+            rule("a", "istio-system", "told", pay).replace(
+                "name: a,",
+                "name: a, annotations: { policy.istio.io/fail-mode: closed },",
+            ),
+            [(true, true), (false, false), (false, false)],
+        ),
         (
             rule("a", "istio-system", "told.instance.istio-system", web),
             [(false, false), (false, false), (false, true)],
