@@ -44,7 +44,7 @@ impl Inventory {
     /// The built-in adapters; the prometheus adapter's metrics go to `exposition`, the rbac adapter decides by
     /// `policies`.
     pub fn built_in(exposition: Arc<Exposition>, policies: PolicyView) -> Self {
-        Self::empty()
+        let all = Self::empty()
             .with(Arc::new(denier::Denier))
             .with(Arc::new(listchecker::ListChecker))
             .with(Arc::new(memquota::MemQuota))
@@ -62,7 +62,10 @@ impl Inventory {
             .with(Arc::new(zipkin::Zipkin))
             .with(Arc::new(audit::Audit::default()))
             .with(Arc::new(bypass::Bypass))
-            .with(Arc::new(noop::Noop))
+            .with(Arc::new(noop::Noop));
+        #[cfg(feature = "wasm")]
+        let all = all.with(Arc::new(lateen_wasm::Wasm::default()));
+        all
     }
 
     /// And `adapter`; one of the same name is replaced.

@@ -49,7 +49,8 @@ pub struct Update {
     pub reply: Option<oneshot::Sender<Vec<Problem>>>,
 }
 
-/// Takes updates and publishes snapshots until the source is gone.
+/// Takes updates and publishes snapshots until the source is gone. Building one may take its time (ten thousand rules,
+/// a guest to compile) and is done where it keeps no request waiting.
 pub async fn run(
     mut updates: mpsc::Receiver<Update>,
     mut builder: Builder,
@@ -69,7 +70,17 @@ pub async fn run(
         let has_moved = workloads.replace(std::mem::take(&mut update.workloads));
         let (has_changed, wrong) = policies.take(&mut update.objects);
         update.problems.extend(wrong);
-        let next = builder.build(update, has_moved || has_changed);
+        let build = move || {
+            let next = builder.build(update, has_moved || has_changed);
+            (builder, next)
+        };
+        let next;
+        (builder, next) = match tokio::task::spawn_blocking(build).await {
+            Ok(built) => built,
+            // What was good is lost with the builder; the process ends and starts anew.
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_stopping) => return,
+        };
         let old = snapshot.load_full();
         if next.generation != old.generation {
             tracing::info!(

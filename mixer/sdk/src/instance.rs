@@ -1,10 +1,12 @@
 //! Instances: what Mixer hands to a handler, one type per template.
 
+mod fields;
+
 use std::sync::Arc;
 
 use lateen_engine::{Text, Value};
 
-use crate::template::Template;
+use crate::template::{Template, Variety};
 
 /// Named values, in the order of the configuration.
 pub type Values = Vec<(Arc<str>, Value)>;
@@ -79,6 +81,17 @@ pub struct WrongTemplate {
     wanted: &'static str,
 }
 
+/// An instance of a template that has no type of its own here.
+#[derive(Clone, Debug)]
+pub struct Custom {
+    /// Full name of the instance.
+    pub name: Arc<str>,
+    /// Its template.
+    pub template: &'static Template,
+    /// What it carries.
+    pub fields: Fields,
+}
+
 /// What a check is about.
 #[derive(Clone, Debug)]
 pub enum CheckInstance {
@@ -90,6 +103,8 @@ pub enum CheckInstance {
     ApiKey(ApiKey),
     /// Template `authorization`.
     Authorization(Authorization),
+    /// Any other template of this variety.
+    Custom(Custom),
 }
 
 /// The rule matched.
@@ -215,6 +230,11 @@ impl CheckInstance {
                     },
                 })
             }
+            _ if template.variety == Variety::Check => Self::Custom(Custom {
+                name,
+                template,
+                fields,
+            }),
             other => {
                 return Err(WrongTemplate {
                     instance: name,
@@ -232,6 +252,7 @@ impl CheckInstance {
             Self::ListEntry(i) => &i.name,
             Self::ApiKey(i) => &i.name,
             Self::Authorization(i) => &i.name,
+            Self::Custom(i) => &i.name,
         }
     }
 }
@@ -241,6 +262,8 @@ impl CheckInstance {
 pub enum CheckOutputInstance {
     /// Template `keyval`.
     KeyVal(KeyVal),
+    /// Any other template of this variety.
+    Custom(Custom),
 }
 
 /// A key to be looked up.
@@ -274,6 +297,11 @@ impl CheckOutputInstance {
                 name,
                 key: fields.string("key"),
             })),
+            _ if template.variety == Variety::CheckWithOutput => Ok(Self::Custom(Custom {
+                name,
+                template,
+                fields,
+            })),
             other => Err(WrongTemplate {
                 instance: name,
                 template: other,
@@ -294,6 +322,8 @@ pub enum ReportInstance {
     LogEntry(LogEntry),
     /// Template `tracespan`.
     TraceSpan(Box<TraceSpan>),
+    /// Any other template of this variety.
+    Custom(Custom),
 }
 
 /// The rule matched.
@@ -439,6 +469,11 @@ impl ReportInstance {
                 response_total_size: fields.integer("response_total_size"),
                 api_protocol: fields.string("api_protocol"),
             })),
+            _ if template.variety == Variety::Report => Self::Custom(Custom {
+                name,
+                template,
+                fields,
+            }),
             other => {
                 return Err(WrongTemplate {
                     instance: name,
@@ -457,6 +492,8 @@ pub struct QuotaInstance {
     pub name: Arc<str>,
     /// Which of its counters.
     pub dimensions: Values,
+    /// Of a template for quota that is not `quota`: all that it carries. It has no dimensions then.
+    pub custom: Option<Custom>,
 }
 
 impl QuotaInstance {
@@ -469,16 +506,29 @@ impl QuotaInstance {
         name: Arc<str>,
         mut fields: Fields,
     ) -> Result<Self, WrongTemplate> {
-        if template.name != "quota" {
+        if template.variety != Variety::Quota {
             return Err(WrongTemplate {
                 instance: name,
                 template: template.name,
                 wanted: "quota",
             });
         }
+        if template.name != "quota" {
+            let custom = Custom {
+                name: Arc::clone(&name),
+                template,
+                fields,
+            };
+            return Ok(Self {
+                name,
+                dimensions: Values::new(),
+                custom: Some(custom),
+            });
+        }
         Ok(Self {
             name,
             dimensions: fields.map("dimensions"),
+            custom: None,
         })
     }
 }
@@ -488,6 +538,8 @@ impl QuotaInstance {
 pub enum GenerateInstance {
     /// Template `kubernetes`.
     Kubernetes(Kubernetes),
+    /// Any other template of this variety.
+    Custom(Custom),
 }
 
 /// What is known of the two ends of a request.
@@ -532,6 +584,11 @@ impl GenerateInstance {
                 destination_uid: fields.string("destination_uid"),
                 destination_ip: fields.value("destination_ip"),
                 destination_port: fields.integer("destination_port"),
+            })),
+            _ if template.variety == Variety::AttributeGenerator => Ok(Self::Custom(Custom {
+                name,
+                template,
+                fields,
             })),
             other => Err(WrongTemplate {
                 instance: name,

@@ -22,6 +22,7 @@ pub mod params;
 pub mod status;
 pub mod template;
 pub mod value;
+pub mod wit;
 pub mod workload;
 
 pub use adapter::{Adapter, BuildError, Candidate, Info, InstanceType};

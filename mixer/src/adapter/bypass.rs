@@ -211,7 +211,9 @@ impl ReportHandler for Process {
                         name: i.name.to_string(),
                     }),
                     ReportInstance::Metric(metric) => metrics.instances.push(metric.into()),
-                    ReportInstance::LogEntry(_) | ReportInstance::TraceSpan(_) => {}
+                    ReportInstance::LogEntry(_)
+                    | ReportInstance::TraceSpan(_)
+                    | ReportInstance::Custom(_) => {}
                 }
             }
             // One batch for each template, at the same time.

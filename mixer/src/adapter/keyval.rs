@@ -68,7 +68,9 @@ impl CheckOutputHandler for Table {
         _call: &'a Call,
     ) -> BoxFuture<'a, Result<(CheckResult, Output), HandlerError>> {
         async move {
-            let CheckOutputInstance::KeyVal(instance) = instance;
+            let CheckOutputInstance::KeyVal(instance) = instance else {
+                return Err(HandlerError::invalid("keyval takes keyval only"));
+            };
             let (status, output) = match self.0.table.get(instance.key.as_str()) {
                 Some(found) => (Status::ok(), vec![("value", value::string(found))]),
                 None => {

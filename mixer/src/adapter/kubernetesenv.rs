@@ -86,8 +86,13 @@ impl GenerateHandler for Lookup {
         instance: GenerateInstance,
         _call: &'a Call,
     ) -> BoxFuture<'a, Result<Output, HandlerError>> {
-        let GenerateInstance::Kubernetes(instance) = instance;
-        async move { Ok(self.both_ends(&instance)) }.boxed()
+        async move {
+            let GenerateInstance::Kubernetes(instance) = instance else {
+                return Err(HandlerError::invalid("kubernetesenv takes kubernetes only"));
+            };
+            Ok(self.both_ends(&instance))
+        }
+        .boxed()
     }
 }
 

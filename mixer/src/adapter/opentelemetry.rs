@@ -213,7 +213,7 @@ impl ReportHandler for Exporter {
                         Ok(None) => self.traceless.inc(),
                         Err(error) => problem = Some(error),
                     },
-                    ReportInstance::ReportNothing(_) => {}
+                    ReportInstance::ReportNothing(_) | ReportInstance::Custom(_) => {}
                 }
             }
             problem.map_or_else(|| outcome(dropped), Err)

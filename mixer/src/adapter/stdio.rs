@@ -439,7 +439,9 @@ impl Logger {
                 values.extend(metric.value.map(|v| (Arc::from("value"), v)));
                 (self.config.metric_level, None, metric.name, values)
             }
-            ReportInstance::ReportNothing(_) | ReportInstance::TraceSpan(_) => return None,
+            ReportInstance::ReportNothing(_)
+            | ReportInstance::TraceSpan(_)
+            | ReportInstance::Custom(_) => return None,
         };
         if level < self.config.output_level {
             return None;

@@ -47,8 +47,11 @@ async fn every_adapter_has_a_page() {
 #[tokio::test]
 async fn the_examples_load() {
     let folder = tempfile::tempdir().unwrap();
+    crate::wasm::write_list(&folder.path().join("list.wasm"));
     for (name, page) in pages() {
-        let page = page.replace("/var/log/mixer", folder.path().to_str().unwrap());
+        let here = folder.path().to_str().unwrap();
+        let page = page.replace("/var/log/mixer", here);
+        let page = page.replace("/etc/mixer", here);
         let examples = yaml(&page);
         assert!(!examples.is_empty(), "{name} has no example");
         for example in examples {

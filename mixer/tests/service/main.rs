@@ -30,4 +30,5 @@ mod redisquota;
 mod remote;
 mod rules;
 mod telemetry;
+mod wasm;
 mod zipkin;
