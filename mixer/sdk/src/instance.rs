@@ -185,6 +185,7 @@ impl CheckInstance {
             Self::ListEntry(_) => "listentry",
             Self::ApiKey(_) => "apikey",
             Self::Authorization(_) => "authorization",
+            Self::Custom(i) => i.template.name,
         }
     }
 
@@ -280,6 +281,7 @@ impl CheckOutputInstance {
     pub fn template(&self) -> &'static str {
         match self {
             Self::KeyVal(_) => "keyval",
+            Self::Custom(i) => i.template.name,
         }
     }
 
@@ -418,6 +420,7 @@ impl ReportInstance {
             Self::Metric(_) => "metric",
             Self::LogEntry(_) => "logentry",
             Self::TraceSpan(_) => "tracespan",
+            Self::Custom(i) => i.template.name,
         }
     }
 
@@ -564,6 +567,7 @@ impl GenerateInstance {
     pub fn template(&self) -> &'static str {
         match self {
             Self::Kubernetes(_) => "kubernetes",
+            Self::Custom(i) => i.template.name,
         }
     }
 

@@ -33,7 +33,7 @@ apiVersion: config.istio.io/v1alpha2
 kind: rule
 metadata: {{ name: closed, namespace: istio-system }}
 spec:
-  match: request.method == "GET"
+  match: (request.method | "") == "GET"
   actions: [ {{ handler: guest, instances: [ path ] }} ]
 ---
 apiVersion: config.istio.io/v1alpha2
@@ -43,7 +43,7 @@ metadata:
   namespace: istio-system
   annotations: {{ policy.istio.io/fail-mode: open }}
 spec:
-  match: request.method == "PUT"
+  match: (request.method | "") == "PUT"
   actions: [ {{ handler: guest, instances: [ path ] }} ]
 "#,
         file.display()

@@ -222,9 +222,10 @@ pub(crate) enum CallError {
     Said(String),
 }
 
-impl From<CallError> for HandlerError {
-    fn from(error: CallError) -> Self {
-        Self::unavailable(error.to_string())
+impl CallError {
+    /// As the handler's failure. No `From`: a second one would make `?` in closures of other crates ambiguous.
+    pub(crate) fn told(self) -> HandlerError {
+        HandlerError::unavailable(self.to_string())
     }
 }
 

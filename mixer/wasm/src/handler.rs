@@ -44,7 +44,8 @@ impl Guest {
         })?;
         let mut params = vec![entry.lowering.instance(instance)];
         params.extend(args.map(abi::quota_args));
-        let answer = copies.call(entry, &params, call.deadline).await?;
+        let answer = copies.call(entry, &params, call.deadline).await;
+        let answer = answer.map_err(CallError::told)?;
         let handled = abi::handled(&answer).and_then(|handled| match handled {
             Err(said) => Ok(Err(said)),
             Ok(Some(answer)) => read(&entry.lowering, answer).map(Ok),
@@ -55,7 +56,7 @@ impl Guest {
             Ok(Err(said)) => Err(failed(said)),
             Err(reason) => {
                 copies.setting().counts.bad_answers.inc();
-                Err(CallError::BadAnswer(reason).into())
+                Err(CallError::BadAnswer(reason).told())
             }
         }
     }
@@ -152,14 +153,13 @@ impl ReportHandler for Guest {
                 let instances = batch.into_iter().map(|i| entry.lowering.instance(i));
                 let params = [Val::List(instances.collect())];
                 let answer = copies.call(entry, &params, call.deadline).await;
-                let told =
-                    answer.map_err(HandlerError::from).and_then(|answer| {
-                        match abi::handled(&answer) {
-                            Ok(Ok(_)) => Ok(()),
-                            Ok(Err(said)) => Err(failed(said)),
-                            Err(reason) => Err(CallError::BadAnswer(reason).into()),
-                        }
-                    });
+                let told = answer.map_err(CallError::told).and_then(|answer| {
+                    match abi::handled(&answer) {
+                        Ok(Ok(_)) => Ok(()),
+                        Ok(Err(said)) => Err(failed(said)),
+                        Err(reason) => Err(CallError::BadAnswer(reason).told()),
+                    }
+                });
                 outcome = outcome.and(told);
             }
             outcome

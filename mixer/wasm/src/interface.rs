@@ -152,7 +152,7 @@ fn fits(ty: &Type, shape: &Shape, at: &str) -> Result<(), String> {
 
 fn named(at: &str, what: &str, found: &[&str], wanted: &[&str]) -> String {
     format!(
-        "{at} has the {what} {}, not {}; take the WIT of this version (lateen adapter wit)",
+        "{at} has the {what} {}, not {}; take the WIT of this version",
         found.join(", "),
         wanted.join(", ")
     )
@@ -165,5 +165,5 @@ fn differs(at: &str, want: Option<&Shape>) -> String {
             .map_or_else(|| format!("{shape:?}").to_lowercase(), str::to_owned),
         None => "nothing".to_owned(),
     };
-    format!("{at} is not {want}; take the WIT of this version (lateen adapter wit)")
+    format!("{at} is not {want}; take the WIT of this version")
 }
