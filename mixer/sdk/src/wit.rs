@@ -251,15 +251,12 @@ pub fn kebab(name: &str) -> Result<String, BadName> {
     let bad = || BadName(name.to_owned());
     let mut out = String::with_capacity(name.len() + 4);
     let mut ends_word = false;
+    let mut before = ' ';
     for c in name.chars() {
         match c {
             '_' | '-' | '.' => ends_word = !out.is_empty(),
             c if c.is_ascii_alphanumeric() => {
-                let is_hump = c.is_ascii_uppercase()
-                    && out
-                        .chars()
-                        .last()
-                        .is_some_and(|last| last.is_ascii_lowercase());
+                let is_hump = c.is_ascii_uppercase() && before.is_ascii_lowercase();
                 if (ends_word || is_hump) && c.is_ascii_alphabetic() {
                     out.push('-');
                 }
@@ -268,6 +265,7 @@ pub fn kebab(name: &str) -> Result<String, BadName> {
             }
             _ => return Err(bad()),
         }
+        before = c;
     }
     if out.starts_with(|c: char| c.is_ascii_lowercase()) {
         Ok(out)

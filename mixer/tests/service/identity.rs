@@ -53,9 +53,10 @@ async fn only_members_of_the_mesh_are_served() {
     let mut args = args();
     args.config_dir = Some(folder.path().to_owned());
     let identity = Some(ours.identity("mixer"));
-    let running = mixer::server::start_as(&args, identity, Drain::new(), |i| i)
+    let mut running = mixer::server::start_as(&args, identity, Drain::new(), |i| i)
         .await
         .unwrap();
+    running.updates.wait_for(|count| *count > 0).await.unwrap();
     let address = running.tls_address.unwrap().to_string();
     let mixer = PeerMatch::id(
         "spiffe://cluster.local/ns/istio-system/sa/mixer"

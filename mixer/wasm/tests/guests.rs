@@ -29,6 +29,20 @@ async fn run(guest: &str, templates: &[&'static Template], cases: &str) {
     assert_eq!(differences.unwrap(), Vec::<String>::new());
 }
 
+#[test]
+fn the_package_of_all_templates_is_wit() {
+    let interfaces = template::ALL
+        .iter()
+        .map(|t| lateen_adapter::wit::interface(t));
+    let interfaces: Vec<_> = interfaces.collect::<Result<_, _>>().unwrap();
+    let text = lateen_adapter::wit::package(&interfaces);
+    let mut resolve = wit_parser::Resolve::default();
+    let package = resolve.push_str("adapter.wit", &text).unwrap();
+    let world = resolve.select_world(&[package], Some("adapter")).unwrap();
+    assert_eq!(resolve.worlds[world].exports.len(), template::ALL.len() + 1);
+    println!("{text}");
+}
+
 #[tokio::test]
 async fn checks() {
     run(
