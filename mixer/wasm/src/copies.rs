@@ -26,7 +26,7 @@ use crate::{
 /// What an answer may weigh in our memory, in bytes. Values of the component model are many times larger here
 /// than in the guest, and a guest may say the same megabyte a thousand times.
 const MAX_ANSWER_BYTES: usize = 4 << 20;
-/// Elements of a copy's tables.
+/// Elements of all tables of a copy together.
 const MAX_TABLE_ELEMENTS: usize = 1 << 20;
 /// Longest line of a guest in the log, in bytes.
 const MAX_LINE_BYTES: usize = 1024;
@@ -105,6 +105,7 @@ impl Setting {
 pub(crate) struct State {
     setting: Arc<Setting>,
     memory_bytes: usize,
+    table_elements: usize,
     lines: u32,
     second: u64,
 }
@@ -114,6 +115,7 @@ impl State {
         Self {
             setting,
             memory_bytes: 0,
+            table_elements: 0,
             lines: 0,
             second: 0,
         }
@@ -179,11 +181,19 @@ impl ResourceLimiter for State {
 
     fn table_growing(
         &mut self,
-        _current: usize,
+        current: usize,
         desired: usize,
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        Ok(desired <= MAX_TABLE_ELEMENTS)
+        let all = self
+            .table_elements
+            .saturating_add(desired.saturating_sub(current));
+        if all > MAX_TABLE_ELEMENTS {
+            self.setting.counts.refused_memory.inc();
+            return Ok(false);
+        }
+        self.table_elements = all;
+        Ok(true)
     }
 }
 

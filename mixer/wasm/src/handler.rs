@@ -157,7 +157,10 @@ impl ReportHandler for Guest {
                     match abi::handled(&answer) {
                         Ok(Ok(_)) => Ok(()),
                         Ok(Err(said)) => Err(failed(said)),
-                        Err(reason) => Err(CallError::BadAnswer(reason).told()),
+                        Err(reason) => {
+                            copies.setting().counts.bad_answers.inc();
+                            Err(CallError::BadAnswer(reason).told())
+                        }
                     }
                 });
                 outcome = outcome.and(told);

@@ -160,6 +160,11 @@ async fn what_does_not_fit_is_refused_at_load() {
         (export "lateen:adapter/handler@0.1.0" (instance $h)))"#;
     let other = wat::parse_str(other).unwrap();
     contains(refusal(written("other.wasm", &other)), "function configure");
+    // Each table would do, but not both.
+    let tables = "(table 600000 funcref) (table 600000 funcref) (memory (export";
+    let tables = LIST.replace("(memory (export", tables);
+    let tables = component(&tables, &[&template::LISTENTRY]).unwrap();
+    contains(refusal(written("tables.wasm", &tables)), "table");
     let list = component(LIST, &[&template::LISTENTRY]).unwrap();
     let mut params = written("list.wasm", &list);
     params["config"] = json!({"bad": 1});
