@@ -20,6 +20,7 @@ mod lists;
 #[path = "../../../mixer/tests/service/msgpack.rs"]
 mod msgpack;
 mod mtls;
+mod operation;
 mod policy;
 mod quota;
 mod redis;

@@ -162,7 +162,7 @@ spec:
     Ok(())
 }
 
-const DENY_JOHN: &str = r#"
+pub(crate) const DENY_JOHN: &str = r#"
 apiVersion: config.istio.io/v1alpha2
 kind: handler
 metadata: { name: denyjohn, namespace: istio-system }
@@ -355,7 +355,7 @@ spec: { selector: { app: echo }, ports: [{ name: http, port: 8000 }] }
     Ok(())
 }
 
-fn fail_open(open: bool) -> String {
+pub(crate) fn fail_open(open: bool) -> String {
     samples::MESH.replace(
         "policyCheckFailOpen: true",
         &format!("policyCheckFailOpen: {open}"),
