@@ -124,7 +124,7 @@ pub async fn answer(
 
     let mut tracker = Tracker::new();
     let denied = preprocess(snapshot, metrics, &mut check.bag, &mut tracker, call).await;
-    let after_preprocess = tracker.clone();
+    let after_preprocess = (!wanted.is_empty()).then(|| tracker.clone());
     let mut merged = match denied {
         Err(status) if only_quotas || !wanted.is_empty() || is_needed(snapshot, &check.bag) => {
             Merged::denied(status)
@@ -143,7 +143,7 @@ pub async fn answer(
     let mut quotas = std::collections::HashMap::new();
     if merged.status.is_ok() {
         for (name, params) in wanted {
-            let mut tracker = after_preprocess.clone();
+            let mut tracker = after_preprocess.clone().unwrap_or_else(Tracker::new);
             let result = check
                 .quota(
                     &name,
@@ -212,12 +212,12 @@ impl Check<'_> {
                 explanation.applied(rule);
             }
             if let Some(error) = one.denies() {
-                self.metrics.match_failed(&rule.name);
+                self.metrics.match_failed(rule);
                 asked.push(settled(match_failed(rule, error), None));
                 continue;
             }
             if !one.applies() {
-                self.metrics.match_failed(&rule.name);
+                self.metrics.match_failed(rule);
                 continue;
             }
             if rule.refused.is_some() {
@@ -225,7 +225,7 @@ impl Check<'_> {
                 continue;
             }
             matched.push(rule);
-            self.metrics.rule_matched(&rule.name, 1);
+            self.metrics.rule_matched(rule, 1);
             for action in &rule.actions {
                 let with_output = action.instances(Variety::CheckWithOutput);
                 for instance in action.instances(Variety::Check).chain(with_output) {
@@ -238,7 +238,7 @@ impl Check<'_> {
                             answer: Answer::Waiting(action.handler.check(made, self.call)),
                         }),
                         Err(reason) => {
-                            self.metrics.instance_failed(&rule.name);
+                            self.metrics.instance_failed(rule);
                             if rule.match_fail_mode == FailMode::Closed {
                                 let source = &action.handler.name;
                                 let verdict = instance_failed(source, instance, &reason);
@@ -263,7 +263,7 @@ impl Check<'_> {
                 (Answer::Waiting(answer), sent) => {
                     let handler = sent.map(|(action, _)| &*action.handler);
                     let answer = answer.await;
-                    self.metrics.rule_asked(&rule.name, begun.elapsed());
+                    self.metrics.rule_asked(rule, begun.elapsed());
                     match answer {
                         Ok((result, output)) => {
                             (verdict(handler, rule.adapter_fail_mode, Ok(result)), output)
@@ -286,7 +286,7 @@ impl Check<'_> {
                 explanation.answered(rule, sent, &verdict);
             }
             if !verdict.status.is_ok() {
-                self.metrics.rule_denied(&rule.name);
+                self.metrics.rule_denied(rule);
             }
             if rule.is_dry_run {
                 // It counts what it would do, as often as it would be asked.
@@ -368,7 +368,7 @@ impl Check<'_> {
                 continue;
             };
             if let Some(error) = one.denies() {
-                self.metrics.match_failed(&rule.name);
+                self.metrics.match_failed(rule);
                 let status = match_failed(rule, error).status;
                 tell(Some(rule), "", 0, &status);
                 if rule.is_dry_run {
@@ -378,13 +378,13 @@ impl Check<'_> {
                 return Ok(self.granted(0, status, Reuse::NEVER, tracker));
             }
             if !one.applies() {
-                self.metrics.match_failed(&rule.name);
+                self.metrics.match_failed(rule);
                 continue;
             }
             let mut made = match (instance.make(&self.bag, tracker), rule.match_fail_mode) {
                 (Ok(made), _) => made,
                 (Err(reason), mode) => {
-                    self.metrics.instance_failed(&rule.name);
+                    self.metrics.instance_failed(rule);
                     if mode == FailMode::Open {
                         continue;
                     }

@@ -1,7 +1,9 @@
 //! A handler in service: its calls are bounded in number and time, what it panics or stalls with stays
 //! here, and every call is counted.
 
-use std::{fmt, future::Future, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    fmt, future::Future, panic::AssertUnwindSafe, pin::pin, sync::Arc, task::Poll, time::Duration,
+};
 
 use futures::FutureExt as _;
 use lateen_adapter::{
@@ -227,8 +229,10 @@ impl LiveHandler {
             }
             (Worker::Process(process), Made::Remote(instance)) => {
                 let template = instance.template();
-                self.guard(&template, call, || process.check(instance, call))
-                    .await
+                // A call over the network is a large future, and those of all rules are moved about together: it
+                // is kept apart from them.
+                let ask = || process.check(instance, call).boxed();
+                self.guard(&template, call, ask).await
             }
             _ => Err(self.unable("such checks")),
         }
@@ -275,7 +279,7 @@ impl LiveHandler {
             }
             (Worker::Process(process), Made::Remote(instance)) => {
                 let template = instance.template();
-                let ask = || process.quota(instance, args, call);
+                let ask = || process.quota(instance, args, call).boxed();
                 self.guard(&template, call, ask).await
             }
             _ => Err(self.unable("such quota")),
@@ -299,8 +303,8 @@ impl LiveHandler {
             }
             (Worker::Process(process), Made::Remote(instance)) => {
                 let template = instance.template();
-                self.guard(&template, call, || process.generate(instance, call))
-                    .await
+                let ask = || process.generate(instance, call).boxed();
+                self.guard(&template, call, ask).await
             }
             _ => Err(self.unable("such attributes")),
         }
@@ -345,8 +349,13 @@ impl LiveHandler {
             return (Err(error), Outcome::Refused);
         };
         // `start` may panic too, before there is a future.
-        let work = AssertUnwindSafe(async { start().await }).catch_unwind();
-        match tokio::time::timeout_at(call.deadline, work).await {
+        let mut work = pin!(AssertUnwindSafe(async { start().await }).catch_unwind());
+        // Most handlers answer at once: no timer is made for those.
+        let answer = match futures::poll!(work.as_mut()) {
+            Poll::Ready(answer) => Ok(answer),
+            Poll::Pending => tokio::time::timeout_at(call.deadline, work).await,
+        };
+        match answer {
             Ok(Ok(Ok(answer))) => (Ok(answer), Outcome::Answered),
             Ok(Ok(Err(error))) => (Err(error), Outcome::Failed),
             Ok(Err(_panic)) => {

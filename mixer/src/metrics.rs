@@ -6,7 +6,7 @@ mod latency;
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -30,7 +30,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
-pub(crate) use handlers::{Configured, HandlerStats};
+use crate::config::rule::Rule;
+pub(crate) use handlers::{Configured, HandlerStats, RuleStats};
 use latency::Latency;
 
 /// How a call of a handler ended.
@@ -286,6 +287,9 @@ impl Collector for Own {
 #[derive(Debug)]
 pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
+    /// Of `requests`, those that nearly all calls count in: made by the first, then found without a search.
+    checked: OnceLock<Counter>,
+    taken: OnceLock<Counter>,
     request_seconds: Arc<RequestSeconds>,
     shed: Family<ShedLabels, Counter>,
     delay_micros: Arc<AtomicU64>,
@@ -309,6 +313,8 @@ impl Metrics {
     pub fn register(registry: &mut Registry) -> Arc<Self> {
         let metrics = Self {
             requests: Family::default(),
+            checked: OnceLock::new(),
+            taken: OnceLock::new(),
             request_seconds: Arc::default(),
             shed: Family::default(),
             delay_micros: Arc::default(),
@@ -381,9 +387,15 @@ impl Metrics {
     /// A call of the API has ended.
     pub(crate) fn answered(&self, method: Method, code: &'static str, took: Duration) {
         self.request_seconds.of(method).observe(took);
-        self.requests
-            .get_or_create(&RequestLabels { method, code })
-            .inc();
+        let counter = || {
+            let labels = RequestLabels { method, code };
+            self.requests.get_or_create_owned(&labels)
+        };
+        match (method, code) {
+            (Method::Check, "OK") => self.checked.get_or_init(counter).inc(),
+            (Method::Report, "OK") => self.taken.get_or_init(counter).inc(),
+            _ => counter().inc(),
+        };
     }
 
     /// A call was not taken on.
@@ -411,30 +423,35 @@ impl Metrics {
         self.delay_micros.store(micros, Ordering::Relaxed);
     }
 
+    /// What is counted of a rule: looked up once for each version of it.
+    fn rule<'a>(&self, rule: &'a Rule) -> &'a RuleStats {
+        rule.stats.get_or_init(|| self.configured.rule(&rule.name))
+    }
+
     /// A rule applied to so many checks or reports.
-    pub(crate) fn rule_matched(&self, rule: &Arc<str>, times: u64) {
-        let stats = self.configured.rule(rule);
+    pub(crate) fn rule_matched(&self, rule: &Rule, times: u64) {
+        let stats = self.rule(rule);
         stats.matched.fetch_add(times, Ordering::Relaxed);
     }
 
     /// A handler has answered what a rule asked it.
-    pub(crate) fn rule_asked(&self, rule: &Arc<str>, took: Duration) {
-        self.configured.rule(rule).took.observe(took);
+    pub(crate) fn rule_asked(&self, rule: &Rule, took: Duration) {
+        self.rule(rule).took.observe(took);
     }
 
     /// A check is denied if it is up to a rule.
-    pub(crate) fn rule_denied(&self, rule: &Arc<str>) {
-        let stats = self.configured.rule(rule);
+    pub(crate) fn rule_denied(&self, rule: &Rule) {
+        let stats = self.rule(rule);
         stats.denied.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn match_failed(&self, rule: &Arc<str>) {
-        let stats = self.configured.rule(rule);
+    pub(crate) fn match_failed(&self, rule: &Rule) {
+        let stats = self.rule(rule);
         stats.match_errors.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn instance_failed(&self, rule: &Arc<str>) {
-        let stats = self.configured.rule(rule);
+    pub(crate) fn instance_failed(&self, rule: &Rule) {
+        let stats = self.rule(rule);
         stats.instance_errors.fetch_add(1, Ordering::Relaxed);
     }
 

@@ -42,7 +42,7 @@ pub async fn preprocess(
             continue;
         };
         if !one.applies() {
-            metrics.match_failed(&rule.name);
+            metrics.match_failed(rule);
             if let Some(error) = one.denies() {
                 deny(rule.match_fail_mode, format!("{}:{error}", rule.name));
             }
@@ -62,7 +62,7 @@ pub async fn preprocess(
                         calls.push((rule.adapter_fail_mode, &action.handler, instance, answer));
                     }
                     Err(reason) => {
-                        metrics.instance_failed(&rule.name);
+                        metrics.instance_failed(rule);
                         deny(
                             rule.match_fail_mode,
                             format!("{}:{reason}", instance.name()),

@@ -42,7 +42,7 @@ pub async fn report(snapshot: &Snapshot, metrics: &Metrics, bags: Vec<Bag>, call
                 continue;
             };
             if !one.applies() {
-                metrics.match_failed(&rule.name);
+                metrics.match_failed(rule);
                 continue;
             }
             if rule.sampling.as_ref().is_some_and(|s| !s.takes(&bag)) {
@@ -62,7 +62,7 @@ pub async fn report(snapshot: &Snapshot, metrics: &Metrics, bags: Vec<Bag>, call
                     match instance.make(&bag, &mut tracker) {
                         Ok(made) => add(&mut batches, &action.handler, made),
                         Err(reason) => {
-                            metrics.instance_failed(&rule.name);
+                            metrics.instance_failed(rule);
                             tracing::debug!(instance = %instance.name(), reason, "no instance");
                         }
                     }
@@ -71,7 +71,7 @@ pub async fn report(snapshot: &Snapshot, metrics: &Metrics, bags: Vec<Bag>, call
         }
     }
     for (rule, times) in matched {
-        metrics.rule_matched(&rule.name, times);
+        metrics.rule_matched(rule, times);
     }
     // Each handler's own errors are counted where it is called.
     join_all(

@@ -25,7 +25,6 @@ use crate::{
     attribute,
     check::{self, Question},
     config::Snapshot,
-    door::Door,
     explain::Explanation,
     handler::deadline,
     metrics::{Method, Metrics},
@@ -246,11 +245,6 @@ impl Service {
         };
         self.0.metrics.answered(method, code, begun.elapsed());
         answer
-    }
-
-    /// For a tonic server.
-    pub fn into_server(self) -> Door {
-        Door(self)
     }
 
     /// Answers a CheckRequest.

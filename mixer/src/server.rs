@@ -27,11 +27,12 @@ use tokio::{
     sync::{mpsc, watch},
 };
 use tokio_util::task::TaskTracker;
-use tonic::transport::{Channel, Server};
+use tonic::{service::Routes, transport::Channel};
 
 use crate::{
     adapter::{Inventory, prometheus::Exposition, rbac::PolicyView},
     config::{self, Builder, Snapshot, Update, ads::Ads, folder},
+    connection::{self, Api},
     envoy,
     handler::World,
     introspect::Page,
@@ -42,8 +43,6 @@ use crate::{
     workloads::WorkloadView,
 };
 
-/// Streams of one connection.
-const MAX_STREAMS: u32 = 1024;
 /// Pilot's port without TLS, by Istio's convention. Any other is dialled with TLS by a Mixer that has an identity.
 const PILOT_PLAIN_PORT: &str = ":15010";
 
@@ -260,14 +259,16 @@ pub async fn start_as(
         verdicts,
         handlers.clone(),
     );
-    let api = Api { service, workloads };
+    let api = api(service, workloads, &drain);
     let (listener, address) = bind(args.bind, args.port).await?;
-    serve(&drain, api.clone(), tls::serve_plain(listener));
+    let connections = tls::serve_plain(listener);
+    drain.spawn(connection::serve(connections, api.clone(), drain.clone()));
     let mut tls_address = None;
     if let (Some(identity), Some(identified)) = (identity, identified) {
         let (listener, address) = bind(args.bind, args.tls_port).await?;
         let config = identity.server_config(ClientAuth::Required);
-        serve(&drain, api, tls::serve(listener, config));
+        let connections = tls::serve(listener, config);
+        drain.spawn(connection::serve(connections, api, drain.clone()));
         tls_address = Some(address);
         drain.spawn_until_stop(async move {
             identity.ready().await;
@@ -420,36 +421,11 @@ async fn serve_admin(
         .map_err(|source| StartError::Bind { address, source })
 }
 
-/// What is served.
-#[derive(Clone, Debug)]
-struct Api {
-    service: Service,
-    workloads: WorkloadView,
-}
-
-fn serve(
-    drain: &Drain,
-    api: Api,
-    connections: impl tokio_stream::Stream<Item = std::io::Result<tls::Conn>> + Send + 'static,
-) {
-    let stopping = drain.stopping();
-    let Api { service, workloads } = api;
-    let authorization = envoy::authorization(service.clone(), workloads.clone());
-    let rate_limits = envoy::rate_limits(service.clone(), workloads.clone());
-    let access_logs = envoy::access_logs(service.clone(), workloads, drain);
-    drain.spawn(async move {
-        let served = Server::builder()
-            .max_concurrent_streams(MAX_STREAMS)
-            .http2_keepalive_interval(Some(Duration::from_secs(30)))
-            .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-            .add_service(service.into_server())
-            .add_service(authorization)
-            .add_service(rate_limits)
-            .add_service(access_logs)
-            .serve_with_incoming_shutdown(connections, stopping)
-            .await;
-        if let Err(error) = served {
-            tracing::error!(%error, "the API ended");
-        }
-    });
+/// What the ports of the API serve.
+fn api(service: Service, workloads: WorkloadView, drain: &Drain) -> Api {
+    let others = Routes::new(envoy::authorization(service.clone(), workloads.clone()))
+        .add_service(envoy::rate_limits(service.clone(), workloads.clone()))
+        .add_service(envoy::access_logs(service.clone(), workloads, drain))
+        .prepare();
+    Api { service, others }
 }

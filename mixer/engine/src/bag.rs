@@ -5,14 +5,67 @@ use std::fmt;
 use crate::table::{AttributeTable, Slot};
 use crate::value::Value;
 
+/// Attributes of a usual request; a layer with more grows once.
+const USUAL: usize = 32;
+
 /// The attributes of one request, in slots of an [`AttributeTable`], with a layer on top for what the
-/// attribute generators add. Reading costs an array access.
+/// attribute generators add. Reading costs two array accesses.
 #[derive(Clone)]
 pub struct Bag {
     table: AttributeTable,
-    received: Vec<Option<Value>>,
-    generated: Vec<Option<Value>>, // empty until something is generated
+    received: Layer,
+    generated: Layer,
     ignored: u32,
+}
+
+/// Values of some slots. A request has a fifth of the attributes that exist, so the values stand together, and
+/// what has to be cleared for each request are two bytes a slot.
+#[derive(Clone, Debug, Default)]
+struct Layer {
+    /// By slot, one more than the value's position; 0: there is none. Empty in a layer without values.
+    places: Vec<u16>,
+    values: Vec<Value>,
+}
+
+impl Layer {
+    fn get(&self, slot: Slot) -> Option<&Value> {
+        let place = usize::from(*self.places.get(slot.index())?);
+        self.values.get(place.checked_sub(1)?)
+    }
+
+    fn has(&self, slot: Slot) -> bool {
+        self.places
+            .get(slot.index())
+            .is_some_and(|place| *place > 0)
+    }
+
+    /// `slots`: how many the table has, at most 4096.
+    fn set(&mut self, slot: Slot, value: Value, slots: usize) {
+        if self.places.is_empty() {
+            self.places = vec![0; slots];
+            self.values.reserve(USUAL.min(slots));
+        }
+        let Some(place) = self.places.get_mut(slot.index()) else {
+            return;
+        };
+        match usize::from(*place).checked_sub(1) {
+            Some(at) => {
+                if let Some(old) = self.values.get_mut(at) {
+                    *old = value;
+                }
+            }
+            None => {
+                self.values.push(value);
+                // A layer has no more values than the table has slots, and those have numbers of this size.
+                *place = u16::try_from(self.values.len()).unwrap_or(0);
+            }
+        }
+    }
+
+    fn clear(&mut self) {
+        self.places.clear();
+        self.values.clear();
+    }
 }
 
 /// The table has no such attribute.
@@ -25,8 +78,8 @@ impl Bag {
     pub fn new(table: &AttributeTable) -> Bag {
         Bag {
             table: table.clone(),
-            received: vec![None; table.len()],
-            generated: Vec::new(),
+            received: Layer::default(),
+            generated: Layer::default(),
             ignored: 0,
         }
     }
@@ -38,10 +91,7 @@ impl Bag {
 
     /// The value of a slot, generated or received. The slot must come from this bag's table.
     pub fn get(&self, slot: Slot) -> Option<&Value> {
-        match self.generated.get(slot.index()) {
-            Some(Some(value)) => Some(value),
-            _ => self.received.get(slot.index())?.as_ref(),
-        }
+        self.generated.get(slot).or_else(|| self.received.get(slot))
     }
 
     /// The value of an attribute by name.
@@ -51,15 +101,13 @@ impl Bag {
 
     /// Whether the value of a slot was generated here, so that the sender of the request knows nothing of it.
     pub fn is_generated(&self, slot: Slot) -> bool {
-        matches!(self.generated.get(slot.index()), Some(Some(_)))
+        self.generated.has(slot)
     }
 
     /// Sets a received attribute. A value of another type than the declared one is kept; whoever reads
     /// it gets an error.
     pub fn set(&mut self, slot: Slot, value: Value) {
-        if let Some(place) = self.received.get_mut(slot.index()) {
-            *place = Some(value);
-        }
+        self.received.set(slot, value, self.table.len());
     }
 
     /// Sets a received attribute by name.
@@ -81,12 +129,7 @@ impl Bag {
 
     /// Sets an attribute of the generated layer, hiding a received one of that name.
     pub fn generate(&mut self, slot: Slot, value: Value) {
-        if self.generated.is_empty() {
-            self.generated.resize(self.table.len(), None);
-        }
-        if let Some(place) = self.generated.get_mut(slot.index()) {
-            *place = Some(value);
-        }
+        self.generated.set(slot, value, self.table.len());
     }
 
     /// Drops the generated layer.

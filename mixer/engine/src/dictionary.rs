@@ -11,9 +11,13 @@ pub use lateen_protocols::dictionary::{BASE_WORDS, GLOBAL_WORDS};
 
 use crate::text::Text;
 
-/// The hash of the static table. Nobody can add words to that table, so it need not resist floods.
+/// The hash of tables that are made of what operators wrote, or of nothing but constants: whoever sends requests can
+/// look words up, but not add any, so it need not resist floods.
 #[derive(Clone, Copy, Debug)]
-struct WordHasher(u64);
+pub(crate) struct WordHasher(u64);
+
+/// Such a table.
+pub(crate) type WordMap<K, V> = HashMap<K, V, BuildHasherDefault<WordHasher>>;
 
 impl Default for WordHasher {
     fn default() -> WordHasher {
@@ -37,10 +41,8 @@ impl Hasher for WordHasher {
     }
 }
 
-type StaticTable = HashMap<&'static str, i32, BuildHasherDefault<WordHasher>>;
-
-static BY_WORD: LazyLock<StaticTable> = LazyLock::new(|| {
-    let mut table = StaticTable::default();
+static BY_WORD: LazyLock<WordMap<&'static str, i32>> = LazyLock::new(|| {
+    let mut table = WordMap::default();
     for (index, word) in (0..).zip(GLOBAL_WORDS) {
         table.entry(*word).or_insert(index);
     }
@@ -62,8 +64,12 @@ pub fn global_word(index: i32) -> Option<&'static str> {
 pub struct WordList {
     global_words: i32,
     words: Vec<String>,
+    /// Of the words, once there are many.
     index: HashMap<String, i32>,
 }
+
+/// So many words are compared one by one before there is an index: it is quicker.
+const FEW_WORDS: usize = 16;
 
 impl WordList {
     /// For a reader that knows the first `global_words` words of the global dictionary.
@@ -80,13 +86,23 @@ impl WordList {
         if let Some(index) = global_index(word).filter(|index| *index < self.global_words) {
             return index;
         }
-        if let Some(index) = self.index.get(word) {
+        // A message of 2^31 words does not fit in memory, so this never saturates.
+        let number = |position: usize| i32::try_from(position + 1).map_or(i32::MIN, |n| -n);
+        if self.words.len() <= FEW_WORDS {
+            if let Some(position) = self.words.iter().position(|known| known == word) {
+                return number(position);
+            }
+        } else if let Some(index) = self.index.get(word) {
             return *index;
         }
+        let index = number(self.words.len());
         self.words.push(word.to_owned());
-        // A message of 2^31 words does not fit in memory, so this never saturates.
-        let index = i32::try_from(self.words.len()).map_or(i32::MIN, |n| -n);
-        self.index.insert(word.to_owned(), index);
+        if self.words.len() > FEW_WORDS {
+            let first = self.index.len();
+            let more = (first..).zip(self.words.get(first..).unwrap_or_default());
+            self.index
+                .extend(more.map(|(position, word)| (word.clone(), number(position))));
+        }
         index
     }
 

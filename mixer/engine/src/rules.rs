@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::fmt;
 
 use crate::bag::Bag;
+use crate::dictionary::WordMap;
 use crate::expression::{EvalError, Expression, Verdict};
 use crate::table::{AttributeTable, Slot};
 use crate::text::Text;
@@ -158,7 +159,7 @@ pub struct Plan<A> {
     rules: Vec<Rule<A>>,
     /// Of the default namespace alone: for namespaces without rules and requests without a namespace.
     everywhere: List,
-    by_namespace: HashMap<Text, List>,
+    by_namespace: WordMap<Text, List>,
     scope: Scope,
 }
 
@@ -173,7 +174,7 @@ struct List {
 #[derive(Debug)]
 struct Index {
     slot: Slot,
-    by_value: HashMap<Text, Vec<usize>>,
+    by_value: WordMap<Text, Vec<usize>>,
     /// Those that want no value of it.
     others: Vec<usize>,
 }
@@ -343,7 +344,7 @@ impl List {
             .map(|(slot, _)| {
                 let mut index = Index {
                     slot,
-                    by_value: HashMap::new(),
+                    by_value: WordMap::default(),
                     others: Vec::new(),
                 };
                 for at in &positions {

@@ -1,6 +1,5 @@
 //! The attributes that exist: name, type, and the slot that holds the value in a bag.
 
-use std::collections::HashMap;
 use std::collections::btree_map::{BTreeMap, Entry};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,12 +8,13 @@ use std::sync::{Arc, LazyLock};
 use lateen_protocols::dictionary::GLOBAL_WORDS;
 use serde::Deserialize;
 
+use crate::dictionary::WordMap;
 use crate::text::Text;
 use crate::value::ValueType;
 use crate::vocabulary;
 
 /// Most attributes a table may have.
-const MAX_ATTRIBUTES: usize = 4096;
+pub(crate) const MAX_ATTRIBUTES: usize = 4096;
 /// Longest attribute name, in bytes.
 const MAX_NAME_BYTES: usize = 256;
 
@@ -36,7 +36,7 @@ pub struct AttributeTable(Arc<Inner>);
 struct Inner {
     id: u64,
     attributes: Vec<(Text, ValueType)>, // by slot; sorted by name
-    by_name: HashMap<Text, Slot>,
+    by_name: WordMap<Text, Slot>,
     by_word: Vec<Option<Slot>>, // by index in the global dictionary
 }
 
@@ -137,7 +137,7 @@ impl AttributeTable {
     fn build(all: BTreeMap<String, ValueType>) -> Result<AttributeTable, ManifestError> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let attributes: Vec<_> = all.into_iter().map(|(n, t)| (Text::from(n), t)).collect();
-        let mut by_name = HashMap::with_capacity(attributes.len());
+        let mut by_name = WordMap::default();
         for (index, (name, _)) in attributes.iter().enumerate() {
             let slot = Slot(u16::try_from(index).map_err(|_| ManifestError::TooMany)?);
             by_name.insert(name.clone(), slot);

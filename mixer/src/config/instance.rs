@@ -56,14 +56,17 @@ impl Binding {
         output: impl IntoIterator<Item = (N, Value)>,
         bag: &mut Bag,
     ) {
+        const PREFIX: &str = "output.";
         let mut found = Bag::new(table);
         let mut full = String::with_capacity(64);
+        full.push_str(PREFIX);
         for (name, value) in output {
-            full.clear();
-            full.push_str("output.");
+            full.truncate(PREFIX.len());
             full.push_str(name.as_ref());
             // A name that the template lacks is an adapter's mistake that nobody can read.
-            drop(found.set_by_name(&full, value));
+            if let Some(slot) = table.slot(&full) {
+                found.set(slot, value);
+            }
         }
         for binding in bindings {
             if let Ok(value) = binding.expression.evaluate(&found, &mut Tracker::off()) {

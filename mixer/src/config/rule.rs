@@ -1,6 +1,6 @@
 //! Rules compiled: when they apply, and what is sent to whom then.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use lateen_adapter::{ValueType, Variety};
 use lateen_engine::{AttributeTable, Expression, Language};
@@ -15,7 +15,7 @@ use super::{
     sampling::Sampling,
     sent::Sent,
 };
-use crate::handler::LiveHandler;
+use crate::{handler::LiveHandler, metrics::RuleStats};
 
 /// What a check comes to when its match fails, or its handler does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,6 +58,8 @@ pub struct Rule {
     pub request_headers: Vec<HeaderOperation>,
     /// Changes to the response's headers.
     pub response_headers: Vec<HeaderOperation>,
+    /// What is counted of it, from the first time on.
+    pub(crate) stats: OnceLock<Arc<RuleStats>>,
 }
 
 impl Rule {
@@ -407,6 +409,7 @@ impl Draft {
             actions,
             request_headers: self.request_headers,
             response_headers: self.response_headers,
+            stats: OnceLock::new(),
         })
     }
 }

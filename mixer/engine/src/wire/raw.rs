@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::{Limits, check_global_words, duration, timestamp};
 use crate::bag::Bag;
 use crate::dictionary::{MessageWords, MessageWordsBuilder};
-use crate::table::{AttributeTable, Slot};
+use crate::table::{AttributeTable, MAX_ATTRIBUTES, Slot};
 use crate::value::{StringMap, Value, ValueType};
 
 /// A CheckRequest without quotas.
@@ -126,8 +126,7 @@ impl<'a> RawCheck<'a> {
         check_global_words(self.global_word_count).ok()?;
         let words = words(self.attributes, 1, limits)?.build();
         let mut bag = Bag::new(table);
-        let mut given = vec![false; table.len()];
-        overlay(&mut bag, self.attributes, &words, &mut given, limits)?;
+        overlay(&mut bag, self.attributes, &words, limits)?;
         Some(bag)
     }
 }
@@ -156,7 +155,6 @@ pub fn report(message: &[u8], table: &AttributeTable, limits: &Limits) -> Option
     }
     let shared = words(message, 2, limits)?.build();
     let mut bags: Vec<Bag> = Vec::with_capacity(sets.len());
-    let mut given = vec![false; table.len()];
     for set in sets {
         let mut bag = match bags.last() {
             Some(before) if is_delta => before.clone(),
@@ -165,8 +163,7 @@ pub fn report(message: &[u8], table: &AttributeTable, limits: &Limits) -> Option
         let own = words(set, 1, limits)?;
         let own = (own.len() > 0).then(|| own.build());
         let words = own.as_ref().unwrap_or(&shared);
-        given.fill(false);
-        overlay(&mut bag, set, words, &mut given, limits)?;
+        overlay(&mut bag, set, words, limits)?;
         bags.push(bag);
     }
     Some(bags)
@@ -194,14 +191,23 @@ fn words(message: &[u8], number: u32, limits: &Limits) -> Option<MessageWordsBui
     Some(all)
 }
 
+/// The attributes that a message has given so far.
+struct Given([u64; MAX_ATTRIBUTES / 64]);
+
+impl Given {
+    /// Whether it was there already.
+    fn insert(&mut self, slot: Slot) -> Option<bool> {
+        let bits = self.0.get_mut(slot.index() / 64)?;
+        let bit = 1 << (slot.index() % 64);
+        let was = *bits & bit != 0;
+        *bits |= bit;
+        Some(was)
+    }
+}
+
 /// Puts the attributes of a message into a bag, over what it has.
-fn overlay(
-    bag: &mut Bag,
-    message: &[u8],
-    words: &MessageWords,
-    given: &mut [bool],
-    limits: &Limits,
-) -> Option<()> {
+fn overlay(bag: &mut Bag, message: &[u8], words: &MessageWords, limits: &Limits) -> Option<()> {
+    let mut given = Given([0; MAX_ATTRIBUTES / 64]);
     let (mut attributes, mut entries) = (0, 0);
     let mut reader = Reader(message);
     while let Some((number, kind)) = reader.field()? {
@@ -255,7 +261,7 @@ fn overlay(
                 Some(Value::StringMap(map))
             }
         };
-        put(bag, slot, value, is_whole, given)?;
+        put(bag, slot, value, is_whole, &mut given)?;
     }
     Some(())
 }
@@ -266,13 +272,13 @@ fn put(
     slot: Option<Slot>,
     value: Option<Value>,
     is_whole: bool,
-    given: &mut [bool],
+    given: &mut Given,
 ) -> Option<()> {
     let Some(slot) = slot else {
         bag.ignore();
         return Some(());
     };
-    if std::mem::replace(given.get_mut(slot.index())?, true) {
+    if given.insert(slot)? {
         return None;
     }
     if value.is_none() || !is_whole {
