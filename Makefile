@@ -53,7 +53,7 @@ bench-mixer: ## Mixer beside a bare gRPC server; writes its part of docs/benchma
 .PHONY: bench-gate
 bench-gate: ## Instructions of the hot paths against the recorded ones; over 5 % more fails
 	@command -v valgrind >/dev/null || { apt-get update -qq && apt-get install -y -qq valgrind; }
-	$(CARGO) build --release -p proxy -p lateen-bench --bins
+	$(CARGO) build --release -p proxy -p mixer -p lateen-bench --bins
 	target/release/bench gate $(if $(ACCEPT),--accept)
 
 FLOOD_SECONDS ?= 10

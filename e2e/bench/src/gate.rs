@@ -2,7 +2,8 @@
 //!
 //! Each path is run with N and with 2N requests, one after the other on one connection (or each on its own,
 //! with a TLS handshake), and the difference is divided by N: start-up, other handshakes and the first
-//! allocations cancel out. Only the thread that serves is counted, so that background work does not disturb.
+//! allocations cancel out. Only the thread that serves is counted, so that background work does not disturb. Calls of
+//! Mixer are counted in the same way.
 
 use std::{
     collections::BTreeMap,
@@ -18,6 +19,7 @@ use serde_json::{Value, json};
 use crate::{
     bootstrap::{self, Http, bootstrap, cluster, http, listener},
     load::{self, Extent, Pace, Plan, Protocol},
+    mixer,
     process::{LOAD_CPU, PROXY_CPU, Running, use_processor},
     scenario::{Site, last_route, many_routes},
 };
@@ -28,6 +30,11 @@ const RECORD: &str = "e2e/bench/instructions.json";
 const REQUESTS: u64 = 2000;
 /// More than this much above the record fails.
 const TOLERANCE: f64 = 0.05;
+/// Calls of Mixer: name here, scenario of `bench mixer`, and how many of the shorter run. A report is a batch.
+const MIXER: [(&str, &str, u64); 2] = [
+    ("mixer-check", "check", 1000),
+    ("mixer-report", "report", 50),
+];
 /// Callgrind makes a program some fifty times slower.
 const START: Duration = Duration::from_secs(120);
 
@@ -43,6 +50,7 @@ struct HotPath {
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) proxy: PathBuf,
+    pub(crate) mixer: PathBuf,
     /// Record what is counted.
     pub(crate) accept: bool,
 }
@@ -84,12 +92,76 @@ fn paths(site: &Site, at: SocketAddr, log: &Path) -> Vec<HotPath> {
     ]
 }
 
+/// Instructions by thread.
+type Counts = BTreeMap<String, u64>;
+
+/// What was recorded, and what is counted now.
+struct Gate {
+    recorded: Counts,
+    counted: Counts,
+    worse: Vec<String>,
+}
+
+impl Gate {
+    fn new(recorded: Counts) -> Gate {
+        println!(
+            "{:<12} {:>12} {:>12} {:>8}",
+            "path", "recorded", "counted", ""
+        );
+        Gate {
+            recorded,
+            counted: BTreeMap::new(),
+            worse: Vec::new(),
+        }
+    }
+
+    /// Counts a path and tells how that compares.
+    fn count(
+        &mut self,
+        name: &str,
+        launch: Launch<'_>,
+        requests: u64,
+        folder: &Path,
+    ) -> anyhow::Result<()> {
+        let count = |requests| threads(launch, requests, folder).with_context(|| name.to_owned());
+        let (once, twice) = (count(requests)?, count(2 * requests)?);
+        // The thread that serves is the one to which the requests made the difference.
+        let difference = twice
+            .iter()
+            .map(|(thread, count)| count.saturating_sub(*once.get(thread).unwrap_or(&0)))
+            .max()
+            .unwrap_or(0);
+        let instructions = difference / requests;
+        anyhow::ensure!(instructions > 0, "{name}: nothing was counted");
+        self.counted.insert(name.to_owned(), instructions);
+        let before = self.recorded.get(name).copied();
+        let change = before.map(|before| instructions as f64 / before as f64 - 1.0);
+        println!(
+            "{name:<12} {:>12} {instructions:>12} {:>8}",
+            before.map(|before| before.to_string()).unwrap_or_default(),
+            change
+                .map(|change| format!("{:+.1} %", change * 100.0))
+                .unwrap_or_default()
+        );
+        match change {
+            Some(change) if change <= TOLERANCE => {
+                if change < -TOLERANCE {
+                    println!("  better than recorded; `make bench-gate ACCEPT=1` keeps it so");
+                }
+            }
+            Some(change) => self.worse.push(format!("{name} {:+.1} %", change * 100.0)),
+            None => self.worse.push(format!("{name} (not recorded)")),
+        }
+        Ok(())
+    }
+}
+
 /// Counts every path and compares, or records.
 pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
     use_processor(LOAD_CPU)?;
     let folder = tempfile::tempdir()?;
     let site = Site::open(folder.path())?;
-    let recorded: BTreeMap<String, u64> = match fs::read(RECORD) {
+    let recorded: Counts = match fs::read(RECORD) {
         Ok(text) => serde_json::from_slice(&text).with_context(|| RECORD)?,
         Err(error) if settings.accept => {
             eprintln!("{RECORD} will be made: {error}");
@@ -97,12 +169,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
         }
         Err(error) => return Err(error).context(RECORD),
     };
-    let mut counted = BTreeMap::new();
-    let mut worse = Vec::new();
-    println!(
-        "{:<12} {:>12} {:>12} {:>8}",
-        "path", "recorded", "counted", ""
-    );
+    let mut gate = Gate::new(recorded);
     let at = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
     for path in paths(&site, at, &folder.path().join("access.log")) {
         let to = if path.http2 { site.http2 } else { site.http1 };
@@ -114,39 +181,19 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
         );
         let file = folder.path().join(format!("{}.json", path.name));
         fs::write(&file, serde_json::to_vec(&bootstrap)?)?;
-        let count = |requests| {
-            threads(settings, &file, &path.plan, at, requests, folder.path()).context(path.name)
+        let launch = |launcher: &[String]| {
+            let running = proxy(launcher, settings, &file, at, folder.path())?;
+            Ok((running, at, path.plan.clone()))
         };
-        let (once, twice) = (count(REQUESTS)?, count(2 * REQUESTS)?);
-        // The thread that serves is the one to which the requests made the difference.
-        let difference = twice
-            .iter()
-            .map(|(thread, count)| count.saturating_sub(*once.get(thread).unwrap_or(&0)))
-            .max()
-            .unwrap_or(0);
-        let instructions = difference / REQUESTS;
-        anyhow::ensure!(instructions > 0, "{}: nothing was counted", path.name);
-        counted.insert(path.name.to_owned(), instructions);
-        let before = recorded.get(path.name).copied();
-        let change = before.map(|before| instructions as f64 / before as f64 - 1.0);
-        println!(
-            "{:<12} {:>12} {instructions:>12} {:>8}",
-            path.name,
-            before.map(|before| before.to_string()).unwrap_or_default(),
-            change
-                .map(|change| format!("{:+.1} %", change * 100.0))
-                .unwrap_or_default()
-        );
-        match change {
-            Some(change) if change <= TOLERANCE => {
-                if change < -TOLERANCE && !settings.accept {
-                    println!("  better than recorded; `make bench-gate ACCEPT=1` keeps it so");
-                }
-            }
-            Some(change) => worse.push(format!("{} {:+.1} %", path.name, change * 100.0)),
-            None => worse.push(format!("{} (not recorded)", path.name)),
-        }
+        gate.count(path.name, &launch, REQUESTS, folder.path())?;
     }
+    for (name, scenario, calls) in MIXER {
+        let launch = |launcher: &[String]| {
+            mixer::launched(launcher, &settings.mixer, scenario, folder.path())
+        };
+        gate.count(name, &launch, calls, folder.path())?;
+    }
+    let Gate { counted, worse, .. } = gate;
     if settings.accept {
         let text = serde_json::to_string_pretty(&counted)? + "\n";
         return fs::write(RECORD, text).context(RECORD);
@@ -161,36 +208,23 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Instructions of every thread of a proxy that serves so many requests.
-fn threads(
-    settings: &Settings,
-    bootstrap: &Path,
-    plan: &Plan,
-    at: SocketAddr,
-    requests: u64,
-    folder: &Path,
-) -> anyhow::Result<BTreeMap<String, u64>> {
+/// What a run is: the program under callgrind, where it listens, and what is sent.
+type Launch<'a> = &'a dyn Fn(&[String]) -> anyhow::Result<(Running, SocketAddr, Plan)>;
+
+/// Instructions of every thread of a program that serves so many requests.
+fn threads(launch: Launch<'_>, requests: u64, folder: &Path) -> anyhow::Result<Counts> {
     let out = folder.join("callgrind");
     fs::remove_dir_all(&out).ok();
     fs::create_dir(&out)?;
-    let arguments = [
+    let launcher = [
+        "valgrind".to_owned(),
         "--tool=callgrind".to_owned(),
         "--separate-threads=yes".to_owned(),
         format!("--callgrind-out-file={}", out.join("counts").display()),
-        settings.proxy.display().to_string(),
-        "-c".to_owned(),
-        bootstrap.display().to_string(),
-        "--concurrency".to_owned(),
-        "1".to_owned(),
-        "-l".to_owned(),
-        "error".to_owned(),
     ];
-    let log = folder.join("callgrind.log");
-    let valgrind = Path::new("valgrind");
-    let mut proxy = Running::start(valgrind, &arguments, PROXY_CPU, log)?;
-    proxy.listens(at, START)?;
-    load::run(at, plan, Pace::Closed, &Extent::Requests(requests), &[])?;
-    proxy.finish(START)?;
+    let (running, at, plan) = launch(&launcher)?;
+    load::run(at, &plan, Pace::Closed, &Extent::Requests(requests), &[])?;
+    running.finish(START)?;
     let mut counts = BTreeMap::new();
     for entry in fs::read_dir(&out)? {
         let entry = entry?;
@@ -204,4 +238,26 @@ fn threads(
         }
     }
     Ok(counts)
+}
+
+/// A proxy with this bootstrap.
+fn proxy(
+    launcher: &[String],
+    settings: &Settings,
+    bootstrap: &Path,
+    at: SocketAddr,
+    folder: &Path,
+) -> anyhow::Result<Running> {
+    let [program, arguments @ ..] = launcher else {
+        anyhow::bail!("there is no program");
+    };
+    let mut arguments = arguments.to_vec();
+    arguments.push(settings.proxy.display().to_string());
+    arguments.push("-c".to_owned());
+    arguments.push(bootstrap.display().to_string());
+    arguments.extend(["--concurrency", "1", "-l", "error"].map(str::to_owned));
+    let log = folder.join("callgrind.log");
+    let mut proxy = Running::start(Path::new(program), &arguments, PROXY_CPU, log)?;
+    proxy.listens(at, START)?;
+    Ok(proxy)
 }

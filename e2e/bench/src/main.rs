@@ -34,7 +34,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc; // the bare server is
 const USAGE: &str = "\
 usage: bench [--scenario NAME]... [--rounds N] [--seconds S] [--quick]
              [--proxy PATH] [--envoy PATH] [--json FILE] [--document FILE]
-       bench gate [--accept] [--proxy PATH]
+       bench gate [--accept] [--proxy PATH] [--mixer PATH]
        bench mixer [--scenario NAME]... [--rounds N] [--seconds S] [--distinct N] [--mixer PATH]
              [--json FILE] [--document FILE]
        bench soak [--seconds N] [--proxy PATH]";
@@ -124,6 +124,7 @@ fn main() -> anyhow::Result<()> {
         Some("gate") => {
             let mut settings = gate::Settings {
                 proxy: PROXY.into(),
+                mixer: mixer::Settings::default().mixer,
                 accept: false,
             };
             words.next();
@@ -131,6 +132,7 @@ fn main() -> anyhow::Result<()> {
                 match flag.as_str() {
                     "--accept" => settings.accept = true,
                     "--proxy" => settings.proxy = words.next().context(USAGE)?.into(),
+                    "--mixer" => settings.mixer = words.next().context(USAGE)?.into(),
                     _ => anyhow::bail!(USAGE),
                 }
             }

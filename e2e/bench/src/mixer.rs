@@ -97,6 +97,8 @@ struct Row {
     cost: f64,
     /// As part of the bare server's cost of the same messages.
     bare: f64,
+    /// µs each from the message in hand to the answer, by Mixer's own clock: without HTTP/2.
+    engine: f64,
     goal: String,
     met: bool,
 }
@@ -159,8 +161,10 @@ fn get(address: SocketAddr, path: &str) -> anyhow::Result<String> {
 }
 
 impl Served {
+    /// A Mixer with these files. `launcher`: the program that is to run it, and its arguments; nothing: none.
     fn mixer(
-        settings: &Settings,
+        mixer: &Path,
+        launcher: &[String],
         files: &[(String, String)],
         folder: &Path,
     ) -> anyhow::Result<Served> {
@@ -170,7 +174,7 @@ impl Served {
             fs::write(configuration.join(name), text)?;
         }
         let [api, tls, admin, metrics] = [free()?, free()?, free()?, free()?];
-        let arguments = [
+        let flags = [
             ("--config-dir", configuration.display().to_string()),
             ("--bind", "127.0.0.1".to_owned()),
             ("--port", api.port().to_string()),
@@ -179,10 +183,13 @@ impl Served {
             ("--metrics-port", metrics.port().to_string()),
         ]
         .into_iter()
-        .flat_map(|(flag, value)| [flag.to_owned(), value])
-        .collect::<Vec<_>>();
+        .flat_map(|(flag, value)| [flag.to_owned(), value]);
+        let mut command = launcher.to_vec();
+        command.push(mixer.display().to_string());
+        command.extend(flags);
+        let (program, arguments) = command.split_first().context("there is no program")?;
         let log = folder.join("mixer.log");
-        let mut process = Running::start(&settings.mixer, &arguments, PROXY_CPU, log)?;
+        let mut process = Running::start(Path::new(program), arguments, PROXY_CPU, log)?;
         process.listens(admin, START)?;
         let deadline = Instant::now() + START;
         while !get(admin, "/healthz/ready")?.starts_with("HTTP/1.1 200") {
@@ -254,6 +261,22 @@ pub(crate) fn bare(address: SocketAddr, answer: &Path) -> anyhow::Result<()> {
     Ok(runtime.block_on(server)?)
 }
 
+/// Calls that Mixer has answered, and the seconds they took it, as it tells.
+fn told(mixer: &Served, call: &Call) -> anyhow::Result<(f64, f64)> {
+    let metrics = get(mixer.admin.context("it has no metrics")?, "/metrics")?;
+    let method = match call {
+        Call::Check(_) => "Check",
+        Call::Report(_) => "Report",
+    };
+    let read = |name: &str| {
+        let start = format!("mixer_request_seconds_{name}{{method=\"{method}\"}} ");
+        let line = metrics.lines().find_map(|line| line.strip_prefix(&start));
+        line.and_then(|number| number.parse::<f64>().ok())
+            .with_context(|| format!("no {start}in its metrics"))
+    };
+    Ok((read("count")?, read("sum")?))
+}
+
 /// One call by hand, judged; then its load.
 struct Prepared {
     plan: Plan,
@@ -309,6 +332,29 @@ fn prepare(
     Ok(Prepared { plan, answer })
 }
 
+/// A Mixer that `launcher` runs for a scenario, and one call at a time to it.
+pub(crate) fn launched(
+    launcher: &[String],
+    mixer: &Path,
+    scenario: &str,
+    folder: &Path,
+) -> anyhow::Result<(Running, SocketAddr, Plan)> {
+    let mut all = scenarios().into_iter();
+    let scenario = all
+        .find(|one| one.name == scenario)
+        .context("there is no such scenario")?;
+    let served = Served::mixer(mixer, launcher, &scenario.files, folder)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let plan = Plan {
+        connections: 1,
+        streams: 1,
+        ..prepare(&scenario.call, &served, &runtime)?.plan
+    };
+    Ok((served.process, served.api, plan))
+}
+
 fn measure(served: &Served, plan: &Plan, window: Duration) -> anyhow::Result<f64> {
     let extent = Extent::Window {
         warm_up: window / 3,
@@ -347,11 +393,12 @@ pub(crate) fn run(
     let mut costs: BTreeMap<&str, f64> = BTreeMap::new();
     for scenario in scenarios().into_iter().filter(|s| wanted(s.name)) {
         let folder = tempfile::tempdir()?;
-        let mixer = Served::mixer(settings, &scenario.files, folder.path())
+        let mixer = Served::mixer(&settings.mixer, &[], &scenario.files, folder.path())
             .with_context(|| scenario.name)?;
         let prepared = prepare(&scenario.call, &mixer, &runtime).context(scenario.name)?;
         let bare = Served::bare(&prepared.answer, folder.path())?;
         let (mut ours, mut ratios) = (Vec::new(), Vec::new());
+        let before = told(&mixer, &scenario.call)?;
         for _ in 0..settings.rounds {
             let ns = measure(&mixer, &prepared.plan, settings.window).context(scenario.name)?;
             let floor = measure(&bare, &prepared.plan, settings.window).context("bare")?;
@@ -359,6 +406,7 @@ pub(crate) fn run(
             ratios.push(ns / floor);
         }
         verify(&mixer)?;
+        let after = told(&mixer, &scenario.call)?;
         let records = match scenario.call {
             Call::Check(_) => 1.0,
             Call::Report(_) => scene::BATCH as f64,
@@ -382,15 +430,17 @@ pub(crate) fn run(
             rate,
             cost: cost / 1000.0,
             bare: median(ratios),
+            engine: (after.1 - before.1) / (after.0 - before.0) / records * 1e6,
             goal,
             met,
         };
         println!(
-            "{:<68} {:>9.0}/s {:>7.2} µs  {:>5.2} × bare  {} {}",
+            "{:<68} {:>9.0}/s {:>7.2} µs  {:>5.2} × bare  {:>6.2} µs alone  {} {}",
             row.title,
             row.rate,
             row.cost,
             row.bare,
+            row.engine,
             row.goal,
             if row.met { "" } else { "✗" }
         );
@@ -409,7 +459,7 @@ pub(crate) fn run(
             .iter()
             .map(|row| {
                 json!({"title": row.title, "perSecond": row.rate, "microseconds": row.cost,
-                       "timesBare": row.bare, "goal": row.goal, "met": row.met})
+                       "timesBare": row.bare, "alone": row.engine, "goal": row.goal, "met": row.met})
             })
             .collect();
         fs::write(file, serde_json::to_string_pretty(&json!(rows))?)?;
@@ -456,7 +506,7 @@ fn flat(
     runtime: &tokio::runtime::Runtime,
 ) -> anyhow::Result<String> {
     let folder = tempfile::tempdir()?;
-    let mixer = Served::mixer(settings, &scene::usual(), folder.path())?;
+    let mixer = Served::mixer(&settings.mixer, &[], &scene::usual(), folder.path())?;
     let client = mixer.client(runtime)?;
     let in_reports = name == "memory-values";
     let send = move |client: MixerClient<Channel>, number: usize| async move {
@@ -522,15 +572,16 @@ const END: &str = "<!-- `make bench-mixer` to here -->";
 
 fn write(rows: &[Row], memory: &[String], settings: &Settings, file: &Path) -> anyhow::Result<()> {
     let mut table = String::from(
-        "| scenario | per second and core | µs | × bare gRPC server | goal |\n|---|---|---|---|---|\n",
+        "| scenario | per second and core | µs | × bare gRPC server | µs without HTTP/2 | goal |\n|---|---|---|---|---|---|\n",
     );
     for row in rows {
         table += &format!(
-            "| {} | {:.0} | {:.2} | {:.2} | {}{} |\n",
+            "| {} | {:.0} | {:.2} | {:.2} | {:.2} | {}{} |\n",
             row.title,
             row.rate,
             row.cost,
             row.bare,
+            row.engine,
             row.goal,
             if row.met { "" } else { " ✗" }
         );
