@@ -375,6 +375,7 @@ impl Check<'_> {
                     self.metrics.tried(&rule.name, status.code.name());
                     continue;
                 }
+                merged.fail(&status);
                 return Ok(self.granted(0, status, Reuse::NEVER, tracker));
             }
             if !one.applies() {
@@ -394,6 +395,7 @@ impl Check<'_> {
                         self.metrics.tried(&rule.name, status.code.name());
                         continue;
                     }
+                    merged.fail(&status);
                     return Ok(self.granted(0, status, Reuse::NEVER, tracker));
                 }
             };
@@ -441,7 +443,6 @@ impl Check<'_> {
                 }
                 Err(error) => {
                     let status = Status::new(error.code, format!("{}:{error}", handler.name));
-                    // Nothing granted alone would tell the caller that the quota is exhausted.
                     merged.fail(&status);
                     self.granted(0, status, Reuse::NEVER, tracker)
                 }

@@ -119,7 +119,8 @@ impl Merged {
         }
     }
 
-    /// A quota could not be asked for: the request is refused for that reason, this once.
+    /// A quota could not be asked for: the request is refused for that reason, this once. Nothing granted alone would
+    /// tell the caller that the quota is exhausted.
     pub fn fail(&mut self, status: &Status) {
         self.reuse = Reuse::NEVER;
         if self.status.is_ok() {

@@ -235,3 +235,28 @@ async fn a_rule_on_trial_takes_nothing_from_those_that_grant() {
         assert!(metrics.contains(&line), "{line}\n{metrics}");
     }
 }
+
+#[tokio::test]
+async fn what_cannot_be_evaluated_refuses_and_is_not_called_exhausted() {
+    let failing_match = RATELIMIT.replace(
+        r#"match(request.headers["cookie"] | "", "session=*") == false"#,
+        r#"request.path == "/paid""#,
+    );
+    let failing_instance = RATELIMIT.replace(
+        r#"request.headers["x-forwarded-for"] | "unknown""#,
+        "request.path",
+    );
+    for rules in [failing_match, failing_instance] {
+        let mut mesh = Mesh::start(&[("quota.yaml", &rules)]).await;
+        let wanted = [("requestcount", 1, false)];
+        let answer = mesh.check_with(&from("7.7.7.7", ""), &wanted, "a").await;
+        let status = answer.precondition.unwrap().status.unwrap();
+        assert_eq!(
+            status.code,
+            i32::from(tonic::Code::PermissionDenied),
+            "{status:?}"
+        );
+        assert!(status.message.contains("lookup failed"), "{status:?}");
+        assert_eq!(answer.quotas["requestcount"].granted_amount, 0);
+    }
+}
