@@ -6,7 +6,7 @@
 //! Pilot is away; after a reconnect only differences are sent.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -56,8 +56,8 @@ const MAX_RESOURCES: usize = 500_000;
 const DEBOUNCE: Duration = Duration::from_millis(20);
 /// Pilot is asked again after a failure, at first soon, then more seldom.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
-/// A response to every kind must have come by then, or the first snapshot is built without it.
-const FIRST_WAIT: Duration = Duration::from_millis(500);
+/// The first snapshot needs a response to every kind; what is missing is told this often.
+const TELL_MISSING: Duration = Duration::from_secs(5);
 /// Responses taken in before rules are built, even if more are coming.
 const MAX_BATCH: usize = 256;
 
@@ -75,8 +75,11 @@ pub struct Ads {
 /// What Pilot has told so far, over all connections.
 #[derive(Debug, Default)]
 struct State {
+    /// A kind is here once it has been answered.
     by_type: HashMap<String, BTreeMap<String, Kept>>,
     count: usize,
+    /// A snapshot has been made of it: with less than every kind none is, for a rule that is missing refuses nobody.
+    is_told: bool,
 }
 
 #[derive(Debug)]
@@ -175,41 +178,43 @@ impl Ads {
             .await?
             .into_inner();
 
-        let count = types.len();
-        let mut missing: HashSet<String> = types.into_iter().collect();
-        let mut is_first = state.by_type.is_empty();
-        let first_deadline = Instant::now() + FIRST_WAIT;
+        let mut unanswered = Vec::new();
         loop {
-            let mut unanswered = Vec::new();
-            let response = if is_first && missing.len() < count {
-                // Some kinds are answered: the others must not take for ever.
-                match tokio::time::timeout_at(first_deadline, next(&mut responses)).await {
-                    Ok(response) => Some(response?),
-                    Err(_) => None,
-                }
-            } else {
-                Some(next(&mut responses).await?)
+            let missing = |state: &State| -> Vec<&str> {
+                let all = types
+                    .iter()
+                    .filter(|kind| !state.by_type.contains_key(*kind));
+                all.map(String::as_str).collect()
             };
-            let is_late = response.is_none();
-            if let Some(response) = response {
+            // A stream may have ended between the last answer and the first snapshot: nothing new need come then.
+            if state.is_told || !missing(state).is_empty() {
+                let response = loop {
+                    // Dropping the wait loses nothing: what has been received stays in the stream.
+                    match timeout(TELL_MISSING, next(&mut responses)).await {
+                        Ok(response) => break response?,
+                        Err(_) if state.is_told => {}
+                        Err(_) => {
+                            let missing = missing(state).join(", ");
+                            tracing::warn!(
+                                missing,
+                                "not ready: Pilot has not answered these kinds yet"
+                            );
+                        }
+                    }
+                };
                 unanswered.push(state.take(response)?);
             }
-            // Dropping the wait loses nothing: what has been received stays in the stream.
+            // As above.
             while let Ok(response) = timeout(DEBOUNCE, next(&mut responses)).await {
                 unanswered.push(state.take(response?)?);
                 if unanswered.len() > MAX_BATCH {
                     break;
                 }
             }
-            for response in &unanswered {
-                missing.remove(&response.type_url);
-            }
-            if is_first && !missing.is_empty() && !is_late {
-                // Nothing is in force yet, so nothing is late: acknowledge and wait for the others.
-                answer(&requests, unanswered, &[]).await?;
+            if !state.is_told && !missing(state).is_empty() {
+                // Whether an object is refused depends on the others: all are answered once rules are built.
                 continue;
             }
-            is_first = false;
             let (reply, verdict) = oneshot::channel();
             let update = Update {
                 reply: Some(reply),
@@ -217,7 +222,8 @@ impl Ads {
             };
             updates.send(update).await.map_err(|_| StreamEnd::Stopped)?;
             let problems = verdict.await.map_err(|_| StreamEnd::Stopped)?;
-            answer(&requests, unanswered, &problems).await?;
+            state.is_told = true;
+            answer(&requests, std::mem::take(&mut unanswered), &problems).await?;
         }
     }
 }

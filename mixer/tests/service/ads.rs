@@ -76,10 +76,10 @@ impl AggregatedDiscoveryService for FakePilot {
 }
 
 impl PilotStream {
-    /// The subscriptions a stream begins with: type URL to what the client has already.
-    async fn subscriptions(&mut self, count: usize) -> HashMap<String, HashMap<String, String>> {
+    /// The subscriptions a stream begins with, of which workloads are the last: type URL to what the client has already.
+    async fn subscriptions(&mut self) -> HashMap<String, HashMap<String, String>> {
         let mut all = HashMap::new();
-        while all.len() < count {
+        while !all.contains_key(WORKLOAD) {
             let request = self.requests.message().await.unwrap().unwrap();
             assert_eq!(request.resource_names_subscribe, ["*"]);
             assert_eq!(
@@ -90,6 +90,17 @@ impl PilotStream {
             all.insert(request.type_url, request.initial_resource_versions);
         }
         all
+    }
+
+    /// Answers, with nothing, the kinds of `asked` that are not in `told`.
+    async fn send_nothing_else(
+        &mut self,
+        asked: &HashMap<String, HashMap<String, String>>,
+        told: &[&str],
+    ) {
+        for kind in asked.keys().filter(|kind| !told.contains(&kind.as_str())) {
+            self.send(kind, &[], &[]).await;
+        }
     }
 
     async fn send(&mut self, kind: &str, resources: &[(&str, Json)], removed: &[&str]) {
@@ -117,9 +128,14 @@ impl PilotStream {
 
     /// The answer to the last response: what was wrong, empty if nothing.
     async fn verdict(&mut self) -> String {
+        self.verdict_of(self.nonce).await
+    }
+
+    /// The answer to an earlier one, of which none after it has been read.
+    async fn verdict_of(&mut self, nonce: u32) -> String {
         loop {
             let request = self.requests.message().await.unwrap().unwrap();
-            if request.response_nonce == self.nonce.to_string() {
+            if request.response_nonce == nonce.to_string() {
                 return request.error_detail.map(|e| e.message).unwrap_or_default();
             }
         }
@@ -165,7 +181,7 @@ const INSTANCE: &str = "config.istio.io/v1alpha2/instance";
 const RULE: &str = "config.istio.io/v1alpha2/rule";
 const WORKLOAD: &str = "lateen.io/v1/Workload";
 
-async fn start() -> (Running, Arc<Mutex<mpsc::Receiver<PilotStream>>>, usize) {
+async fn start() -> (Running, Arc<Mutex<mpsc::Receiver<PilotStream>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (streams, receiver) = mpsc::channel(1);
@@ -177,8 +193,7 @@ async fn start() -> (Running, Arc<Mutex<mpsc::Receiver<PilotStream>>>, usize) {
     let mut args = args();
     args.config_ads = Some(address.to_string());
     let running = mixer::start(&args, |i| i).await.unwrap();
-    // rule, handler, instance, attributemanifest, QuotaSpec; seven adapters; nine templates; workloads.
-    (running, Arc::new(Mutex::new(receiver)), 5 + 7 + 9 + 1)
+    (running, Arc::new(Mutex::new(receiver)))
 }
 
 fn deny(message: &str) -> Json {
@@ -187,9 +202,9 @@ fn deny(message: &str) -> Json {
 
 #[tokio::test]
 async fn rules_and_workloads_come_from_pilot() {
-    let (running, streams, count) = start().await;
+    let (running, streams) = start().await;
     let mut pilot = streams.lock().await.recv().await.unwrap();
-    let asked = pilot.subscriptions(count).await;
+    let asked = pilot.subscriptions().await;
     let early = client(&running)
         .await
         .check(CheckRequest::default())
@@ -253,7 +268,18 @@ async fn rules_and_workloads_come_from_pilot() {
     pilot
         .send(WORKLOAD, &[("default/reviews", workload)], &[])
         .await;
-    assert_eq!(pilot.verdict().await, "");
+    // While a kind may be missing nobody is told anything by the others.
+    let early = client(&running)
+        .await
+        .check(CheckRequest::default())
+        .await
+        .unwrap_err();
+    assert_eq!(early.code(), tonic::Code::Unavailable);
+    let told_of = [RULE, INSTANCE, HANDLER, WORKLOAD];
+    pilot.send_nothing_else(&asked, &told_of).await;
+    for nonce in 1..=pilot.nonce {
+        assert_eq!(pilot.verdict_of(nonce).await, "");
+    }
 
     let mut updates = running.updates.clone();
     updates.wait_for(|count| *count > 0).await.unwrap();
@@ -308,7 +334,7 @@ async fn rules_and_workloads_come_from_pilot() {
     drop(pilot);
     assert!(check(client.clone(), "10.0.0.3").await.ends_with(":second"));
     let mut pilot = streams.lock().await.recv().await.unwrap();
-    let known = pilot.subscriptions(count).await;
+    let known = pilot.subscriptions().await;
     assert_eq!(known[HANDLER].len(), 2);
     pilot.nonce = 100;
     pilot.send(RULE, &[], &["istio-system/deny"]).await;
@@ -318,10 +344,41 @@ async fn rules_and_workloads_come_from_pilot() {
 }
 
 #[tokio::test]
-async fn resources_that_cannot_be_read_are_refused() {
-    let (running, streams, count) = start().await;
+async fn what_one_stream_began_to_tell_the_next_completes() {
+    let (running, streams) = start().await;
     let mut pilot = streams.lock().await.recv().await.unwrap();
-    pilot.subscriptions(count).await;
+    pilot.subscriptions().await;
+    let rule = json!({ "actions": [{ "handler": "deny", "instances": ["nothing"] }] });
+    pilot.send(RULE, &[("istio-system/deny", rule)], &[]).await;
+    // What is on its way arrives before the end.
+    drop(pilot);
+
+    let mut pilot = streams.lock().await.recv().await.unwrap();
+    let known = pilot.subscriptions().await;
+    assert_eq!(known[RULE].len(), 1);
+    let handler = ("istio-system/deny", deny("no"));
+    pilot.send(HANDLER, &[handler], &[]).await;
+    // Nothing more comes of the rules, for they are known.
+    let nothing = json!({ "compiledTemplate": "checknothing" });
+    pilot
+        .send(INSTANCE, &[("istio-system/nothing", nothing)], &[])
+        .await;
+    pilot
+        .send_nothing_else(&known, &[RULE, HANDLER, INSTANCE])
+        .await;
+    let mut updates = running.updates.clone();
+    updates.wait_for(|count| *count > 0).await.unwrap();
+    let answer = client(&running).await.check(CheckRequest::default()).await;
+    let verdict = told(&answer.unwrap().into_inner().precondition.unwrap());
+    assert_eq!(verdict, "PERMISSION_DENIED:deny.handler.istio-system:no");
+    running.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test]
+async fn resources_that_cannot_be_read_are_refused() {
+    let (running, streams) = start().await;
+    let mut pilot = streams.lock().await.recv().await.unwrap();
+    let asked = pilot.subscriptions().await;
     pilot.nonce = 1;
     let response = DeltaDiscoveryResponse {
         type_url: RULE.to_owned(),
@@ -337,8 +394,9 @@ async fn resources_that_cannot_be_read_are_refused() {
         ..DeltaDiscoveryResponse::default()
     };
     pilot.responses.send(Ok(response)).await.unwrap();
-    // The first answers are acknowledged as they come; the problem is told once rules are built.
-    pilot.verdict().await;
+    pilot.send_nothing_else(&asked, &[RULE]).await;
+    let reason = pilot.verdict_of(1).await;
+    assert!(reason.contains("rule istio-system/garbage"), "{reason}");
     let mut updates = running.updates.clone();
     updates.wait_for(|count| *count > 0).await.unwrap();
     let problems = running.snapshot.load().problems.clone();
