@@ -32,6 +32,10 @@ kinds! {
         #[serde(rename = "type")] service_type: String,
         /// Target of an `ExternalName`.
         external_name: String,
+        /// Further addresses it answers at.
+        #[serde(rename = "externalIPs")] external_ips: Vec<String>,
+        /// Addresses of its load balancer, from its status: IP addresses, or names.
+        #[serde(skip)] load_balancer: Vec<String>,
     }
 
     /// A Service's port.

@@ -15,6 +15,8 @@ pub mod security;
 pub mod authorization;
 pub mod policy;
 pub mod kubernetes;
+pub mod gateway_api;
+pub mod ingress;
 pub mod secret;
 pub mod mesh;
 pub mod review;

@@ -62,6 +62,12 @@ pub struct MeshConfig {
     pub default_destination_rule_export_to: Vec<String>,
     /// Labels of the ingress gateway's pods: `istio: VALUE`.
     pub ingress_selector: String,
+    /// Service of the ingress gateway; the label's value too unless that is set.
+    pub ingress_service: String,
+    /// Which Ingresses are served: `OFF`, `DEFAULT` (those of its class and of none), `STRICT` (of its class).
+    pub ingress_controller_mode: String,
+    /// The class.
+    pub ingress_class: String,
     /// Outbound listener of sidecars.
     pub proxy_listen_port: u16,
     /// Inbound listener of sidecars.
@@ -103,6 +109,9 @@ impl Default for MeshConfig {
             default_virtual_service_export_to: Vec::new(),
             default_destination_rule_export_to: Vec::new(),
             ingress_selector: String::new(),
+            ingress_service: "istio-ingressgateway".into(),
+            ingress_controller_mode: "STRICT".into(),
+            ingress_class: "istio".into(),
             proxy_listen_port: 15001,
             proxy_inbound_listen_port: 15006,
             default_config: ProxyConfig::default(),

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::authorization::AuthorizationPolicy;
+use crate::gateway_api::GatewayApi;
+use crate::ingress::{Ingress, IngressClass};
 use crate::kubernetes::{
     ConfigMap, Deployment, EndpointSlice, Namespace, Pod, Service, ServiceAccount,
 };
@@ -133,6 +135,10 @@ pub enum Spec {
     /// One with TLS material; others are not kept.
     Secret(Secret),
     Namespace(Namespace),
+    /// Any kind of the Gateway API.
+    GatewayApi(Box<GatewayApi>),
+    Ingress(Box<Ingress>),
+    IngressClass(IngressClass),
 }
 
 /// One parsed object.

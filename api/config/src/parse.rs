@@ -10,7 +10,10 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::kubernetes::{ConfigMap, IntOrString, Namespace, OwnerReference, Pod, ServiceAccount};
+use crate::gateway_api::{self, GatewayApi, Kind};
+use crate::kubernetes::{
+    ConfigMap, IntOrString, Namespace, OwnerReference, Pod, Service, ServiceAccount,
+};
 use crate::mesh::MeshConfig;
 use crate::object::{Key, Labels, Object, Order, Origin, Spec};
 use crate::policy::MixerObject;
@@ -110,6 +113,7 @@ fn parse_document(
         },
         key: None,
         in_schema: false,
+        prunes: false,
         problems,
     };
     if let Some(object) = reader.object(&document.value) {
@@ -122,6 +126,8 @@ struct Reader<'a> {
     key: Option<Key>,
     /// Whether the shape has been checked, so that what cannot be read is our lack, not a fault.
     in_schema: bool,
+    /// Whether an API server drops fields that the kind does not have.
+    prunes: bool,
     problems: &'a mut Vec<Problem>,
 }
 
@@ -177,7 +183,10 @@ impl Reader<'_> {
         };
         let name = meta("name");
         let namespace = match (kind, meta("namespace")) {
-            ("Namespace" | "MeshPolicy" | "ClusterRbacConfig", _) => "",
+            (
+                "Namespace" | "MeshPolicy" | "ClusterRbacConfig" | "GatewayClass" | "IngressClass",
+                _,
+            ) => "",
             (_, "") => "default",
             (_, named) => named,
         };
@@ -317,7 +326,24 @@ impl Reader<'_> {
                     spec: written.clone(),
                 })
             }
-            ("", "Service") => Spec::Service(self.typed(spec)?),
+            (gateway_api::GROUP | gateway_api::INFERENCE_GROUP, _)
+                if !gateway_api::versions(group, kind).is_empty() =>
+            {
+                self.gateway_api(group, version, kind, spec, document)?
+            }
+            ("networking.k8s.io" | "extensions", "Ingress") => {
+                self.prunes = true;
+                Spec::Ingress(self.typed(spec)?)
+            }
+            ("networking.k8s.io", "IngressClass") => {
+                self.prunes = true;
+                Spec::IngressClass(self.typed(spec)?)
+            }
+            ("", "Service") => {
+                let mut service: Service = self.typed(spec)?;
+                service.load_balancer = load_balancer(document);
+                Spec::Service(service)
+            }
             ("", "Pod") => {
                 let mut pod: Pod = self.typed(&spec_and_status(document))?;
                 pod.owner_references = metadata
@@ -373,6 +399,52 @@ impl Reader<'_> {
                 return None;
             }
         })
+    }
+
+    /// A kind of the Gateway API. As an API server would, it drops unknown fields; unlike one, it says so.
+    fn gateway_api(
+        &mut self,
+        group: &str,
+        version: &str,
+        kind: &str,
+        spec: &Value,
+        document: &serde_json::Map<String, Value>,
+    ) -> Option<Spec> {
+        let served = gateway_api::versions(group, kind);
+        if !served.contains(&version) {
+            return self.refuse(
+                "apiVersion",
+                format!(
+                    "{kind} has no version {version:?}; write {group}/{}",
+                    served.join(", ")
+                ),
+            );
+        }
+        self.prunes = true;
+        let kind = match kind {
+            "GatewayClass" => Kind::GatewayClass(self.typed(spec)?),
+            "Gateway" => Kind::Gateway(self.typed(spec)?),
+            "ListenerSet" => Kind::ListenerSet(self.typed(spec)?),
+            "HTTPRoute" => Kind::HttpRoute(self.typed(spec)?),
+            "GRPCRoute" => Kind::GrpcRoute(self.typed(spec)?),
+            "TLSRoute" => Kind::TlsRoute(self.typed(spec)?),
+            "TCPRoute" => Kind::TcpRoute(self.typed(spec)?),
+            "ReferenceGrant" => Kind::ReferenceGrant(self.typed(spec)?),
+            "BackendTLSPolicy" => Kind::BackendTlsPolicy(self.typed(spec)?),
+            _ => {
+                self.report(
+                    Severity::Warning,
+                    "kind",
+                    format!("the endpoint picker of {kind} is not asked by this version"),
+                    "requests are spread over the pool's Service",
+                );
+                Kind::InferencePool
+            }
+        };
+        Some(Spec::GatewayApi(Box::new(GatewayApi {
+            kind,
+            status: document.get("status").cloned().unwrap_or(Value::Null),
+        })))
     }
 
     /// What a review found becomes problems; `None` when it refuses the object.
@@ -498,6 +570,18 @@ impl Reader<'_> {
                 (prefix, path) => format!("{prefix}.{path}"),
             };
             let reason = error.inner().to_string();
+            if self.prunes
+                && reason.starts_with("unknown field")
+                && remove(&mut value, error.path())
+            {
+                self.report(
+                    Severity::Warning,
+                    &field,
+                    "no field of this kind; ignored",
+                    "is it misspelt?",
+                );
+                continue;
+            }
             if !self.in_schema {
                 return self.refuse(&field, reason);
             }
@@ -564,6 +648,25 @@ impl AsSpec for &Whole {
     }
 }
 
+/// Addresses of a Service's load balancer.
+fn load_balancer(document: &serde_json::Map<String, Value>) -> Vec<String> {
+    let ingress = document
+        .get("status")
+        .and_then(|status| status.get("loadBalancer"))
+        .and_then(|balancer| balancer.get("ingress"))
+        .and_then(Value::as_array);
+    ingress
+        .into_iter()
+        .flatten()
+        .filter_map(|one| {
+            let text = |name: &str| one.get(name).and_then(Value::as_str);
+            text("ip").or_else(|| text("hostname"))
+        })
+        .filter(|address| !address.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
 fn spec_and_status(document: &serde_json::Map<String, Value>) -> Whole {
     Whole(Value::Object(
         document
@@ -596,8 +699,10 @@ fn is_read(group: &str, kind: &str) -> bool {
             kind,
             "Service" | "ServiceAccount" | "Pod" | "ConfigMap" | "Namespace"
         ),
-        "apps" | "extensions" => kind == "Deployment",
-        _ => false,
+        "apps" => kind == "Deployment",
+        "extensions" => matches!(kind, "Deployment" | "Ingress"),
+        "networking.k8s.io" => matches!(kind, "Ingress" | "IngressClass"),
+        _ => !gateway_api::versions(group, kind).is_empty(),
     }
 }
 

@@ -17,6 +17,7 @@ mod http_route;
 mod unreachable;
 mod destination_rule;
 mod gateway;
+mod gateway_api;
 mod service_entry;
 mod sidecar;
 mod envoy_filter;
@@ -29,6 +30,7 @@ mod rbac;
 mod route_rule;
 
 pub(crate) use at::At;
+pub use gateway::is_cipher_suite;
 
 /// One thing to say about an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +92,7 @@ pub(crate) struct Subject<'a> {
 #[must_use]
 pub fn is_known(group: &str, kind: &str) -> bool {
     schema::message_of(group, kind).is_some()
+        || !crate::gateway_api::versions(group, kind).is_empty()
 }
 
 /// Judges a whole document, as the API server hands it to a webhook. A kind we do not know has no
@@ -121,9 +124,10 @@ pub fn review(document: &Value) -> Result<Vec<Finding>, Finding> {
     }
     let metadata = document.get("metadata").unwrap_or(&Value::Null);
     let name = text(metadata, "name");
-    let Some(message) = schema::message_of(group, &kind) else {
+    let message = schema::message_of(group, &kind);
+    if message.is_none() && crate::gateway_api::versions(group, &kind).is_empty() {
         return Ok(Vec::new());
-    };
+    }
     if name.is_empty() && text(metadata, "generateName").is_empty() {
         return Err(Finding::error("metadata.name", "missing; it is required"));
     }
@@ -146,6 +150,11 @@ pub fn review(document: &Value) -> Result<Vec<Finding>, Finding> {
         annotations: &annotations,
     };
     let spec = document.get("spec").unwrap_or(&Value::Null);
+    let Some(message) = message else {
+        let mut findings: Vec<Finding> = gateway_api::shape(&kind, spec).into_iter().collect();
+        findings.extend(rules(&subject, spec));
+        return Ok(findings);
+    };
     let mut findings = top_level(
         document
             .as_object()
@@ -251,6 +260,7 @@ pub(crate) fn rules(subject: &Subject<'_>, spec: &Value) -> Vec<Finding> {
             route_rule::destination_policy(&mut check, &at);
         }
         ("config.istio.io", "EgressRule") => route_rule::egress_rule(&mut check, &at),
+        (crate::gateway_api::GROUP, _) => gateway_api::check(&mut check, &at),
         _ => {}
     }
     check.findings

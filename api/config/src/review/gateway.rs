@@ -71,6 +71,12 @@ const CIPHERS: &[&str] = &[
     "aGENERIC",
 ];
 
+/// Whether TLS knows a cipher suite by that name.
+#[must_use]
+pub fn is_cipher_suite(name: &str) -> bool {
+    CIPHERS.contains(&name)
+}
+
 pub(super) fn check(check: &mut Check<'_>, spec: &At<'_>) {
     if !text::is_dns_label(check.subject.name) && !check.subject.name.is_empty() {
         let at = At::new(spec.value, "metadata.name");
