@@ -1,11 +1,13 @@
 //! Pilot: discovery and routing rules into Envoy configuration, served over xDS.
 //!
-//! sources → [`push`] (debounce, generations) → [`model`] (snapshot) → [`translate`] (pure) → [`encode`]
+//! sources → [`push`] (debounce, generations) → [`gateway_api`] (Gateway API and Ingress as Istio's objects) → [`model`]
+//! (snapshot) → [`translate`] (pure) → [`encode`]
 //! (bytes, versions) → [`serve`] (ADS streams, ACKs, ledger). Beside the path: [`generic`] (objects as they
 //! are, for Mixer), [`debug`] (HTTP pages), [`metrics`], [`tool`]
 //! (translation at the command line).
 
 pub mod push;
+pub mod gateway_api;
 pub mod model;
 pub mod translate;
 pub mod encode;

@@ -23,6 +23,8 @@ use lateen_config::object::Key;
 use lateen_config::security::{JwtRule, MutualTlsMode};
 use lateen_config::{ConfigSet, MeshConfig, Object, Secret, Spec};
 
+use crate::gateway_api;
+
 pub use self::node::{Agent, Interception, Node, NodeError, Role};
 pub use self::quota::BoundQuota;
 pub use self::reach::{Phase, Reach, Rules};
@@ -34,9 +36,6 @@ pub use self::service::{
 
 /// DNS domain of Kubernetes services.
 pub const DNS_DOMAIN: &str = "cluster.local";
-
-/// Annotation of a Gateway with the host names of its Services.
-const GATEWAY_SERVICE: &str = "internal.istio.io/gateway-service";
 
 /// One generation of everything: what translation reads.
 #[derive(Debug)]
@@ -60,6 +59,9 @@ pub struct Snapshot {
     /// By namespace.
     sidecars: BTreeMap<Arc<str>, Vec<Arc<Object>>>,
     secrets: Vec<Arc<Object>>,
+    /// Secrets and ConfigMaps of Gateway API objects, with the namespaces of the pods that may have them.
+    credentials: BTreeMap<String, BTreeSet<String>>,
+    gateway_statuses: Arc<[gateway_api::Status]>,
     status: Status,
 }
 
@@ -95,6 +97,14 @@ impl Snapshot {
         let mut status = Status::default();
         let mesh = mesh_config(&objects);
         let registry = registry::read(&objects, &mesh, &mut status);
+        let converted =
+            gateway_api::convert(&objects, &mesh, DNS_DOMAIN, Some(&registry.endpoints));
+        if !converted.objects.is_empty() {
+            objects.extend(converted.objects);
+            objects.sort_by(|a, b| (&a.created, &a.key).cmp(&(&b.created, &b.key)));
+        }
+        let problems = converted.problems.iter().map(ToString::to_string);
+        status.conflicts.extend(problems);
         let whole = delegate::resolve(&objects, &mesh, &mut status);
         let routing = routing::Routing::read(&whole, &mesh, &mut status);
         let authn = authn::Policies::read(&objects, &mesh);
@@ -113,6 +123,8 @@ impl Snapshot {
             gateways: of_kind(&objects, |spec| matches!(spec, Spec::Gateway(_))),
             sidecars: BTreeMap::new(),
             secrets: of_kind(&objects, |spec| matches!(spec, Spec::Secret(_))),
+            credentials: converted.credentials,
+            gateway_statuses: converted.statuses.into(),
             services: registry.services,
             endpoints: BTreeMap::new(),
             workloads: registry.workloads,
@@ -233,6 +245,34 @@ impl Snapshot {
             }
             _ => None,
         })
+    }
+
+    /// Whether pods of a namespace may have what a Gateway API object names, `kubernetes-gateway://NAMESPACE/NAME`
+    /// or `configmap://NAMESPACE/NAME`.
+    #[must_use]
+    pub fn may_have(&self, namespace: &str, credential: &str) -> bool {
+        self.credentials
+            .get(credential)
+            .is_some_and(|pods| pods.contains(namespace) || pods.contains("*"))
+    }
+
+    /// Text of a ConfigMap.
+    #[must_use]
+    pub fn config_map_text(&self, namespace: &str, name: &str, key: &str) -> Option<&str> {
+        self.objects.iter().find_map(|object| match &object.spec {
+            Spec::ConfigMap(map)
+                if &*object.key.namespace == namespace && &*object.key.name == name =>
+            {
+                map.data.get(key).map(String::as_str)
+            }
+            _ => None,
+        })
+    }
+
+    /// What Gateway API objects have come to, to be written back to them.
+    #[must_use]
+    pub fn gateway_statuses(&self) -> &Arc<[gateway_api::Status]> {
+        &self.gateway_statuses
     }
 
     /// All services, by host name.
@@ -431,11 +471,31 @@ impl Snapshot {
     #[must_use]
     pub fn mesh_routes(&self, hostname: &str, node: &Node) -> Option<&Arc<Routes>> {
         let sidecar = self.sidecar(node);
-        self.routing.for_mesh(hostname, |routes| {
+        let visible = |routes: &Routes| {
             routes.export_to.allows(&node.namespace)
                 && sidecar.is_none_or(|(sidecar, namespace)| {
                     egress_allows_routes(sidecar, namespace, routes)
                 })
+        };
+        let home = self
+            .services
+            .get(hostname)
+            .map(|service| &*service.namespace);
+        // Gateway API: what a Service's own namespace says is for all its clients; what another says, for the clients
+        // there, and goes before.
+        let is_own = |routes: &Routes| routes.namespace() == node.namespace;
+        if home != Some(&*node.namespace) {
+            let of_client = self.routing.for_mesh(hostname, |routes| {
+                routes.is_gateway_api() && is_own(routes) && visible(routes)
+            });
+            if of_client.is_some() {
+                return of_client;
+            }
+        }
+        self.routing.for_mesh(hostname, |routes| {
+            let concerned =
+                !routes.is_gateway_api() || is_own(routes) || home == Some(routes.namespace());
+            concerned && visible(routes)
         })
     }
 
@@ -603,7 +663,7 @@ pub struct TokenRule {
 /// Host names of the Services that a Gateway stands behind, if it names any instead of selecting by labels.
 #[must_use]
 pub fn gateway_services(gateway: &Object) -> Option<Vec<&str>> {
-    let hosts = gateway.annotations.get(GATEWAY_SERVICE)?;
+    let hosts = gateway.annotations.get(gateway_api::GATEWAY_SERVICE)?;
     Some(hosts.split(',').map(str::trim).collect())
 }
 

@@ -4,6 +4,7 @@
 //! The rows of `simulate` and `routes` are those of conformance collections: configuration, a proxy, and what
 //! is asked of it ([`rows`]).
 
+mod convert;
 mod rows;
 mod walk;
 
@@ -21,6 +22,7 @@ use serde_json::{Value, json};
 use crate::model::{Node, NodeError, Snapshot};
 use crate::translate::translate;
 
+pub use self::convert::GatewayApiArgs;
 use self::rows::{RouteRow, SimulationRow};
 
 /// Largest file read, in bytes: as the folder source.
@@ -35,6 +37,8 @@ pub enum Tool {
     Simulate(RowsArgs),
     /// Print the clusters of virtual hosts of one route configuration: rows as `simulate`.
     Routes(RowsArgs),
+    /// Print what Gateway API objects and Ingresses come to, as YAML: Istio's objects, and statuses.
+    GatewayApi(GatewayApiArgs),
 }
 
 /// Flags of `translate`.
@@ -83,6 +87,9 @@ pub enum ToolError {
     /// Objects with errors; they have been listed.
     #[error("errors in the configuration: {0}; nothing is translated")]
     Invalid(usize),
+    /// Objects with errors; they have been listed, and what else there is has been done.
+    #[error("errors in the configuration: {0}; Pilot would leave out what they are in")]
+    Doubtful(usize),
     /// The node's id or metadata.
     #[error(transparent)]
     Node(#[from] NodeError),
@@ -100,6 +107,9 @@ pub enum ToolError {
         #[source]
         source: serde_json::Error,
     },
+    /// What is to be printed is not for YAML.
+    #[error("cannot be written as YAML")]
+    Yaml(#[from] serde_saphyr::ser::Error),
     /// Nobody reads what is printed.
     #[error("cannot write")]
     Write(#[from] std::io::Error),
@@ -120,6 +130,7 @@ impl Tool {
             }
             Self::Simulate(args) => args.each(out, |row: SimulationRow| row.run())?,
             Self::Routes(args) => args.each(out, |row: RouteRow| row.run())?,
+            Self::GatewayApi(args) => args.run(out, complaints)?,
         }
         Ok(())
     }
@@ -132,24 +143,7 @@ impl TranslateArgs {
         node.user_agent_name.clone_from(&self.agent);
         let node = Node::parse(Some(&node))?;
 
-        let mut files = BTreeSet::new();
-        for path in self.files.iter().chain(&self.registry) {
-            yaml_files(path, &mut files)?;
-        }
-        let mut objects = Vec::new();
-        let mut errors = 0;
-        for file in &files {
-            let (parsed, mut problems) = parse_file(&file.display().to_string(), &read(file)?);
-            problems.extend(parsed.iter().flat_map(validate));
-            for problem in problems {
-                writeln!(complaints, "{problem}")?;
-                errors += usize::from(Problem::is_error(&problem));
-            }
-            objects.extend(parsed);
-        }
-        if errors > 0 {
-            return Err(ToolError::Invalid(errors));
-        }
+        let objects = objects(self.files.iter().chain(&self.registry), complaints)?;
         let resources = translate(&snapshot(objects), &node);
         Ok(json!({
             "listeners": list(resources.listeners.values())?,
@@ -190,6 +184,40 @@ impl RowsArgs {
         }
         Ok(())
     }
+}
+
+/// All objects of files and folders, if none is wrong; what is doubtful is said.
+fn objects<'a>(
+    paths: impl Iterator<Item = &'a PathBuf>,
+    complaints: &mut impl Write,
+) -> Result<Vec<Object>, ToolError> {
+    match all_objects(paths, complaints)? {
+        (objects, 0) => Ok(objects),
+        (_, errors) => Err(ToolError::Invalid(errors)),
+    }
+}
+
+/// All objects of files and folders that can be read, and how many errors there are in them.
+fn all_objects<'a>(
+    paths: impl Iterator<Item = &'a PathBuf>,
+    complaints: &mut impl Write,
+) -> Result<(Vec<Object>, usize), ToolError> {
+    let mut files = BTreeSet::new();
+    for path in paths {
+        yaml_files(path, &mut files)?;
+    }
+    let mut objects = Vec::new();
+    let mut errors = 0;
+    for file in &files {
+        let (parsed, mut problems) = parse_file(&file.display().to_string(), &read(file)?);
+        problems.extend(parsed.iter().flat_map(validate));
+        for problem in problems {
+            writeln!(complaints, "{problem}")?;
+            errors += usize::from(Problem::is_error(&problem));
+        }
+        objects.extend(parsed);
+    }
+    Ok((objects, errors))
 }
 
 fn snapshot(objects: Vec<Object>) -> Snapshot {

@@ -14,6 +14,7 @@ mod external;
 mod faults;
 mod floods;
 mod gateway;
+mod gateway_api;
 mod hostile;
 mod lists;
 // Mixer's tests read the same protocol.

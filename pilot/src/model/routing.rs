@@ -6,6 +6,8 @@ use std::sync::Arc;
 use lateen_config::networking::{DestinationRule, Subset, VirtualService};
 use lateen_config::{MeshConfig, Object, Spec};
 
+use crate::gateway_api::ROUTE_SEMANTICS;
+
 use super::service::{ExportTo, Labels, selects};
 use super::{Status, full_host};
 
@@ -36,6 +38,25 @@ impl Routes {
             Spec::VirtualService(spec) => spec,
             other => unreachable!("Routes are made of VirtualServices, not of {other:?}"),
         }
+    }
+
+    /// Whether it is made of Gateway API routes, whose rules it follows where Istio's are others.
+    #[must_use]
+    pub fn is_gateway_api(&self) -> bool {
+        self.made_of("gateway")
+    }
+
+    /// Whether prefixes of paths are whole segments: `/a` is not for `/ab`. So in Gateway API and Ingress.
+    #[must_use]
+    pub fn matches_segments(&self) -> bool {
+        self.is_gateway_api() || self.made_of("ingress")
+    }
+
+    fn made_of(&self, kind: &str) -> bool {
+        self.object
+            .annotations
+            .get(ROUTE_SEMANTICS)
+            .is_some_and(|semantics| semantics == kind)
     }
 
     /// Namespace of the object: completes the short hosts in it.

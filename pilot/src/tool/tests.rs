@@ -387,3 +387,5 @@ fn a_gateways_port_serves_the_kind_of_its_oldest_server() {
         ["outbound|1||db.default", "outbound|1||db.default"]
     );
 }
+
+mod gateway_api;

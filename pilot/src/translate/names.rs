@@ -11,6 +11,9 @@ pub(super) const PASSTHROUGH_CHAIN: &str = "PassthroughFilterChain";
 /// Route configuration of the outbound HTTP proxy listener.
 pub(super) const HTTP_PROXY: &str = "http_proxy";
 
+/// Cluster of destinations that lead nowhere, because they are not there or not allowed. There is none of that name.
+pub(super) const NOWHERE: &str = "UnknownService";
+
 /// `outbound|PORT|SUBSET|HOST`.
 pub(super) fn outbound(port: u16, subset: &str, host: &str) -> String {
     format!("outbound|{port}|{subset}|{host}")

@@ -12,7 +12,8 @@ use envoy_types::pb::envoy::config::route::v3::{
     redirect_action::PathRewriteSpecifier, redirect_action::RedirectResponseCode,
     redirect_action::SchemeRewriteSpecifier, retry_policy::RetryBackOff,
     retry_policy::RetryHostPredicate, retry_policy::retry_host_predicate, route::Action,
-    route_action::ClusterSpecifier, route_action::HashPolicy, route_action::HostRewriteSpecifier,
+    route_action::ClusterNotFoundResponseCode, route_action::ClusterSpecifier,
+    route_action::HashPolicy, route_action::HostRewriteSpecifier,
     route_action::RequestMirrorPolicy, route_action::hash_policy, route_match::PathSpecifier,
     weighted_cluster::ClusterWeight, weighted_cluster::cluster_weight,
 };
@@ -48,6 +49,8 @@ use super::{Scope, names};
 const RETRY_ON: &str =
     "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes";
 const RETRIES: u32 = 2;
+/// Begins the path of a redirect that replaces the matched prefix.
+const MATCHED_PREFIX: &str = "%PREFIX()%";
 /// Picks of another host before one already tried is taken again.
 const HOST_PICKS: i64 = 5;
 
@@ -89,6 +92,9 @@ pub(super) fn cluster_name(
     to: &Destination,
     listener_port: u16,
 ) -> String {
+    if to.host.is_empty() {
+        return names::NOWHERE.to_owned();
+    }
     let host = full_host(&to.host.to_ascii_lowercase(), namespace);
     let port = to.port_number().unwrap_or_else(|| {
         match scope.snapshot.service(&host).map(|service| &*service.ports) {
@@ -222,7 +228,7 @@ impl Builder<'_> {
         );
         let mut built = Route {
             name: route_name(route, entry),
-            r#match: Some(route_match(entry)),
+            r#match: Some(route_match(entry, self.routes.matches_segments())),
             metadata: metadata([("istio", structure([("config", text(path))]))]),
             ..Default::default()
         };
@@ -245,7 +251,7 @@ impl Builder<'_> {
         );
 
         built.action = Some(if let Some(redirect) = &route.redirect {
-            Action::Redirect(self.redirect(redirect))
+            Action::Redirect(self.redirect(redirect, entry))
         } else if let Some(response) = &route.direct_response {
             Action::DirectResponse(DirectResponseAction {
                 status: response.status,
@@ -299,7 +305,7 @@ impl Builder<'_> {
         Some(built)
     }
 
-    fn redirect(&self, redirect: &HttpRedirect) -> RedirectAction {
+    fn redirect(&self, redirect: &HttpRedirect, entry: Option<&HttpMatch>) -> RedirectAction {
         let https = redirect.scheme == "https";
         let port = match (redirect.port, redirect.derive_port) {
             (Some(port), _) => port,
@@ -325,15 +331,25 @@ impl Builder<'_> {
             } as i32,
             scheme_rewrite_specifier: (!redirect.scheme.is_empty())
                 .then(|| SchemeRewriteSpecifier::SchemeRedirect(redirect.scheme.clone())),
-            path_rewrite_specifier: (!redirect.uri.is_empty())
-                .then(|| PathRewriteSpecifier::PathRedirect(redirect.uri.clone())),
+            path_rewrite_specifier: match redirect.uri.strip_prefix(MATCHED_PREFIX) {
+                None if redirect.uri.is_empty() => None,
+                None => Some(PathRewriteSpecifier::PathRedirect(redirect.uri.clone())),
+                Some(prefix) => Some(new_prefix(prefix, entry)),
+            },
             ..Default::default()
         }
     }
 
     /// All of the action but where to.
     fn action(&self, route: &HttpRoute, entry: Option<&HttpMatch>) -> RouteAction {
+        let not_found = if self.routes.is_gateway_api() {
+            // What a backend that is not there, or not allowed, is answered with.
+            ClusterNotFoundResponseCode::InternalServerError
+        } else {
+            ClusterNotFoundResponseCode::ServiceUnavailable
+        };
         let mut action = RouteAction {
+            cluster_not_found_response_code: not_found as i32,
             timeout: route.timeout.map_or(ZERO, duration),
             retry_policy: retry_policy(route.retries.as_ref()),
             ..Default::default()
@@ -347,8 +363,7 @@ impl Builder<'_> {
                     Some(StringMatch::Prefix(prefix))
                         if rewrite.uri == "/" && !prefix.ends_with('/') =>
                     {
-                        action.regex_rewrite =
-                            substitute(&format!("^{}(/?)(.*)", escape(prefix)), r"/\2");
+                        action.regex_rewrite = without_prefix(prefix);
                     }
                     _ => action.prefix_rewrite.clone_from(&rewrite.uri),
                 }
@@ -461,6 +476,10 @@ impl Builder<'_> {
     }
 
     fn mixer(&self, to: &Destination) -> RouteHooks {
+        // Nobody is there to ask about.
+        if to.host.is_empty() {
+            return RouteHooks::default();
+        }
         let host = full_host(&to.host.to_ascii_lowercase(), self.routes.namespace());
         let destination = match self.scope.snapshot.service(&host) {
             Some(service) => mixer::Destination::Service(service),
@@ -483,7 +502,32 @@ fn route_name(route: &HttpRoute, entry: Option<&HttpMatch>) -> String {
     }
 }
 
-fn route_match(entry: Option<&HttpMatch>) -> RouteMatch {
+/// The new path of a redirect, its matched prefix replaced.
+fn new_prefix(prefix: &str, entry: Option<&HttpMatch>) -> PathRewriteSpecifier {
+    let matched = entry.and_then(|entry| entry.uri.as_ref());
+    match matched {
+        Some(StringMatch::Prefix(matched))
+            if prefix.trim_end_matches('/').is_empty() && !matched.ends_with('/') =>
+        {
+            without_prefix(matched).map_or_else(
+                || PathRewriteSpecifier::PrefixRewrite("/".to_owned()),
+                PathRewriteSpecifier::RegexRewrite,
+            )
+        }
+        // A path in segments has its slash after the prefix.
+        _ => PathRewriteSpecifier::PrefixRewrite(match prefix.trim_end_matches('/') {
+            "" => "/".to_owned(),
+            prefix => prefix.to_owned(),
+        }),
+    }
+}
+
+/// `/b` of `/a/b`, and `/` of `/a`.
+fn without_prefix(prefix: &str) -> Option<RegexMatchAndSubstitute> {
+    substitute(&format!("^{}(/?)(.*)", escape(prefix)), r"/\2")
+}
+
+fn route_match(entry: Option<&HttpMatch>, segments: bool) -> RouteMatch {
     let mut matcher = RouteMatch {
         path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
         ..Default::default()
@@ -496,6 +540,11 @@ fn route_match(entry: Option<&HttpMatch>) -> RouteMatch {
         Some(StringMatch::Prefix(prefix)) if prefix.is_empty() => {}
         Some(StringMatch::Exact(path)) => {
             matcher.path_specifier = Some(PathSpecifier::Path(path.clone()))
+        }
+        Some(StringMatch::Prefix(path)) if segments && path != "/" => {
+            matcher.path_specifier = Some(PathSpecifier::PathSeparatedPrefix(
+                path.trim_end_matches('/').to_owned(),
+            ));
         }
         Some(StringMatch::Prefix(path)) => {
             matcher.path_specifier = Some(PathSpecifier::Prefix(path.clone()))

@@ -12,6 +12,7 @@ use super::*;
 
 mod authorization;
 mod credentials;
+mod gateway_api;
 mod stock_envoy;
 mod stock_mixer;
 mod tokens;

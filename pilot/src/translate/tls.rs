@@ -24,6 +24,9 @@ use super::{Scope, secret};
 /// Cluster of the agent's SDS server.
 const SDS_CLUSTER: &str = "sds-grpc";
 
+/// In place of a Secret's name: the proxy's own certificate.
+const BUILTIN: &str = "builtin://";
+
 /// Where a client without CA certificates of its own looks: the system's.
 const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 
@@ -315,7 +318,20 @@ pub(super) fn gateway_server(
         }),
         ..Default::default()
     };
-    let secret_name = tls.credential_names.first().unwrap_or(&tls.credential_name);
+    // Several are of different key types: TLS picks by what the client can verify.
+    let secret_names: &[String] = match tls.credential_names.as_slice() {
+        [] => std::slice::from_ref(&tls.credential_name),
+        several => several,
+    };
+    let secret_name = secret_names.first().map_or("", String::as_str);
+    if secret_name == BUILTIN {
+        common.tls_certificate_sds_secret_configs = vec![sds("default")];
+        return Some(downstream(&DownstreamTlsContext {
+            common_tls_context: Some(common),
+            require_client_certificate: bool_value(false),
+            ..Default::default()
+        }));
+    }
     let sans = tls
         .subject_alt_names
         .iter()
@@ -335,8 +351,10 @@ pub(super) fn gateway_server(
             ));
         }
     } else {
-        let certificate = secret::certificate_name(secret_name);
-        common.tls_certificate_sds_secret_configs = vec![credential(scope, certificate)];
+        common.tls_certificate_sds_secret_configs = secret_names
+            .iter()
+            .map(|name| credential(scope, secret::certificate_name(name)))
+            .collect();
         if wants_client.is_some() {
             let authorities = match tls.ca_cert_credential_name.as_str() {
                 "" => secret::authorities_name(secret_name),
