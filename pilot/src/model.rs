@@ -30,8 +30,8 @@ pub use self::quota::BoundQuota;
 pub use self::reach::{Phase, Reach, Rules};
 pub use self::routing::{DestinationPolicy, Routes, host_matches};
 pub use self::service::{
-    Container, Endpoint, ExportTo, Labels, Port, Protocol, Registry, Resolution, Service, Target,
-    TlsMode, Workload, selects,
+    Container, Endpoint, ExportTo, Labels, Port, Preference, Protocol, Registry, Resolution,
+    Service, Target, TlsMode, Workload, selects,
 };
 
 /// DNS domain of Kubernetes services.

@@ -1,7 +1,7 @@
 //! From a snapshot to what one node gets: a pure function without clock or I/O, its output sorted.
 //!
 //! [`translate`] → [`listener`] (outbound), [`inbound`] ([`gateway`] for routers) and [`route`] (virtual hosts,
-//! VirtualServices) → [`cluster`] (by DestinationRule: [`policy`]) → [`endpoint`]. Beside the path: [`names`],
+//! VirtualServices) → [`cluster`] (by DestinationRule: [`policy`]) → [`endpoint`] ([`locality`]). Beside the path: [`names`],
 //! [`tls`], [`secret`], [`http`] (connection manager), [`tcp`], [`access_log`], [`authorization`] ([`rbac`], [`external`]), [`tokens`], [`mixer`], and [`wire`] for the small change
 //! of protobuf. Where traffic enters and leaves is read from the node in [`interception`] only.
 //!
@@ -29,6 +29,7 @@ mod inbound;
 mod gateway;
 mod cluster;
 mod endpoint;
+mod locality;
 mod secret;
 
 use std::cell::RefCell;

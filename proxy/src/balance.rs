@@ -6,13 +6,13 @@
 mod edf;
 mod hash;
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use self::edf::Edf;
 pub use self::hash::xxh64;
-use crate::cluster::{Health, Host, HostSet};
+use crate::cluster::{Health, Host, HostSet, Locality};
 
 /// How a cluster picks among its hosts.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +27,33 @@ pub struct Policy {
     pub locality_weighted: bool,
     /// Hash host names instead of addresses.
     pub hash_hostnames: bool,
+    /// New hosts get their share little by little.
+    pub slow_start: Option<SlowStart>,
+}
+
+/// How the weight of a host grows after it came into service. Envoy: `slow_start_config`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SlowStart {
+    /// How long that takes.
+    pub window: Duration,
+    /// 1: in step with time; above: faster at first.
+    pub aggression: f64,
+    /// The least share of its weight, from 0 to 1.
+    pub least: f64,
+}
+
+impl SlowStart {
+    /// The share of its weight that a host has now. Envoy: `applySlowStartFactor`.
+    fn share(&self, host: &Host) -> f64 {
+        let Some(age) = host.state.in_service_for() else {
+            return 1.0;
+        };
+        if age >= self.window {
+            return 1.0;
+        }
+        let time = age.as_secs_f64().max(0.001) / self.window.as_secs_f64();
+        time.powf(1.0 / self.aggression).max(self.least)
+    }
 }
 
 impl Default for Policy {
@@ -37,6 +64,7 @@ impl Default for Policy {
             fail_on_panic: false,
             locality_weighted: false,
             hash_hostnames: false,
+            slow_start: None,
         }
     }
 }
@@ -67,6 +95,16 @@ pub enum Algorithm {
         /// Entries; a prime number.
         table_size: u64,
     },
+}
+
+impl Algorithm {
+    /// Whether the same hash leads to the same host.
+    fn is_hashing(&self) -> bool {
+        match self {
+            Algorithm::RingHash { .. } | Algorithm::Maglev { .. } => true,
+            Algorithm::RoundRobin | Algorithm::LeastRequest { .. } | Algorithm::Random => false,
+        }
+    }
 }
 
 /// Picks hosts.
@@ -108,6 +146,8 @@ struct Group {
 struct List {
     hosts: Vec<Arc<Host>>,
     picker: Picker,
+    /// While some host has not its full weight yet.
+    slow_start: Option<SlowStart>,
 }
 
 #[derive(Debug)]
@@ -329,7 +369,16 @@ impl Group {
         whole: Option<(&[Arc<Host>], u32)>,
         rng: &mut SmallRng,
     ) -> Group {
-        if !policy.locality_weighted || !hosts.iter().any(|host| host.locality_weight > 0) {
+        // A hash leads to one host whatever the localities' turn is: their weights are in the table.
+        let hashing = policy.algorithm.is_hashing();
+        let one = hosts
+            .windows(2)
+            .all(|pair| pair[0].locality == pair[1].locality);
+        if !policy.locality_weighted
+            || hashing
+            || one
+            || !hosts.iter().any(|host| host.locality_weight > 0)
+        {
             return Group {
                 localities: None,
                 locality_weights: Vec::new(),
@@ -385,10 +434,22 @@ impl Group {
 
 impl List {
     fn new(policy: &Policy, hosts: Vec<Arc<Host>>, rng: &mut SmallRng) -> List {
-        let even = hosts
-            .windows(2)
-            .all(|pair| pair[0].weight == pair[1].weight);
-        let weights = hosts.iter().map(|host| f64::from(host.weight));
+        let slow_start = policy
+            .slow_start
+            .filter(|slow| hosts.iter().any(|host| slow.share(host) < 1.0));
+        let even = slow_start.is_none()
+            && hosts
+                .windows(2)
+                .all(|pair| pair[0].weight == pair[1].weight);
+        let weight = |host: &Host| weight_now(host, slow_start.as_ref());
+        let started = |start: usize| {
+            let mut edf = Edf::new(hosts.iter().map(|host| weight(host)));
+            // Workers begin at different places, so that they do not all send their first requests to one host.
+            for _ in 0..start {
+                edf.pick(|index| weight(&hosts[index]));
+            }
+            edf
+        };
         let start = if hosts.is_empty() {
             0
         } else {
@@ -396,20 +457,22 @@ impl List {
         };
         let picker = match policy.algorithm {
             Algorithm::RoundRobin if even => Picker::RoundRobin(start),
-            Algorithm::RoundRobin => Picker::Weighted(started(Edf::new(weights), &hosts, start)),
+            Algorithm::RoundRobin => Picker::Weighted(started(start)),
             Algorithm::LeastRequest { choices, .. } if even => Picker::LeastRequest(choices),
             Algorithm::LeastRequest { bias, .. } => {
-                Picker::WeightedLeastRequest(started(Edf::new(weights), &hosts, start), bias)
+                Picker::WeightedLeastRequest(started(start), bias)
             }
             Algorithm::Random => Picker::Random,
             Algorithm::RingHash { min_size, max_size } => {
-                Picker::Ring(ring(&hosts, min_size, max_size, policy.hash_hostnames))
+                Picker::Ring(ring(&hosts, min_size, max_size, policy))
             }
-            Algorithm::Maglev { table_size } => {
-                Picker::Table(maglev(&hosts, table_size, policy.hash_hostnames))
-            }
+            Algorithm::Maglev { table_size } => Picker::Table(maglev(&hosts, table_size, policy)),
         };
-        List { hosts, picker }
+        List {
+            hosts,
+            picker,
+            slow_start,
+        }
     }
 
     fn pick(&mut self, value: u64, rng: &mut SmallRng) -> Option<Arc<Host>> {
@@ -418,13 +481,14 @@ impl List {
             return None;
         }
         let hosts = &self.hosts;
+        let weight = |index: usize| weight_now(&hosts[index], self.slow_start.as_ref());
         let index = match &mut self.picker {
             Picker::RoundRobin(next) => {
                 let index = *next % count;
                 *next = index + 1;
                 index
             }
-            Picker::Weighted(edf) => edf.pick(|index| f64::from(hosts[index].weight))?,
+            Picker::Weighted(edf) => edf.pick(weight)?,
             Picker::LeastRequest(choices) => {
                 let mut best = rng.random_range(0..count);
                 for _ in 1..*choices {
@@ -436,7 +500,7 @@ impl List {
                 best
             }
             Picker::WeightedLeastRequest(edf, bias) => {
-                edf.pick(|index| busy_weight(&hosts[index], *bias))?
+                edf.pick(|index| weight(index) / business(&hosts[index], *bias))?
             }
             Picker::Random => rng.random_range(0..count),
             Picker::Ring(ring) => {
@@ -452,22 +516,19 @@ impl List {
     }
 }
 
-/// Workers begin at different places, so that they do not all send their first requests to one host.
-fn started(mut edf: Edf, hosts: &[Arc<Host>], picks: usize) -> Edf {
-    for _ in 0..picks {
-        edf.pick(|index| f64::from(hosts[index].weight));
-    }
-    edf
+/// The weight of a host, as far as it has it already.
+fn weight_now(host: &Host, slow_start: Option<&SlowStart>) -> f64 {
+    f64::from(host.weight) * slow_start.map_or(1.0, |slow| slow.share(host))
 }
 
-fn busy_weight(host: &Host, bias: f64) -> f64 {
+/// By how much its requests under way lower the weight of a host.
+fn business(host: &Host, bias: f64) -> f64 {
     let active = f64::from(host.state.active_requests()) + 1.0;
-    f64::from(host.weight)
-        / if bias == 1.0 {
-            active
-        } else {
-            active.powf(bias)
-        }
+    if bias == 1.0 {
+        active
+    } else {
+        active.powf(bias)
+    }
 }
 
 fn hash_key(host: &Host, hostnames: bool) -> String {
@@ -478,18 +539,47 @@ fn hash_key(host: &Host, hostnames: bool) -> String {
     }
 }
 
-/// Normalised weights: they add up to one.
-fn normalised(hosts: &[Arc<Host>]) -> Vec<f64> {
-    let total: f64 = hosts.iter().map(|host| f64::from(host.weight)).sum();
+/// Normalised weights: they add up to one. With weighted localities, each locality's hosts share what it has.
+fn normalised(hosts: &[Arc<Host>], policy: &Policy) -> Vec<f64> {
+    let sum = |hosts: &mut dyn Iterator<Item = &Arc<Host>>| -> f64 {
+        hosts
+            .map(|host| f64::from(host.weight))
+            .sum::<f64>()
+            .max(1.0)
+    };
+    let weighted = policy.locality_weighted && hosts.iter().any(|host| host.locality_weight > 0);
+    if !weighted {
+        let total = sum(&mut hosts.iter());
+        return hosts
+            .iter()
+            .map(|host| f64::from(host.weight) / total)
+            .collect();
+    }
+    // Of each locality: its weight, and that of its hosts together.
+    let mut localities: HashMap<&Locality, (f64, f64)> = HashMap::new();
+    for host in hosts {
+        let (_, hosts) = localities
+            .entry(&host.locality)
+            .or_insert((f64::from(host.locality_weight), 0.0));
+        *hosts += f64::from(host.weight);
+    }
+    let total: f64 = localities.values().map(|(weight, _)| weight).sum();
     hosts
         .iter()
-        .map(|host| f64::from(host.weight) / total.max(1.0))
+        .map(|host| {
+            let (locality, all) = localities
+                .get(&*host.locality)
+                .copied()
+                .unwrap_or((0.0, 1.0));
+            locality / total * f64::from(host.weight) / all
+        })
         .collect()
 }
 
-fn ring(hosts: &[Arc<Host>], min_size: u64, max_size: u64, hostnames: bool) -> Vec<(u64, u32)> {
-    let weights = normalised(hosts);
-    let least = weights.iter().copied().fold(1.0, f64::min);
+fn ring(hosts: &[Arc<Host>], min_size: u64, max_size: u64, policy: &Policy) -> Vec<(u64, u32)> {
+    let weights = normalised(hosts, policy);
+    let positive = weights.iter().copied().filter(|weight| *weight > 0.0);
+    let least = positive.fold(1.0, f64::min);
     // As many entries as give the lightest host a whole number of them.
     #[allow(clippy::cast_precision_loss, reason = "ring sizes are far below 2^52")]
     let (min_size, max_size) = (min_size as f64, max_size as f64);
@@ -497,7 +587,7 @@ fn ring(hosts: &[Arc<Host>], min_size: u64, max_size: u64, hostnames: bool) -> V
     let mut ring = Vec::new();
     let (mut current, mut target) = (0.0, 0.0);
     for (index, (host, weight)) in (0_u32..).zip(hosts.iter().zip(&weights)) {
-        let key = hash_key(host, hostnames);
+        let key = hash_key(host, policy.hash_hostnames);
         target += scale * weight;
         let mut number = 0;
         while current < target {
@@ -510,7 +600,7 @@ fn ring(hosts: &[Arc<Host>], min_size: u64, max_size: u64, hostnames: bool) -> V
     ring
 }
 
-fn maglev(hosts: &[Arc<Host>], table_size: u64, hostnames: bool) -> Vec<u32> {
+fn maglev(hosts: &[Arc<Host>], table_size: u64, policy: &Policy) -> Vec<u32> {
     const FREE: u32 = u32::MAX;
     struct Build {
         offset: u64,
@@ -522,13 +612,13 @@ fn maglev(hosts: &[Arc<Host>], table_size: u64, hostnames: bool) -> Vec<u32> {
     if hosts.is_empty() {
         return Vec::new();
     }
-    let weights = normalised(hosts);
+    let weights = normalised(hosts, policy);
     let heaviest = weights.iter().copied().fold(0.0, f64::max);
     let mut builds: Vec<Build> = hosts
         .iter()
         .zip(weights)
         .map(|(host, weight)| {
-            let key = hash_key(host, hostnames);
+            let key = hash_key(host, policy.hash_hostnames);
             Build {
                 offset: xxh64(key.as_bytes(), 0) % table_size,
                 skip: xxh64(key.as_bytes(), 1) % (table_size - 1) + 1,
@@ -551,7 +641,7 @@ fn maglev(hosts: &[Arc<Host>], table_size: u64, hostnames: bool) -> Vec<u32> {
                 break;
             }
             // Lighter hosts sit out rounds in proportion.
-            if round * build.weight < build.target {
+            if build.weight <= 0.0 || round * build.weight < build.target {
                 continue;
             }
             build.target += heaviest;

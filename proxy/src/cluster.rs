@@ -257,6 +257,10 @@ impl Cluster {
     fn publish(&self, update: &mut Update, make: impl FnOnce(u64) -> HostSet) {
         update.version += 1;
         let set = make(update.version);
+        let now = Instant::now();
+        for host in &set.hosts {
+            host.state.note_service(host.serves(), now);
+        }
         let count = |health| {
             set.hosts
                 .iter()

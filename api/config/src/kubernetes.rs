@@ -36,6 +36,8 @@ kinds! {
         #[serde(rename = "externalIPs")] external_ips: Vec<String>,
         /// Addresses of its load balancer, from its status: IP addresses, or names.
         #[serde(skip)] load_balancer: Vec<String>,
+        /// `PreferClose`, `PreferSameZone` or `PreferSameNode`.
+        traffic_distribution: String,
     }
 
     /// A Service's port.
@@ -66,6 +68,10 @@ kinds! {
         addresses: Vec<String>,
         /// Its state.
         conditions: SliceConditions,
+        /// Machine.
+        node_name: String,
+        /// Zone it is in.
+        zone: String,
     }
 
     /// State of an endpoint.
@@ -207,6 +213,9 @@ kinds! {
         /// Name.
         name: String,
     }
+
+    /// A machine; only its name and labels matter.
+    Node {}
 
     /// A ServiceAccount; only its name matters.
     ServiceAccount {}

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::networking::OutboundTrafficPolicy;
+use crate::networking::{LocalityBalancing, OutboundTrafficPolicy};
 use crate::value::Duration;
 
 /// Mesh-wide settings, with today's defaults.
@@ -52,6 +52,8 @@ pub struct MeshConfig {
     pub protocol_detection_timeout: Option<Duration>,
     /// mTLS between sidecars without being told.
     pub enable_auto_mtls: bool,
+    /// Which localities traffic goes to, unless a DestinationRule says so itself.
+    pub locality_lb_setting: Option<LocalityBalancing>,
     /// Between DNS look-ups.
     pub dns_refresh_rate: Option<Duration>,
     /// Default `exportTo` of services.
@@ -104,6 +106,7 @@ impl Default for MeshConfig {
             connect_timeout: None,
             protocol_detection_timeout: None,
             enable_auto_mtls: true,
+            locality_lb_setting: None,
             dns_refresh_rate: None,
             default_service_export_to: Vec::new(),
             default_virtual_service_export_to: Vec::new(),

@@ -415,8 +415,8 @@ kinds! {
         tunnel: Option<serde_json::Value>,
         /// PROXY protocol; not supported yet.
         #[serde(alias = "proxy_protocol")] proxy_protocol: Option<serde_json::Value>,
-        /// Retry budget; not supported yet.
-        #[serde(alias = "retry_budget")] retry_budget: Option<serde_json::Value>,
+        /// Retries at a time, as a share of the requests.
+        #[serde(alias = "retry_budget")] retry_budget: Option<RetryBudget>,
     }
 
     /// The policy of one port.
@@ -439,12 +439,59 @@ kinds! {
         simple: Option<SimpleBalancer>,
         /// By hash.
         #[serde(alias = "consistent_hash")] consistent_hash: Option<ConsistentHash>,
-        /// Localities; not supported yet.
-        #[serde(alias = "locality_lb_setting")] locality_lb_setting: Option<serde_json::Value>,
+        /// Localities; instead of the mesh's settings.
+        #[serde(alias = "locality_lb_setting")] locality_lb_setting: Option<LocalityBalancing>,
         /// Slow start.
         #[serde(alias = "warmup_duration_secs")] warmup_duration_secs: Option<Duration>,
         /// Slow start, newer form.
-        warmup: Option<serde_json::Value>,
+        warmup: Option<Warmup>,
+    }
+
+    /// Slow start: a new endpoint's share of traffic grows.
+    Warmup {
+        /// For so long.
+        duration: Option<Duration>,
+        /// From this percentage; unset: 10.
+        #[serde(alias = "minimum_percent")] minimum_percent: Option<f64>,
+        /// 1: in step with time; above: faster at first.
+        aggression: Option<f64>,
+    }
+
+    /// Retries at a time, as a share of the requests under way.
+    RetryBudget {
+        /// Percent; unset: 20.
+        percent: Option<f64>,
+        /// At least so many; unset: 3.
+        #[serde(alias = "min_retry_concurrency")] min_retry_concurrency: Option<u32>,
+    }
+
+    /// Which localities traffic goes to.
+    LocalityBalancing {
+        /// Shares of localities, by the client's.
+        distribute: Vec<LocalityShares>,
+        /// Where to when a region fails.
+        failover: Vec<LocalityFailover>,
+        /// Labels that endpoints should have in common with the client, the most important first; `LABEL=VALUE` stands
+        /// for a client that has that value.
+        #[serde(alias = "failover_priority")] failover_priority: Vec<String>,
+        /// `false`: localities do not matter.
+        enabled: Option<bool>,
+    }
+
+    /// Shares of localities for clients in one.
+    LocalityShares {
+        /// Where the client is: `REGION[/ZONE[/SUBZONE]]`, `*` for any.
+        from: String,
+        /// Percentage of each locality.
+        to: BTreeMap<String, u32>,
+    }
+
+    /// The region that helps another one.
+    LocalityFailover {
+        /// The client's.
+        from: String,
+        /// Where its requests go when endpoints there fail.
+        to: String,
     }
 
     /// Balancing by hash.

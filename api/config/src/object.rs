@@ -10,7 +10,7 @@ use crate::authorization::AuthorizationPolicy;
 use crate::gateway_api::GatewayApi;
 use crate::ingress::{Ingress, IngressClass};
 use crate::kubernetes::{
-    ConfigMap, Deployment, EndpointSlice, Namespace, Pod, Service, ServiceAccount,
+    ConfigMap, Deployment, EndpointSlice, Namespace, Node, Pod, Service, ServiceAccount,
 };
 use crate::networking::{
     DestinationRule, Gateway, ServiceEntry, Sidecar, VirtualService, WorkloadEntry,
@@ -131,6 +131,8 @@ pub enum Spec {
     Deployment(Deployment),
     EndpointSlice(EndpointSlice),
     Pod(Box<Pod>),
+    /// A machine.
+    Node(Node),
     ConfigMap(ConfigMap),
     /// One with TLS material; others are not kept.
     Secret(Secret),

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::gateway_api::{self, GatewayApi, Kind};
 use crate::kubernetes::{
-    ConfigMap, IntOrString, Namespace, OwnerReference, Pod, Service, ServiceAccount,
+    ConfigMap, IntOrString, Namespace, Node, OwnerReference, Pod, Service, ServiceAccount,
 };
 use crate::mesh::MeshConfig;
 use crate::object::{Key, Labels, Object, Order, Origin, Spec};
@@ -30,7 +30,6 @@ const FOREIGN_KINDS: &[&str] = &[
     "Endpoints",
     "HorizontalPodAutoscaler",
     "Job",
-    "Node",
     "PersistentVolume",
     "PersistentVolumeClaim",
     "PodDisruptionBudget",
@@ -184,7 +183,8 @@ impl Reader<'_> {
         let name = meta("name");
         let namespace = match (kind, meta("namespace")) {
             (
-                "Namespace" | "MeshPolicy" | "ClusterRbacConfig" | "GatewayClass" | "IngressClass",
+                "Namespace" | "Node" | "MeshPolicy" | "ClusterRbacConfig" | "GatewayClass"
+                | "IngressClass",
                 _,
             ) => "",
             (_, "") => "default",
@@ -366,6 +366,7 @@ impl Reader<'_> {
             ),
             ("", "ServiceAccount") => Spec::ServiceAccount(ServiceAccount::default()),
             ("", "Namespace") => Spec::Namespace(Namespace::default()),
+            ("", "Node") => Spec::Node(Node::default()),
             ("", "ConfigMap") => Spec::ConfigMap(self.config_map(document)?),
             ("", "Secret") => match Secret::read(document) {
                 Ok(secret) => Spec::Secret(secret?),
@@ -697,7 +698,7 @@ fn is_read(group: &str, kind: &str) -> bool {
         "config.istio.io" => true,
         "" => matches!(
             kind,
-            "Service" | "ServiceAccount" | "Pod" | "ConfigMap" | "Namespace"
+            "Service" | "ServiceAccount" | "Pod" | "ConfigMap" | "Namespace" | "Node"
         ),
         "apps" => kind == "Deployment",
         "extensions" => matches!(kind, "Deployment" | "Ingress"),

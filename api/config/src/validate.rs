@@ -82,16 +82,8 @@ fn not_served<'a>(kind: &Spec, spec: &At<'a>) -> Vec<(At<'a>, &'static str)> {
                 .items()
                 .map(|subset| subset.get("trafficPolicy"));
             for policy in std::iter::once(spec.get("trafficPolicy")).chain(subsets) {
-                for name in ["tunnel", "proxyProtocol", "retryBudget"] {
+                for name in ["tunnel", "proxyProtocol"] {
                     all.push((policy.get(name), IGNORED));
-                }
-                for port in
-                    std::iter::once(policy.clone()).chain(policy.get("portLevelSettings").items())
-                {
-                    let balancer = port.get("loadBalancer");
-                    for name in ["localityLbSetting", "warmup"] {
-                        all.push((balancer.get(name), IGNORED));
-                    }
                 }
             }
         }

@@ -17,6 +17,7 @@ mod gateway;
 mod gateway_api;
 mod hostile;
 mod lists;
+mod locality;
 // Mixer's tests read the same protocol.
 #[path = "../../../mixer/tests/service/msgpack.rs"]
 mod msgpack;

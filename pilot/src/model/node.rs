@@ -72,6 +72,8 @@ pub struct Node {
     pub cluster_id: String,
     /// Mesh id.
     pub mesh_id: String,
+    /// `region/zone/subzone` as the node says, possibly empty.
+    pub locality: String,
     /// How traffic reaches it.
     pub interception: Interception,
     /// Which program it runs.
@@ -213,6 +215,7 @@ impl Node {
             workload_name: some("WORKLOAD_NAME"),
             cluster_id: some("CLUSTER_ID").unwrap_or_default(),
             mesh_id: some("MESH_ID").unwrap_or_default(),
+            locality: node.locality.as_ref().map_or_else(String::new, locality),
             interception,
             agent: match node.user_agent_name.as_str() {
                 "lateen" => Agent::Lateen,
@@ -233,6 +236,15 @@ impl Node {
             .copied()
             .unwrap_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST))
     }
+}
+
+/// `region/zone/subzone`, as far as there is something believable.
+fn locality(of: &core::Locality) -> String {
+    let parts = [&of.region, &of.zone, &of.sub_zone].map(String::as_str);
+    if parts.iter().any(|part| part.len() > NAME_LIMIT) {
+        return String::new();
+    }
+    parts.join("/").trim_end_matches('/').to_owned()
 }
 
 /// Node metadata; scalars may come as strings, numbers or booleans.

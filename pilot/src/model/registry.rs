@@ -10,8 +10,8 @@ use lateen_config::networking::{
 use lateen_config::{MeshConfig, Object, Spec};
 
 use super::service::{
-    Container, Endpoint, ExportTo, Labels, Port, Protocol, Registry, Resolution, Service, Target,
-    TlsMode, Workload, selects,
+    Container, Endpoint, ExportTo, Labels, Port, Preference, Protocol, Registry, Resolution,
+    Service, Target, TlsMode, Workload, selects,
 };
 use super::{DNS_DOMAIN, Status};
 
@@ -20,6 +20,25 @@ const TLS_MODE_LABEL: &str = "security.istio.io/tlsMode";
 
 /// Service annotation of Istio for `exportTo`.
 const EXPORT_TO_ANNOTATION: &str = "networking.istio.io/exportTo";
+
+/// Annotation of Services and ServiceEntries instead of `trafficDistribution`.
+const PREFERENCE_ANNOTATION: &str = "networking.istio.io/traffic-distribution";
+
+/// Label of a workload with its locality; `.` may stand for `/`.
+const LOCALITY_LABEL: &str = "istio-locality";
+
+/// Labels of a machine with region, zone and subzone; the older name second.
+const MACHINE_LABELS: [[&str; 2]; 3] = [
+    [
+        "topology.kubernetes.io/region",
+        "failure-domain.beta.kubernetes.io/region",
+    ],
+    [
+        "topology.kubernetes.io/zone",
+        "failure-domain.beta.kubernetes.io/zone",
+    ],
+    ["topology.istio.io/subzone", ""],
+];
 
 /// Label of an EndpointSlice with the name of its service.
 const SLICE_SERVICE_LABEL: &str = "kubernetes.io/service-name";
@@ -39,7 +58,6 @@ struct Instance {
     /// Of a WorkloadEntry: port name to number.
     ports: BTreeMap<String, u16>,
     weight: u32,
-    locality: String,
     network: String,
     is_entry: bool,
 }
@@ -96,7 +114,8 @@ pub(super) fn read(objects: &[Arc<Object>], mesh: &MeshConfig, status: &mut Stat
 
     find_aliases(objects, &mut services);
     let slices = endpoint_slices(objects);
-    let mut instances = instances(objects, mesh, status);
+    let machines = machines(objects);
+    let mut instances = instances(objects, mesh, &machines, status);
     let mut endpoints: BTreeMap<Arc<str>, BTreeMap<u16, Vec<Endpoint>>> = BTreeMap::new();
     for service in services.values() {
         let listed = (service.registry == Registry::Kubernetes)
@@ -109,7 +128,7 @@ pub(super) fn read(objects: &[Arc<Object>], mesh: &MeshConfig, status: &mut Stat
             .filter(|port| port.protocol != Protocol::Udp)
         {
             let mut all = match listed {
-                Some(slices) => sliced_endpoints(service, port, slices, &instances),
+                Some(slices) => sliced_endpoints(service, port, slices, &instances, &machines),
                 None => selected_endpoints(service, port, &instances),
             };
             if let Some(entry) = entries.get(&(service.hostname.clone(), port.number)) {
@@ -230,6 +249,7 @@ fn sliced_endpoints(
     port: &Port,
     slices: &[&EndpointSlice],
     instances: &[Instance],
+    machines: &BTreeMap<&str, String>,
 ) -> Vec<Endpoint> {
     let mut all = Vec::new();
     for slice in slices {
@@ -245,7 +265,9 @@ fn sliced_endpoints(
             .endpoints
             .iter()
             .filter(|endpoint| endpoint.conditions.ready != Some(false));
-        for address in ready.flat_map(|endpoint| &endpoint.addresses) {
+        let addresses =
+            ready.flat_map(|endpoint| endpoint.addresses.iter().map(move |at| (endpoint, at)));
+        for (endpoint, address) in addresses {
             let known = instances.iter().find(|instance| {
                 instance.workload.address == *address
                     && instance.workload.namespace == service.namespace
@@ -264,8 +286,12 @@ fn sliced_endpoints(
                     |workload| workload.workload_name.clone(),
                 ),
                 weight: known.map_or(1, |instance| instance.weight),
-                locality: known.map_or_else(String::new, |instance| instance.locality.clone()),
+                locality: match workload.filter(|workload| !workload.locality.is_empty()) {
+                    Some(workload) => workload.locality.clone(),
+                    None => slice_locality(endpoint, machines),
+                },
                 network: known.map_or_else(String::new, |instance| instance.network.clone()),
+                machine: endpoint.node_name.clone(),
             });
         }
     }
@@ -332,6 +358,12 @@ fn kubernetes_service(object: &Object, spec: &kubernetes::Service, mesh: &MeshCo
         external: is_external_name,
         registry: Registry::Kubernetes,
         subject_alt_names: Vec::new(),
+        preference: Preference::by_name(
+            object
+                .annotations
+                .get(PREFERENCE_ANNOTATION)
+                .unwrap_or(&spec.traffic_distribution),
+        ),
     }
 }
 
@@ -386,6 +418,10 @@ fn entry_service(object: &Object, entry: &ServiceEntry, host: &str, mesh: &MeshC
         external: entry.location == Location::MeshExternal,
         registry: Registry::External,
         subject_alt_names: entry.subject_alt_names.clone(),
+        preference: object
+            .annotations
+            .get(PREFERENCE_ANNOTATION)
+            .and_then(|name| Preference::by_name(name)),
     }
 }
 
@@ -408,8 +444,62 @@ fn external_name<'a>(
     })
 }
 
+/// Localities of machines, by name.
+fn machines(objects: &[Arc<Object>]) -> BTreeMap<&str, String> {
+    objects
+        .iter()
+        .filter(|object| matches!(object.spec, Spec::Node(_)))
+        .map(|object| {
+            let parts = MACHINE_LABELS.map(|names| {
+                let label = names.iter().find_map(|name| object.labels.get(*name));
+                label.map_or("", String::as_str)
+            });
+            (&*object.key.name, joined(parts))
+        })
+        .collect()
+}
+
+/// `region/zone/subzone`, as far as there is something.
+fn joined(parts: [&str; 3]) -> String {
+    parts.join("/").trim_end_matches('/').to_owned()
+}
+
+/// A workload's own label before what is `known` otherwise.
+fn locality(labels: &Labels, known: &str) -> String {
+    match labels.get(LOCALITY_LABEL) {
+        Some(label) if label.contains('/') => label.clone(),
+        Some(label) if !label.is_empty() => label.replace('.', "/"),
+        _ => known.to_owned(),
+    }
+}
+
+/// Of an endpoint that no workload is known for: its machine's, else the zone with the region that a machine there
+/// is in.
+fn slice_locality(
+    endpoint: &kubernetes::SliceEndpoint,
+    machines: &BTreeMap<&str, String>,
+) -> String {
+    if let Some(locality) = machines.get(endpoint.node_name.as_str()) {
+        return locality.clone();
+    }
+    if endpoint.zone.is_empty() {
+        return String::new();
+    }
+    let mut regions = machines.values().filter_map(|locality| {
+        let mut parts = locality.split('/');
+        let region = parts.next()?;
+        (parts.next()? == endpoint.zone).then_some(region)
+    });
+    format!("{}/{}", regions.next().unwrap_or_default(), endpoint.zone)
+}
+
 /// Pods and WorkloadEntries, each namespace's own.
-fn instances(objects: &[Arc<Object>], mesh: &MeshConfig, status: &mut Status) -> Vec<Instance> {
+fn instances(
+    objects: &[Arc<Object>],
+    mesh: &MeshConfig,
+    machines: &BTreeMap<&str, String>,
+    status: &mut Status,
+) -> Vec<Instance> {
     let deployments: HashSet<(&str, &str)> = objects
         .iter()
         .filter(|object| matches!(object.spec, Spec::Deployment(_)))
@@ -424,10 +514,9 @@ fn instances(objects: &[Arc<Object>], mesh: &MeshConfig, status: &mut Status) ->
                     continue;
                 }
                 all.push(Instance {
-                    workload: pod_workload(object, pod, &deployments, mesh),
+                    workload: pod_workload(object, pod, &deployments, mesh, machines),
                     ports: BTreeMap::new(),
                     weight: 1,
-                    locality: String::new(),
                     network: String::new(),
                     is_entry: false,
                 });
@@ -436,7 +525,6 @@ fn instances(objects: &[Arc<Object>], mesh: &MeshConfig, status: &mut Status) ->
                 workload: entry_workload(object, entry, mesh),
                 ports: entry_ports(entry),
                 weight: entry.weight.max(1),
-                locality: entry.locality.clone(),
                 network: entry.network.clone(),
                 is_entry: true,
             }),
@@ -451,6 +539,7 @@ fn pod_workload(
     pod: &Pod,
     deployments: &HashSet<(&str, &str)>,
     mesh: &MeshConfig,
+    machines: &BTreeMap<&str, String>,
 ) -> Workload {
     let namespace = object.key.namespace.to_string();
     let name = object.key.name.to_string();
@@ -479,6 +568,13 @@ fn pod_workload(
             .collect(),
         tls_mode: tls_mode(&object.labels),
         ready: pod.is_ready(),
+        locality: locality(
+            &object.labels,
+            machines
+                .get(pod.spec.node_name.as_str())
+                .map_or("", String::as_str),
+        ),
+        machine: pod.spec.node_name.clone(),
         labels: Arc::new(object.labels.clone()),
         name,
         namespace,
@@ -554,6 +650,8 @@ fn entry_workload(object: &Object, entry: &WorkloadEntry, mesh: &MeshConfig) -> 
         }],
         tls_mode: tls_mode(&labels),
         ready: true,
+        locality: locality(&labels, &entry.locality),
+        machine: String::new(),
         labels: Arc::new(labels),
         name,
         namespace,
@@ -619,8 +717,9 @@ fn selected_endpoints(service: &Service, port: &Port, instances: &[Instance]) ->
                 tls_mode: workload.tls_mode,
                 workload_name: workload.workload_name.clone(),
                 weight: instance.weight,
-                locality: instance.locality.clone(),
+                locality: workload.locality.clone(),
                 network: instance.network.clone(),
+                machine: workload.machine.clone(),
             })
         })
         .collect()
@@ -669,8 +768,9 @@ fn listed_endpoints(
                 tls_mode: tls_mode(&endpoint.labels),
                 workload_name: service.name.clone(),
                 weight: endpoint.weight.max(1),
-                locality: endpoint.locality.clone(),
+                locality: locality(&endpoint.labels, &endpoint.locality),
                 network: endpoint.network.clone(),
+                machine: String::new(),
             }
         })
         .collect()
@@ -692,5 +792,6 @@ fn dns_endpoint(service: &Service, port: &Port, name: &str) -> Endpoint {
         weight: 1,
         locality: String::new(),
         network: String::new(),
+        machine: String::new(),
     }
 }

@@ -214,6 +214,29 @@ pub struct Service {
     pub export_to: ExportTo,
     /// SANs that clients must demand, if it lists any.
     pub subject_alt_names: Vec<String>,
+    /// Which endpoints a client prefers, if the service says so itself.
+    pub preference: Option<Preference>,
+}
+
+/// Which endpoints clients prefer. Kubernetes: `trafficDistribution`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Preference {
+    /// The closest: same zone, then same region.
+    Close,
+    /// Those on the same machine, then the closest.
+    SameNode,
+}
+
+impl Preference {
+    /// `PreferClose`, `PreferSameZone`, `PreferSameNode`; `None` for what says nothing.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        match name {
+            "PreferClose" | "PreferSameZone" => Some(Self::Close),
+            "PreferSameNode" => Some(Self::SameNode),
+            _ => None,
+        }
+    }
 }
 
 impl Service {
@@ -307,6 +330,8 @@ pub struct Endpoint {
     pub locality: String,
     /// Network it is in, possibly empty.
     pub network: String,
+    /// Machine it is on, possibly empty.
+    pub machine: String,
 }
 
 /// A running workload: one pod or WorkloadEntry. Also what Mixer is told to look up attributes in.
@@ -338,6 +363,10 @@ pub struct Workload {
     pub tls_mode: TlsMode,
     /// Ready to serve.
     pub ready: bool,
+    /// `region/zone/subzone`, possibly empty.
+    pub locality: String,
+    /// Machine it is on, possibly empty.
+    pub machine: String,
 }
 
 /// A container of a workload.

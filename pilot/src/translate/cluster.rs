@@ -4,15 +4,17 @@ use std::collections::{BTreeSet, HashMap};
 
 use envoy_types::pb::envoy::config::cluster::v3::{
     CircuitBreakers, Cluster, OutlierDetection as EnvoyOutlier, UpstreamConnectionOptions,
-    circuit_breakers::Thresholds, cluster::ClusterDiscoveryType, cluster::CommonLbConfig,
-    cluster::DiscoveryType, cluster::DnsLookupFamily, cluster::EdsClusterConfig, cluster::LbConfig,
-    cluster::LbPolicy, cluster::LeastRequestLbConfig, cluster::MaglevLbConfig,
-    cluster::RingHashLbConfig, cluster::RoundRobinLbConfig, cluster::SlowStartConfig,
-    cluster::TransportSocketMatch,
+    circuit_breakers::Thresholds, circuit_breakers::thresholds::RetryBudget as EnvoyBudget,
+    cluster::ClusterDiscoveryType, cluster::DiscoveryType, cluster::DnsLookupFamily,
+    cluster::EdsClusterConfig, cluster::LbConfig, cluster::LbPolicy, cluster::LeastRequestLbConfig,
+    cluster::MaglevLbConfig, cluster::RingHashLbConfig, cluster::RoundRobinLbConfig,
+    cluster::SlowStartConfig, cluster::TransportSocketMatch,
+    cluster::common_lb_config::LocalityConfigSpecifier,
+    cluster::common_lb_config::LocalityWeightedLbConfig,
 };
 use envoy_types::pb::envoy::config::core::v3::{
     BindConfig, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as CommonOptions,
-    SocketAddress, TcpKeepalive, socket_address::PortSpecifier,
+    RuntimeDouble, SocketAddress, TcpKeepalive, socket_address::PortSpecifier,
 };
 use envoy_types::pb::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier,
@@ -25,19 +27,20 @@ use envoy_types::pb::envoy::extensions::upstreams::http::v3::{
 use envoy_types::pb::envoy::r#type::v3::Percent;
 use envoy_types::pb::google::protobuf::{Any, Struct, UInt64Value};
 use lateen_config::networking::{
-    ConnectionPool, LoadBalancer, OutlierDetection, SimpleBalancer, TlsMode,
+    ConnectionPool, LoadBalancer, OutlierDetection, RetryBudget, SimpleBalancer, TlsMode,
 };
 
-use crate::model::{DestinationPolicy, Port, Protocol, Resolution, Service, selects};
+use crate::model::{DestinationPolicy, Labels, Port, Protocol, Resolution, Service, selects};
 
 use super::inbound::{self, Application};
 use super::interception::source_address;
+use super::locality::{Arrangement, arrange};
 use super::policy::{Policy, subset_labels};
 use super::wire::{
     ads, any, count, duration, endpoint_address, metadata, socket_address, structure, text,
     u32_value,
 };
-use super::{Resources, Scope, endpoint, mixer, names, route, tls};
+use super::{Resources, Scope, mixer, names, route, tls};
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
@@ -171,11 +174,12 @@ fn outbound(
     let mesh = scope.snapshot.mesh();
     let is_mixer = mixer::is_server(mesh, &service.hostname, port.number);
     let kind = discovery(scope, service, &policy);
+    let arrangement = Arrangement::of(scope, service, &policy);
     let mut cluster = Cluster {
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(kind as i32)),
         connect_timeout: duration(mesh.connect_timeout()),
         circuit_breakers: Some(CircuitBreakers {
-            thresholds: vec![thresholds(policy.pool)],
+            thresholds: vec![thresholds(policy.pool, policy.retry_budget)],
             ..Default::default()
         }),
         metadata: cluster_metadata(service, rule, subset),
@@ -202,12 +206,24 @@ fn outbound(
                 &mut cluster,
                 &name,
                 kind,
-                dns_endpoints(scope, service, port, rule, subset),
+                dns_endpoints(
+                    scope,
+                    service,
+                    port,
+                    subset_labels(rule, subset),
+                    arrangement.as_ref(),
+                ),
             );
         }
         DiscoveryType::OriginalDst | DiscoveryType::Static => {}
     }
     balance(&mut cluster, policy.balancer, kind);
+    if arrangement.is_some() && kind != DiscoveryType::OriginalDst {
+        let common = cluster.common_lb_config.get_or_insert_default();
+        common.locality_config_specifier = Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(
+            LocalityWeightedLbConfig {},
+        ));
+    }
     if let Some(pool) = policy.pool {
         connections(&mut cluster, pool);
     }
@@ -243,24 +259,19 @@ fn resolve(
     cluster: &mut Cluster,
     name: &str,
     kind: DiscoveryType,
-    mut endpoints: Vec<LbEndpoint>,
+    mut localities: Vec<LocalityLbEndpoints>,
 ) {
     if kind == DiscoveryType::LogicalDns {
-        endpoints.truncate(1);
-        if endpoints.is_empty() {
+        localities.truncate(1);
+        for locality in &mut localities {
+            locality.lb_endpoints.truncate(1);
+        }
+        if localities.is_empty() {
             // LOGICAL_DNS of nothing is refused.
             cluster.cluster_discovery_type =
                 Some(ClusterDiscoveryType::Type(DiscoveryType::StrictDns as i32));
         }
     }
-    let localities = if endpoints.is_empty() {
-        Vec::new()
-    } else {
-        vec![LocalityLbEndpoints {
-            lb_endpoints: endpoints,
-            ..Default::default()
-        }]
-    };
     cluster.load_assignment = Some(assignment(name, localities));
     cluster.dns_lookup_family = DnsLookupFamily::V4Preferred as i32;
     cluster.respect_dns_ttl = true;
@@ -296,33 +307,34 @@ fn dns_endpoints(
     scope: &Scope<'_>,
     service: &Service,
     port: &Port,
-    rule: Option<&DestinationPolicy>,
-    subset: &str,
-) -> Vec<LbEndpoint> {
-    let labels = subset_labels(rule, subset);
-    let listed: Vec<LbEndpoint> = scope
+    labels: Option<&Labels>,
+    arrangement: Option<&Arrangement<'_>>,
+) -> Vec<LocalityLbEndpoints> {
+    let endpoints = scope
         .snapshot
         .endpoints(&service.hostname, port.number)
         .iter()
         .filter(|endpoint| labels.is_none_or(|labels| selects(labels, &endpoint.labels)))
         // DNS clusters have no unix sockets.
-        .filter(|endpoint| !endpoint.address.starts_with("unix://"))
-        .map(|endpoint| endpoint::lb_endpoint(scope, endpoint))
-        .collect();
+        .filter(|endpoint| !endpoint.address.starts_with("unix://"));
+    let listed = arrange(scope, arrangement, endpoints.map(AsRef::as_ref));
     if !listed.is_empty() || service.resolution != Resolution::Passthrough {
         return listed;
     }
-    vec![LbEndpoint {
-        host_identifier: Some(HostIdentifier::Endpoint(Endpoint {
-            address: socket_address(&service.hostname, port.number),
+    vec![LocalityLbEndpoints {
+        lb_endpoints: vec![LbEndpoint {
+            host_identifier: Some(HostIdentifier::Endpoint(Endpoint {
+                address: socket_address(&service.hostname, port.number),
+                ..Default::default()
+            })),
             ..Default::default()
-        })),
+        }],
         ..Default::default()
     }]
 }
 
 /// Everything unlimited unless a pool says otherwise.
-fn thresholds(pool: Option<&ConnectionPool>) -> Thresholds {
+fn thresholds(pool: Option<&ConnectionPool>, budget: Option<&RetryBudget>) -> Thresholds {
     let limit = |wanted: Option<i32>| {
         wanted
             .filter(|limit| *limit > 0)
@@ -334,6 +346,11 @@ fn thresholds(pool: Option<&ConnectionPool>) -> Thresholds {
         max_requests: limit(pool.and_then(|pool| pool.http.http2_max_requests)),
         max_retries: limit(pool.and_then(|pool| pool.http.max_retries)),
         track_remaining: true,
+        retry_budget: budget.map(|budget| EnvoyBudget {
+            budget_percent: budget.percent.map(|value| Percent { value }),
+            min_retry_concurrency: budget.min_retry_concurrency.and_then(u32_value),
+            ..Default::default()
+        }),
         ..Default::default()
     }
 }
@@ -343,12 +360,7 @@ fn balance(cluster: &mut Cluster, balancer: Option<&LoadBalancer>, kind: Discove
         cluster.lb_policy = LbPolicy::ClusterProvided as i32;
         return;
     }
-    let slow_start = balancer
-        .and_then(|balancer| balancer.warmup_duration_secs)
-        .map(|window| SlowStartConfig {
-            slow_start_window: duration(window),
-            ..Default::default()
-        });
+    let slow_start = balancer.and_then(slow_start);
     if let Some(hash) = balancer.and_then(|balancer| balancer.consistent_hash.as_ref()) {
         if let Some(maglev) = &hash.maglev {
             cluster.lb_policy = LbPolicy::Maglev as i32;
@@ -395,6 +407,26 @@ fn balance(cluster: &mut Cluster, balancer: Option<&LoadBalancer>, kind: Discove
             }
         }
     }
+}
+
+fn slow_start(balancer: &LoadBalancer) -> Option<SlowStartConfig> {
+    let warmup = balancer.warmup.as_ref();
+    let window = warmup
+        .and_then(|warmup| warmup.duration)
+        .or(balancer.warmup_duration_secs)?;
+    Some(SlowStartConfig {
+        slow_start_window: duration(window),
+        aggression: warmup
+            .and_then(|warmup| warmup.aggression)
+            .map(|default_value| RuntimeDouble {
+                default_value,
+                // Envoy wants a name by which operators may change it.
+                runtime_key: "upstream.slow_start.aggression".to_owned(),
+            }),
+        min_weight_percent: warmup
+            .and_then(|warmup| warmup.minimum_percent)
+            .map(|value| Percent { value }),
+    })
 }
 
 fn connections(cluster: &mut Cluster, pool: &ConnectionPool) {
@@ -462,11 +494,9 @@ fn eject(cluster: &mut Cluster, outlier: &OutlierDetection) {
     }
     cluster.outlier_detection = Some(detection);
     // Hosts that were ejected are not used only because most are.
-    cluster.common_lb_config = Some(CommonLbConfig {
-        healthy_panic_threshold: Some(Percent {
-            value: f64::from(outlier.min_health_percent.max(0)),
-        }),
-        ..Default::default()
+    let common = cluster.common_lb_config.get_or_insert_default();
+    common.healthy_panic_threshold = Some(Percent {
+        value: f64::from(outlier.min_health_percent.max(0)),
     });
 }
 
@@ -666,7 +696,7 @@ fn inbound(scope: &Scope<'_>, resources: &mut Resources) {
                     }],
                 )),
                 circuit_breakers: Some(CircuitBreakers {
-                    thresholds: vec![thresholds(None)],
+                    thresholds: vec![thresholds(None, None)],
                     ..Default::default()
                 }),
                 typed_extension_protocol_options: options

@@ -1,17 +1,14 @@
 //! Endpoints of EDS clusters: by locality, with what the transport socket and telemetry go by.
 
-use std::collections::BTreeMap;
-
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
-use envoy_types::pb::envoy::config::core::v3::Locality;
 use envoy_types::pb::envoy::config::endpoint::v3::{
-    ClusterLoadAssignment, Endpoint as EnvoyEndpoint, LbEndpoint, LocalityLbEndpoints,
-    lb_endpoint::HostIdentifier,
+    ClusterLoadAssignment, Endpoint as EnvoyEndpoint, LbEndpoint, lb_endpoint::HostIdentifier,
 };
 
 use crate::model::{Endpoint, TlsMode, selects};
 
 use super::cluster::{SOCKET_MATCH, discovery};
+use super::locality::{Arrangement, arrange};
 use super::names::Outbound;
 use super::policy::{Policy, subset_labels};
 use super::wire::{endpoint_address, metadata, structure, text, u32_value};
@@ -48,46 +45,20 @@ pub(super) fn of_cluster(scope: &Scope<'_>, name: &str) -> Option<ClusterLoadAss
         "" => None,
         subset => Some(subset_labels(rule, subset)?),
     };
-    if discovery(scope, service, &Policy::of(rule, parts.port, parts.subset)) != DiscoveryType::Eds
-    {
+    let policy = Policy::of(rule, parts.port, parts.subset);
+    if discovery(scope, service, &policy) != DiscoveryType::Eds {
         return None;
     }
-    let mut localities: BTreeMap<&str, Vec<LbEndpoint>> = BTreeMap::new();
-    for endpoint in scope.snapshot.endpoints(parts.host, parts.port) {
-        if labels.is_none_or(|labels| selects(labels, &endpoint.labels)) {
-            localities
-                .entry(&endpoint.locality)
-                .or_default()
-                .push(lb_endpoint(scope, endpoint));
-        }
-    }
+    let endpoints = scope
+        .snapshot
+        .endpoints(parts.host, parts.port)
+        .iter()
+        .filter(|endpoint| labels.is_none_or(|labels| selects(labels, &endpoint.labels)));
+    let arrangement = Arrangement::of(scope, service, &policy);
     Some(ClusterLoadAssignment {
         cluster_name: name.to_owned(),
-        endpoints: localities
-            .into_iter()
-            .map(|(locality, lb_endpoints)| LocalityLbEndpoints {
-                locality: locality_of(locality),
-                load_balancing_weight: u32_value(
-                    lb_endpoints
-                        .iter()
-                        .filter_map(|endpoint| endpoint.load_balancing_weight.as_ref())
-                        .fold(0, |sum: u32, weight| sum.saturating_add(weight.value)),
-                ),
-                lb_endpoints,
-                ..Default::default()
-            })
-            .collect(),
+        endpoints: arrange(scope, arrangement.as_ref(), endpoints.map(AsRef::as_ref)),
         ..Default::default()
-    })
-}
-
-fn locality_of(text: &str) -> Option<Locality> {
-    let mut parts = text.splitn(3, '/').map(str::to_owned);
-    // An empty locality is written all the same: Envoy groups by it.
-    Some(Locality {
-        region: parts.next().unwrap_or_default(),
-        zone: parts.next().unwrap_or_default(),
-        sub_zone: parts.next().unwrap_or_default(),
     })
 }
 

@@ -1,7 +1,7 @@
 //! Which parts of a DestinationRule hold for one port and subset.
 
 use lateen_config::networking::{
-    ClientTls, ConnectionPool, LoadBalancer, OutlierDetection, TrafficPolicy,
+    ClientTls, ConnectionPool, LoadBalancer, OutlierDetection, RetryBudget, TrafficPolicy,
 };
 
 use crate::model::{DestinationPolicy, Labels};
@@ -13,6 +13,7 @@ pub(super) struct Policy<'a> {
     pub(super) pool: Option<&'a ConnectionPool>,
     pub(super) outlier: Option<&'a OutlierDetection>,
     pub(super) tls: Option<&'a ClientTls>,
+    pub(super) retry_budget: Option<&'a RetryBudget>,
 }
 
 impl<'a> Policy<'a> {
@@ -36,6 +37,7 @@ impl<'a> Policy<'a> {
                 pool: over.pool.or(policy.pool),
                 outlier: over.outlier.or(policy.outlier),
                 tls: over.tls.or(policy.tls),
+                retry_budget: over.retry_budget.or(policy.retry_budget),
             };
             policy.replace_for_port(own, port);
         }
@@ -48,10 +50,11 @@ impl<'a> Policy<'a> {
             pool: policy.connection_pool.as_ref(),
             outlier: policy.outlier_detection.as_ref(),
             tls: policy.tls.as_ref(),
+            retry_budget: policy.retry_budget.as_ref(),
         }
     }
 
-    /// Port-level settings replace everything; what they leave out is back at its default.
+    /// Port-level settings replace everything that they could say; what they leave out is back at its default.
     fn replace_for_port(&mut self, policy: &'a TrafficPolicy, port: u16) {
         let wanted = policy.port_level_settings.iter().find(|settings| {
             settings
@@ -65,6 +68,7 @@ impl<'a> Policy<'a> {
                 pool: settings.connection_pool.as_ref(),
                 outlier: settings.outlier_detection.as_ref(),
                 tls: settings.tls.as_ref(),
+                retry_budget: self.retry_budget,
             };
         }
     }
@@ -89,6 +93,7 @@ mod tests {
             "host": "a",
             "trafficPolicy": {
                 "loadBalancer": {"simple": "RANDOM"},
+                "retryBudget": {"percent": 30.0},
                 "connectionPool": {"tcp": {"maxConnections": 1}},
                 "portLevelSettings": [{"port": {"number": 81}, "connectionPool": {"tcp": {"maxConnections": 2}}}],
             },
@@ -115,6 +120,7 @@ mod tests {
             (Some(2), false),
             "the balancer is the default again"
         );
+        assert!(port.retry_budget.is_some(), "a port has none of its own");
         let subset = Policy::of(Some(&rule), 80, "v1");
         assert_eq!(
             (connections(&subset), subset.tls.is_some()),

@@ -13,6 +13,7 @@ use super::*;
 mod authorization;
 mod credentials;
 mod gateway_api;
+mod locality;
 mod stock_envoy;
 mod stock_mixer;
 mod tokens;

@@ -294,7 +294,7 @@ fn maglev_gives_shares_by_weight() {
         weight,
         ..Given::default()
     }));
-    let table = maglev(&hosts.hosts, 251, false);
+    let table = maglev(&hosts.hosts, 251, &Policy::default());
     let light = table.iter().filter(|host| **host == 0).count();
     assert!((45..=55).contains(&light), "{light} of 251");
 }
@@ -320,4 +320,146 @@ fn tried_priorities_are_passed_over() {
         Some(0),
         "none is left: as if none had been tried"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_host_gets_its_share_little_by_little() {
+    let slow = |aggression: f64, least: f64| {
+        Some(SlowStart {
+            window: Duration::from_secs(10),
+            aggression,
+            least,
+        })
+    };
+    let hosts = plain(2);
+    // The first has been there since before anybody looked.
+    tokio::time::advance(Duration::from_secs(1)).await;
+    hosts.hosts[1]
+        .state
+        .note_service(true, tokio::time::Instant::now());
+    let counts = |slow_start, algorithm| {
+        let policy = Policy {
+            slow_start,
+            ..policy(algorithm)
+        };
+        let mut balancer = Balancer::new(&policy, &hosts, |_| true, 1);
+        let counts = spread(&mut balancer, 1100);
+        counts.get(&1).copied().unwrap_or(0)
+    };
+    let round_robin = || Algorithm::RoundRobin;
+    assert_eq!(
+        counts(slow(1.0, 0.1), round_robin()),
+        100,
+        "a tenth of 1000"
+    );
+    tokio::time::advance(Duration::from_secs(5)).await;
+    let half = counts(slow(1.0, 0.1), round_robin());
+    assert!((365..=368).contains(&half), "{half}: half of its weight");
+    let faster = counts(slow(2.0, 0.1), round_robin());
+    assert!(
+        (454..=457).contains(&faster),
+        "{faster}: the root of a half"
+    );
+    assert_eq!(counts(None, round_robin()), 550, "not asked for");
+    let least = Algorithm::LeastRequest {
+        choices: 2,
+        bias: 1.0,
+    };
+    let idle = counts(slow(1.0, 0.1), least);
+    assert!((365..=368).contains(&idle), "{idle}");
+    hosts.hosts[1]
+        .state
+        .note_service(true, tokio::time::Instant::now());
+    let half = counts(slow(1.0, 0.1), round_robin());
+    assert!(half > 300, "seen again is not new again");
+    tokio::time::advance(Duration::from_secs(5)).await;
+    assert_eq!(
+        counts(slow(1.0, 0.1), round_robin()),
+        550,
+        "the window is over"
+    );
+    hosts.hosts[1]
+        .state
+        .note_service(false, tokio::time::Instant::now());
+    hosts.hosts[1]
+        .state
+        .note_service(true, tokio::time::Instant::now());
+    assert_eq!(
+        counts(slow(1.0, 0.1), round_robin()),
+        100,
+        "out and in again"
+    );
+}
+
+#[test]
+fn a_hash_keeps_its_host_with_weighted_localities() {
+    let ring = Algorithm::RingHash {
+        min_size: 4096,
+        max_size: 8 << 20,
+    };
+    for algorithm in [ring, Algorithm::Maglev { table_size: 65537 }] {
+        let policy = Policy {
+            locality_weighted: true,
+            ..policy(algorithm)
+        };
+        let given = [(0, "z1", 30), (1, "z1", 30), (2, "z2", 70), (3, "z3", 0)];
+        let hosts = set(given.map(|(port, zone, locality_weight)| Given {
+            port,
+            zone,
+            locality_weight,
+            ..Given::default()
+        }));
+        let mut first = Balancer::new(&policy, &hosts, |_| true, 1);
+        let mut second = Balancer::new(&policy, &hosts, |_| true, 2);
+        let mut counts = [0_u32; 4];
+        for key in 0..4000_u32 {
+            let hash = Some(xxh64(&key.to_le_bytes(), 0));
+            let port = |balancer: &mut Balancer| {
+                balancer
+                    .pick(hash, |_| false)
+                    .and_then(|host| host.address.socket())
+                    .map(|address| address.port())
+            };
+            let picked = port(&mut first);
+            assert_eq!(picked, port(&mut second), "{policy:?}");
+            counts[usize::from(picked.unwrap())] += 1;
+        }
+        // 15, 15 and 70 of a hundred, as far as a hash spreads evenly.
+        for (count, want) in counts.into_iter().zip([600, 600, 2800, 0]) {
+            assert!(count.abs_diff(want) <= want / 5, "{policy:?} {counts:?}");
+        }
+    }
+}
+
+#[test]
+fn the_last_level_takes_what_all_before_it_cannot() {
+    use Health::{Healthy as Up, Unhealthy as Down};
+    let never_panics = Policy {
+        panic_threshold: 0.0,
+        ..policy(Algorithm::RoundRobin)
+    };
+    let shares = |health: [Health; 6]| {
+        let mut port = 0;
+        let hosts = set(health.map(|health| {
+            port += 1;
+            Given {
+                port: port - 1,
+                priority: u32::from((port - 1) / 2),
+                health,
+                ..Given::default()
+            }
+        }));
+        let mut balancer = Balancer::new(&never_panics, &hosts, |_| true, 1);
+        let mut levels = [0_u32; 3];
+        for (port, count) in spread(&mut balancer, 4000) {
+            levels[usize::from(port / 2)] += count;
+        }
+        levels.map(f64::from)
+    };
+    assert_eq!(shares([Down, Down, Down, Down, Up, Up]), [0.0, 0.0, 4000.0]);
+    // 70 %, then 70 % of which 30 are left to give.
+    let [first, second, third] = shares([Up, Down, Up, Down, Up, Up]);
+    assert!((first - 2800.0).abs() < bound(4000, 0.7), "{first}");
+    assert!((second - 1200.0).abs() < bound(4000, 0.3), "{second}");
+    assert!(third.abs() < f64::EPSILON);
 }

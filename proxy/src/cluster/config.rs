@@ -9,7 +9,7 @@ use lateen_protocols::envoy::{
                 Cluster as Proto,
                 cluster::{
                     ClusterDiscoveryType, ClusterProtocolSelection, DiscoveryType, DnsLookupFamily,
-                    LbConfig, LbPolicy, common_lb_config::LocalityConfigSpecifier,
+                    LbConfig, LbPolicy, SlowStartConfig, common_lb_config::LocalityConfigSpecifier,
                     lb_subset_config::LbSubsetFallbackPolicy, ring_hash_lb_config::HashFunction,
                 },
             },
@@ -26,7 +26,7 @@ use lateen_protocols::envoy::{
 };
 
 use crate::{
-    balance::{Algorithm, Policy},
+    balance::{Algorithm, Policy, SlowStart},
     cluster::host::OverrideHealth,
     config_error::ConfigError,
     head::Name,
@@ -460,6 +460,17 @@ fn policy(proto: &Proto) -> Result<Policy, ConfigError> {
             return Err(invalid("lb_policy", "not supported"));
         }
     };
+    let slow_start = match proto.lb_config.as_ref() {
+        Some(LbConfig::RoundRobinLbConfig(config)) => config.slow_start_config.as_ref(),
+        Some(LbConfig::LeastRequestLbConfig(config)) => config.slow_start_config.as_ref(),
+        _ => None,
+    };
+    let slow_start = match slow_start {
+        Some(config) => {
+            self::slow_start(config).map_err(|error| error.within("lb_config.slow_start_config"))?
+        }
+        None => None,
+    };
     let common = proto.common_lb_config.clone().unwrap_or_default();
     let hashing = common.consistent_hashing_lb_config.as_ref();
     if hashing.is_some_and(|hashing| hashing.hash_balance_factor.is_some()) {
@@ -484,7 +495,29 @@ fn policy(proto: &Proto) -> Result<Policy, ConfigError> {
             Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_))
         ),
         hash_hostnames: hashing.is_some_and(|hashing| hashing.use_hostname_for_hashing),
+        slow_start,
     })
+}
+
+/// `None` without a window.
+fn slow_start(config: &SlowStartConfig) -> Result<Option<SlowStart>, ConfigError> {
+    let window = optional_duration("slow_start_window", config.slow_start_window.as_ref())?;
+    let percent = config.min_weight_percent.as_ref().map_or(10.0, |p| p.value);
+    if !(0.0..=100.0).contains(&percent) {
+        return Err(invalid("min_weight_percent", "is not between 0 and 100"));
+    }
+    let aggression = config
+        .aggression
+        .as_ref()
+        .map_or(1.0, |value| value.default_value);
+    Ok(window
+        .filter(|window| !window.is_zero())
+        .map(|window| SlowStart {
+            window,
+            // As in Envoy, what makes no sense is 1.
+            aggression: if aggression > 0.0 { aggression } else { 1.0 },
+            least: percent / 100.0,
+        }))
 }
 
 fn subsets(proto: &Proto) -> Result<Option<Subsets>, ConfigError> {

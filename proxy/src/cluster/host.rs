@@ -5,9 +5,10 @@ use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use lateen_protocols::envoy::{
@@ -19,8 +20,10 @@ use lateen_protocols::envoy::{
     google::protobuf as pb,
 };
 
+use tokio::time::Instant;
+
 use super::transport::Transports;
-use crate::{config_error::ConfigError, outlier::Monitor, proto::invalid};
+use crate::{clock, config_error::ConfigError, outlier::Monitor, proto::invalid};
 
 /// Where a host listens.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -122,6 +125,8 @@ pub struct HostState {
     active: AtomicU32,
     /// What each active health check found last, four bits each; 0 when there is none.
     checked: AtomicU64,
+    /// In [`milliseconds`], when it came into service; 0 when it is not.
+    in_service: AtomicU64,
     /// Numbers for `/clusters`.
     pub numbers: Numbers,
 }
@@ -195,6 +200,22 @@ impl HostState {
         let _previous = self.checked.fetch_update(Relaxed, Relaxed, change);
     }
 
+    /// How long discovery and the active health checks have let it serve; `None` while they do not, or nobody
+    /// has looked yet. Ejections do not count, as in Envoy.
+    pub fn in_service_for(&self) -> Option<Duration> {
+        let since = self.in_service.load(Relaxed);
+        let now = milliseconds(clock::now());
+        (since > 0).then(|| Duration::from_millis(now.saturating_sub(since)))
+    }
+
+    pub(crate) fn note_service(&self, serves: bool, now: Instant) {
+        if !serves {
+            self.in_service.store(0, Relaxed);
+        } else if self.in_service.load(Relaxed) == 0 {
+            self.in_service.store(milliseconds(now), Relaxed);
+        }
+    }
+
     /// Requests under way, over all workers.
     pub fn active_requests(&self) -> u32 {
         self.active.load(Relaxed)
@@ -208,6 +229,14 @@ impl HostState {
     pub(crate) fn request_ended(&self) {
         self.active.fetch_sub(1, Relaxed);
     }
+}
+
+/// Milliseconds since this was first asked, at least 1.
+fn milliseconds(at: Instant) -> u64 {
+    static FIRST: OnceLock<Instant> = OnceLock::new();
+    let first = *FIRST.get_or_init(|| at);
+    let passed = at.saturating_duration_since(first).as_millis();
+    u64::try_from(passed).unwrap_or(u64::MAX).saturating_add(1)
 }
 
 /// One endpoint as the balancer sees it.
@@ -248,6 +277,15 @@ impl Host {
             Some(ActiveHealth::Degraded) => Health::Degraded,
             Some(ActiveHealth::Passed) | None => self.reported,
         }
+    }
+
+    /// Whether discovery and the active health checks let it serve, ejected or not.
+    pub(super) fn serves(&self) -> bool {
+        self.reported == Health::Healthy
+            && matches!(
+                self.state.active_health(),
+                Some(ActiveHealth::Passed) | None
+            )
     }
 
     /// A host known by its address only.

@@ -177,7 +177,7 @@ fn what_is_right_and_not_served_is_a_warning() {
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: { name: x }
-spec: { host: a, trafficPolicy: { retryBudget: { percent: 10 } } }
+spec: { host: a, trafficPolicy: { proxyProtocol: { version: V2 } } }
 ---
 apiVersion: networking.istio.io/v1
 kind: VirtualService
@@ -209,7 +209,7 @@ spec: { hosts: [a], http: [{ route: [{ destination: { host: a } }], removeRespon
     assert_eq!(
         told,
         [
-            "false x.yaml:5: DestinationRule default/x: spec.trafficPolicy.retryBudget: not supported by this version; ignored",
+            "false x.yaml:5: DestinationRule default/x: spec.trafficPolicy.proxyProtocol: not supported by this version; ignored",
             "false x.yaml:13: EnvoyFilter default/x: kind: networking.istio.io EnvoyFilter is not read by this version; ignored",
             "true x.yaml:20: AuthorizationPolicy default/x: spec.rules[0].from[0].source.ipBlocks[0]: \"x\" is neither an IP address nor a CIDR block",
             "false x.yaml:25: VirtualService default/y: spec.http[0].removeResponseHeaders: deprecated; use headers.request and headers.response",
