@@ -299,10 +299,10 @@ async fn a15_a_mirror_is_not_seen(sidecar: Sidecar) -> anyhow::Result<()> {
             let admin = from.admin();
             let name =
                 "cluster.outbound|8000|v2|httpbin.default.svc.cluster.local.upstream_rq_total";
-            let sent = stat(&client, &admin, name).await?;
-            eventually(Duration::from_secs(5), async || {
+            let sent = eventually(Duration::from_secs(5), async || {
+                let sent = stat(&client, &admin, name).await?;
                 anyhow::ensure!(apps[1].count() == sent, "{} of {sent}", apps[1].count());
-                Ok(())
+                Ok(sent)
             })
             .await?;
             sent - before
