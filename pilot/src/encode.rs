@@ -12,6 +12,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use envoy_types::pb::envoy::config::cluster::v3::{
     Cluster, cluster::ClusterDiscoveryType, cluster::DiscoveryType,
 };
+use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::config::listener::v3::{Listener, filter::ConfigType};
 use envoy_types::pb::envoy::config::route::v3::{
@@ -181,6 +182,14 @@ impl Resource for Cluster {
 
 impl Resource for ClusterLoadAssignment {
     const KIND: Kind = Kind::Endpoint;
+
+    fn refers(&self) -> Refers {
+        Refers::default()
+    }
+}
+
+impl Resource for TypedExtensionConfig {
+    const KIND: Kind = Kind::Extension;
 
     fn refers(&self) -> Refers {
         Refers::default()

@@ -52,6 +52,7 @@ pub struct Snapshot {
     authn: authn::Policies,
     authz: authz::Policies,
     tokens: authz::Policies,
+    patches: authz::Policies,
     quotas: quota::Quotas,
     rules: Arc<Rules>,
     reach: Reach,
@@ -114,6 +115,7 @@ impl Snapshot {
         let tokens = authz::Policies::read(&objects, |spec| {
             matches!(spec, Spec::RequestAuthentication(_))
         });
+        let patches = authz::Policies::read(&objects, |spec| matches!(spec, Spec::EnvoyFilter(_)));
         let mut snapshot = Self {
             generation,
             routing,
@@ -132,6 +134,7 @@ impl Snapshot {
             authn,
             authz,
             tokens,
+            patches,
             mesh,
             objects,
             status,
@@ -208,6 +211,16 @@ impl Snapshot {
     pub fn with_reach(mut self, before: Option<&Snapshot>, confirmed: bool) -> Self {
         self.reach = Reach::after(before.map(|before| &before.reach), &self.rules, confirmed);
         self
+    }
+
+    /// EnvoyFilters for a workload of a namespace with these labels.
+    pub fn envoy_filters<'a>(
+        &'a self,
+        namespace: &'a str,
+        labels: &'a Labels,
+    ) -> impl Iterator<Item = &'a Object> {
+        self.patches
+            .of(namespace, labels, &self.mesh.root_namespace)
     }
 
     /// Which requests Mixer's rules can matter for.

@@ -470,6 +470,11 @@ pub fn catalogs(
         .iter()
         .map(|(name, message)| (name.as_str().into(), encoder.encode(name, message)))
         .collect();
+    let extensions: Catalog = resources
+        .extensions
+        .iter()
+        .map(|(name, message)| (name.as_str().into(), encoder.encode(name, message)))
+        .collect();
     let secrets: Catalog = resources
         .secrets
         .iter()
@@ -481,6 +486,7 @@ pub fn catalogs(
         (Kind::Listener, Arc::new(listeners)),
         (Kind::Route, Arc::new(routes)),
         (Kind::Secret, Arc::new(secrets)),
+        (Kind::Extension, Arc::new(extensions)),
     ]);
     (catalogs, resources.conflicts)
 }

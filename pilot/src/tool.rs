@@ -148,6 +148,7 @@ impl TranslateArgs {
         Ok(json!({
             "listeners": list(resources.listeners.values())?,
             "routes": list(resources.routes.values())?,
+            "extensions": list(resources.extensions.values())?,
             "clusters": list(resources.clusters.values())?,
             "endpoints": list(resources.endpoints.values())?,
             "conflicts": resources.conflicts,

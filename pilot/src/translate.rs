@@ -1,7 +1,8 @@
 //! From a snapshot to what one node gets: a pure function without clock or I/O, its output sorted.
 //!
 //! [`translate`] → [`listener`] (outbound), [`inbound`] ([`gateway`] for routers) and [`route`] (virtual hosts,
-//! VirtualServices) → [`cluster`] (by DestinationRule: [`policy`]) → [`endpoint`] ([`locality`]). Beside the path: [`names`],
+//! VirtualServices) → [`cluster`] (by DestinationRule: [`policy`]) → [`endpoint`] ([`locality`]).
+//! What EnvoyFilters change of it all: [`patch`]. Beside the path: [`names`],
 //! [`tls`], [`secret`], [`http`] (connection manager), [`tcp`], [`access_log`], [`authorization`] ([`rbac`], [`external`]), [`tokens`], [`mixer`], and [`wire`] for the small change
 //! of protobuf. Where traffic enters and leaves is read from the node in [`interception`] only.
 //!
@@ -31,6 +32,7 @@ mod cluster;
 mod endpoint;
 mod locality;
 mod secret;
+mod patch;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,6 +41,7 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::accesslog::v3::AccessLog;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
@@ -62,6 +65,8 @@ pub struct Resources {
     pub clusters: BTreeMap<String, Cluster>,
     /// EDS.
     pub endpoints: BTreeMap<String, ClusterLoadAssignment>,
+    /// ECDS: what EnvoyFilters add.
+    pub extensions: BTreeMap<String, TypedExtensionConfig>,
     /// SDS: what its listeners and clusters name, as far as the node may have it.
     pub secrets: BTreeMap<String, Secret>,
     /// What had to be left out for this node, and the winner: ports, hosts, domains; what is stricter than written.
@@ -83,6 +88,7 @@ pub fn translate(snapshot: &Snapshot, node: &Node) -> Resources {
         Role::Reader => return resources,
     }
     cluster::clusters(&scope, &mut resources);
+    patch::apply(&scope, &mut resources);
     endpoint::all(&scope, &mut resources);
     secret::all(&scope, &mut resources);
     resources.conflicts.extend(scope.notes.take());

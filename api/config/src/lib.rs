@@ -13,6 +13,7 @@ pub mod value;
 pub mod networking;
 pub mod security;
 pub mod authorization;
+pub mod envoy_filter;
 pub mod policy;
 pub mod kubernetes;
 pub mod gateway_api;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::authorization::AuthorizationPolicy;
+use crate::envoy_filter::EnvoyFilter;
 use crate::gateway_api::GatewayApi;
 use crate::ingress::{Ingress, IngressClass};
 use crate::kubernetes::{
@@ -117,6 +118,7 @@ pub enum Spec {
     ServiceEntry(ServiceEntry),
     WorkloadEntry(WorkloadEntry),
     Sidecar(Sidecar),
+    EnvoyFilter(Box<EnvoyFilter>),
     PeerAuthentication(PeerAuthentication),
     RequestAuthentication(Box<RequestAuthentication>),
     AuthorizationPolicy(Box<AuthorizationPolicy>),

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::envoy_filter::EnvoyFilter;
 use crate::gateway_api::{self, GatewayApi, Kind};
 use crate::kubernetes::{
     ConfigMap, IntOrString, Namespace, Node, OwnerReference, Pod, Service, ServiceAccount,
@@ -275,6 +276,11 @@ impl Reader<'_> {
             ("networking.istio.io", "ServiceEntry") => Spec::ServiceEntry(self.typed(spec)?),
             ("networking.istio.io", "WorkloadEntry") => Spec::WorkloadEntry(self.typed(spec)?),
             ("networking.istio.io", "Sidecar") => Spec::Sidecar(self.typed(spec)?),
+            ("networking.istio.io", "EnvoyFilter") => {
+                let mut filter: EnvoyFilter = self.typed(spec)?;
+                filter.encode();
+                Spec::EnvoyFilter(Box::new(filter))
+            }
             ("security.istio.io", "PeerAuthentication") => {
                 Spec::PeerAuthentication(self.typed(spec)?)
             }
@@ -689,6 +695,7 @@ fn is_read(group: &str, kind: &str) -> bool {
                 | "ServiceEntry"
                 | "WorkloadEntry"
                 | "Sidecar"
+                | "EnvoyFilter"
         ),
         "security.istio.io" => matches!(
             kind,

@@ -20,7 +20,7 @@ mod gateway;
 mod gateway_api;
 mod service_entry;
 mod sidecar;
-mod envoy_filter;
+pub(crate) mod envoy_filter;
 mod security;
 mod jwt;
 mod telemetry;

@@ -46,6 +46,9 @@ pub fn validate(object: &Object) -> Vec<Problem> {
             )
         })
         .collect();
+    for (field, reason) in unread_patches(&object.spec) {
+        problems.push(object.problem(Severity::Warning, field, reason, ""));
+    }
     for (at, reason) in not_served(&object.spec, &At::new(&spec, "spec")) {
         problems.push(object.problem(Severity::Warning, at.path, reason, ""));
     }
@@ -53,6 +56,21 @@ pub fn validate(object: &Object) -> Vec<Problem> {
 }
 
 const IGNORED: &str = "not supported by this version; ignored";
+
+/// Values that the API lets in and that cannot be read whole.
+fn unread_patches(kind: &Spec) -> impl Iterator<Item = (String, String)> {
+    let patches = match kind {
+        Spec::EnvoyFilter(filter) => filter.config_patches.as_slice(),
+        _ => &[],
+    };
+    patches.iter().enumerate().filter_map(|(index, patch)| {
+        let fault = patch.patch.fault.as_ref()?;
+        Some((
+            format!("spec.configPatches[{index}].patch.value"),
+            format!("the patch is NOT applied: the value {fault}"),
+        ))
+    })
+}
 
 /// Fields that are right and without effect here.
 fn not_served<'a>(kind: &Spec, spec: &At<'a>) -> Vec<(At<'a>, &'static str)> {
@@ -104,6 +122,23 @@ fn not_served<'a>(kind: &Spec, spec: &At<'a>) -> Vec<(At<'a>, &'static str)> {
                 if listener.str("captureMode") == "NONE" {
                     all.push((listener.get("captureMode"), IGNORED));
                 }
+            }
+        }
+        Spec::EnvoyFilter(_) => {
+            all.extend(waypoints(spec));
+            for patch in spec.get("configPatches").items() {
+                let matches = patch.get("match");
+                all.push((
+                    matches.get("waypoint"),
+                    "this version has no waypoints; the patch is NOT applied",
+                ));
+                if patch.str("applyTo") == "BOOTSTRAP" {
+                    all.push((
+                        patch.get("applyTo"),
+                        "Pilot makes no bootstraps; the patch is NOT applied",
+                    ));
+                }
+                all.push((patch.get("patch").get("filterClass"), IGNORED));
             }
         }
         Spec::AuthorizationPolicy(_) => {

@@ -23,6 +23,7 @@ mod locality;
 mod msgpack;
 mod mtls;
 mod operation;
+mod patches;
 mod policy;
 mod quota;
 mod redis;

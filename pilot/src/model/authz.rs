@@ -1,4 +1,4 @@
-//! Which policies about requests hold for a workload (AuthorizationPolicy, RequestAuthentication): those of its
+//! Which objects hold for a workload (AuthorizationPolicy, RequestAuthentication, EnvoyFilter): those of its
 //! namespace and of the root namespace that select it, oldest first; those that name a Gateway instead, for the
 //! gateways that say they are of it.
 
@@ -54,6 +54,13 @@ fn holds(object: &Object, namespace: &str, labels: &Labels) -> bool {
     let (targets, selector): (Vec<&PolicyTarget>, _) = match &object.spec {
         Spec::AuthorizationPolicy(policy) => (policy.targets().collect(), policy.labels()),
         Spec::RequestAuthentication(policy) => (policy.targets().collect(), policy.labels()),
+        Spec::EnvoyFilter(filter) => (
+            filter.target_refs.iter().collect(),
+            filter
+                .workload_selector
+                .as_ref()
+                .map(|selector| &selector.labels),
+        ),
         _ => return false,
     };
     if targets.is_empty() {

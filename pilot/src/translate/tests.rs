@@ -14,6 +14,7 @@ mod authorization;
 mod credentials;
 mod gateway_api;
 mod locality;
+mod patches;
 mod stock_envoy;
 mod stock_mixer;
 mod tokens;

@@ -1,12 +1,15 @@
 //! EnvoyFilter: whether a patch is something that Envoy's API knows, and fits what it is applied to.
 
 use lateen_protocols::json;
+use prost_reflect::prost::Message as _;
 use prost_reflect::{
     DescriptorPool, DeserializeOptions, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor,
 };
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{At, Check, text};
+use crate::envoy_filter::ApplyTo;
 
 const HTTP_CONNECTION_MANAGER: &str = "envoy.filters.network.http_connection_manager";
 
@@ -137,20 +140,27 @@ fn fits(check: &mut Check<'_>, apply_to: &str, at: &At<'_>) {
 
 /// The message a patch's value is part of.
 fn message(apply_to: &str) -> Option<&'static str> {
-    Some(match apply_to {
-        "LISTENER" => "envoy.config.listener.v3.Listener",
-        "FILTER_CHAIN" => "envoy.config.listener.v3.FilterChain",
-        "NETWORK_FILTER" => "envoy.config.listener.v3.Filter",
-        "LISTENER_FILTER" => "envoy.config.listener.v3.ListenerFilter",
-        "HTTP_FILTER" => "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter",
-        "ROUTE_CONFIGURATION" => "envoy.config.route.v3.RouteConfiguration",
-        "VIRTUAL_HOST" => "envoy.config.route.v3.VirtualHost",
-        "HTTP_ROUTE" => "envoy.config.route.v3.Route",
-        "CLUSTER" => "envoy.config.cluster.v3.Cluster",
-        "EXTENSION_CONFIG" => "envoy.config.core.v3.TypedExtensionConfig",
-        "BOOTSTRAP" => "envoy.config.bootstrap.v3.Bootstrap",
-        _ => return None,
-    })
+    ApplyTo::deserialize(Value::from(apply_to)).ok()?.message()
+}
+
+/// The value of a patch as that message, encoded; what is not wholly such a message is refused.
+pub(crate) fn encode(message: &str, value: &Value) -> Result<Vec<u8>, String> {
+    let pool = json::pool();
+    let descriptor = pool
+        .get_message_by_name(message)
+        .ok_or_else(|| format!("{message} is not known to this version"))?;
+    let mut walk = Walk {
+        pool: &pool,
+        unknown_types: Vec::new(),
+    };
+    let normal = walk.message(&descriptor, value, "", 0);
+    if let Some((_, unknown)) = walk.unknown_types.first() {
+        return Err(format!("{unknown:?} is not known to this version"));
+    }
+    let options = DeserializeOptions::new().deny_unknown_fields(true);
+    let message = DynamicMessage::deserialize_with_options(descriptor, &normal, &options)
+        .map_err(|error| format!("is not wholly a {message}: {error}"))?;
+    Ok(message.encode_to_vec())
 }
 
 /// Reads the value as Envoy would; unknown fields are warnings, for Envoy may be newer than we are.

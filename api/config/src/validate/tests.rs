@@ -184,8 +184,8 @@ kind: VirtualService
 metadata: { name: x }
 spec: { hosts: [a], http: [{ delegate: { name: y } }] }
 ---
-apiVersion: networking.istio.io/v1alpha3
-kind: EnvoyFilter
+apiVersion: networking.istio.io/v1beta1
+kind: ProxyConfig
 metadata: { name: x }
 spec: {}
 ---
@@ -210,7 +210,7 @@ spec: { hosts: [a], http: [{ route: [{ destination: { host: a } }], removeRespon
         told,
         [
             "false x.yaml:5: DestinationRule default/x: spec.trafficPolicy.proxyProtocol: not supported by this version; ignored",
-            "false x.yaml:13: EnvoyFilter default/x: kind: networking.istio.io EnvoyFilter is not read by this version; ignored",
+            "false x.yaml:13: ProxyConfig default/x: kind: networking.istio.io ProxyConfig is not read by this version; ignored",
             "true x.yaml:20: AuthorizationPolicy default/x: spec.rules[0].from[0].source.ipBlocks[0]: \"x\" is neither an IP address nor a CIDR block",
             "false x.yaml:25: VirtualService default/y: spec.http[0].removeResponseHeaders: deprecated; use headers.request and headers.response",
         ]
