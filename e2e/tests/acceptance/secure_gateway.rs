@@ -54,6 +54,10 @@ impl Authority {
 
 /// A Secret where the gateway runs.
 fn secret(name: &str, values: &[(&str, &str)]) -> String {
+    secret_in("istio-system", name, values)
+}
+
+fn secret_in(namespace: &str, name: &str, values: &[(&str, &str)]) -> String {
     let values: serde_json::Map<_, _> = values
         .iter()
         .map(|(key, pem)| ((*key).to_owned(), serde_json::json!(pem)))
@@ -61,7 +65,7 @@ fn secret(name: &str, values: &[(&str, &str)]) -> String {
     let object = serde_json::json!({
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": {"name": name, "namespace": "istio-system"},
+        "metadata": {"name": name, "namespace": namespace},
         "stringData": values,
     });
     format!("{object}\n")
@@ -421,4 +425,140 @@ spec:
     stream.read_exact(&mut answer).await?;
     assert_eq!(&answer, b"one hello");
     Ok(())
+}
+
+const SECURE_ROUTES: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: { name: secure }
+spec:
+  gatewayClassName: istio
+  listeners:
+  - name: api
+    port: 443
+    protocol: HTTPS
+    hostname: api.example.com
+    tls: { certificateRefs: [{ name: api, namespace: certs }] }
+  - name: through
+    port: 443
+    protocol: TLS
+    hostname: nginx.example.com
+    tls: { mode: Passthrough }
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: { name: api }
+spec:
+  parentRefs: [{ name: secure, sectionName: api }]
+  rules:
+  - matches: [{ path: { value: /status } }]
+    backendRefs: [{ name: httpbin, port: 8000 }]
+  - matches: [{ path: { value: /nginx } }]
+    filters: [{ type: URLRewrite, urlRewrite: { path: { type: ReplaceFullPath, replaceFullPath: / } } }]
+    backendRefs: [{ name: nginx, port: 9443 }]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: TLSRoute
+metadata: { name: through }
+spec:
+  parentRefs: [{ name: secure, sectionName: through }]
+  hostnames: [nginx.example.com]
+  rules: [{ backendRefs: [{ name: through, port: 9443 }] }]
+---
+apiVersion: v1
+kind: Service
+metadata: { name: nginx }
+spec:
+  selector: { app: nginx }
+  ports: [{ name: tls, port: 9443 }]
+---
+apiVersion: v1
+kind: Service
+metadata: { name: through }
+spec:
+  selector: { app: nginx }
+  ports: [{ name: tls, port: 9443 }]
+";
+
+/// From Gateways of one namespace to the Secrets of another.
+const GRANT: &str = "
+apiVersion: gateway.networking.k8s.io/v1beta1
+kind: ReferenceGrant
+metadata: { name: gateways, namespace: certs }
+spec:
+  from: [{ group: gateway.networking.k8s.io, kind: Gateway, namespace: default }]
+  to: [{ group: '', kind: Secret }]
+";
+
+/// A backend is to be spoken to by TLS, and be of this authority.
+fn backend_policy(authority: &Authority) -> String {
+    let map = serde_json::json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "backends"},
+        "data": {"ca.crt": authority.pem},
+    });
+    format!(
+        "{map}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: BackendTLSPolicy
+metadata: {{ name: nginx }}
+spec:
+  targetRefs: [{{ group: '', kind: Service, name: nginx }}]
+  validation:
+    hostname: nginx.example.com
+    caCertificateRefs: [{{ group: '', kind: ConfigMap, name: backends }}]
+"
+    )
+}
+
+#[tokio::test]
+async fn gateway_api_certificates_by_grant_and_tls_to_backends() -> anyhow::Result<()> {
+    let (mut mesh, curl, _app) = httpbin().await?;
+    let instance = mesh.add(Workload::new("nginx", &[("app", "nginx")], 9443), false)?;
+    let address = SocketAddr::from((instance.address.ip, instance.workload.app_port(9443)));
+    let (front, back) = (Authority::new("front")?, Authority::new("back")?);
+    let (certificate, key) = back.issue("nginx.example.com")?;
+    let _backend = Backend::start(&curl.folder, address, &certificate, &key)?;
+    mesh.ready().await?;
+    let host = "api.example.com";
+    let (certificate, key) = front.issue(host)?;
+    let values = [("tls.crt", certificate.as_str()), ("tls.key", &key)];
+    mesh.apply("secret.yaml", &secret_in("certs", "api", &values))
+        .await?;
+    mesh.apply("grant.yaml", GRANT).await?;
+    mesh.apply("secure.yaml", SECURE_ROUTES).await?;
+    mesh.apply("policy.yaml", &backend_policy(&back)).await?;
+    let front_ca = curl.file("front.pem", &front.pem)?;
+    let back_ca = curl.file("back.pem", &back.pem)?;
+    let expect = async |name: &str, path: &str, ca: &str, expected: i32| {
+        eventually(Duration::from_secs(10), async || {
+            let status = curl.ask(name, path, &["--cacert", ca]).await?;
+            anyhow::ensure!(status == expected, "{name}{path}: {status}");
+            Ok(())
+        })
+        .await
+    };
+    expect(host, "/status/418", &front_ca, 418).await?;
+    expect(host, "/other", &front_ca, 404).await?;
+    // Passed through as it came; or taken up at the gateway and sealed anew.
+    expect("nginx.example.com", "/", &back_ca, 200).await?;
+    expect(host, "/nginx", &front_ca, 200).await?;
+
+    // A backend of another authority is not spoken to.
+    mesh.apply("policy.yaml", &backend_policy(&front)).await?;
+    expect(host, "/nginx", &front_ca, 503).await?;
+
+    // What is not granted any more is not served, and takes nothing else along.
+    mesh.delete("grant.yaml").await?;
+    eventually(Duration::from_secs(10), async || {
+        let status = curl
+            .ask(host, "/status/418", &["--cacert", &front_ca])
+            .await?;
+        anyhow::ensure!(REFUSED.contains(&status), "{status}");
+        Ok(())
+    })
+    .await?;
+    expect("nginx.example.com", "/", &back_ca, 200).await
 }

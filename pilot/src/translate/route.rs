@@ -307,14 +307,22 @@ impl Builder<'_> {
 
     fn redirect(&self, redirect: &HttpRedirect, entry: Option<&HttpMatch>) -> RedirectAction {
         let https = redirect.scheme == "https";
+        // Gateway API: a scheme's own port is not written.
+        let implied = self.routes.is_gateway_api();
         let port = match (redirect.port, redirect.derive_port) {
             (Some(port), _) => port,
+            (None, Some(DerivePort::FromProtocolDefault)) if implied => 0,
             (None, Some(DerivePort::FromProtocolDefault)) => {
                 if https {
                     443
                 } else {
                     80
                 }
+            }
+            (None, Some(DerivePort::FromRequestPort))
+                if implied && matches!(self.listener_port, 80 | 443) =>
+            {
+                0
             }
             (None, Some(DerivePort::FromRequestPort)) => self.listener_port.into(),
             (None, None) => 0,

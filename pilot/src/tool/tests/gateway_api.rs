@@ -263,6 +263,29 @@ fn gateway_api_becomes_what_istio_makes_of_it() {
 }
 
 #[test]
+fn the_order_of_objects_makes_no_difference() {
+    for path in vectors("gateway-api") {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let mut objects = read(&text, "vector.yaml");
+        objects.extend(read(&world(&text), "world.yaml"));
+        let [forward, backward] = [false, true].map(|backward| {
+            let mut objects = objects.clone();
+            if backward {
+                objects.reverse();
+            }
+            let output = convert(objects, "domain.suffix");
+            let objects = output.objects.iter().map(|object| shown(object));
+            let statuses = output.statuses.iter().map(|status| status.document());
+            objects.chain(statuses).collect::<Vec<_>>()
+        });
+        for (one, other) in forward.iter().zip(&backward) {
+            assert_eq!(one, other, "{}", path.display());
+        }
+        assert_eq!(forward.len(), backward.len(), "{}", path.display());
+    }
+}
+
+#[test]
 fn ingresses_become_what_istio_makes_of_them() {
     const MESH: &str = "
 apiVersion: v1
