@@ -6,16 +6,20 @@ use clap::{Parser, ValueEnum};
 use lateen_service::identity::IdentityArgs;
 use serde_json::{Value, json};
 
-use crate::{agent::EnvoyArgs, bootstrap::Origin};
+use crate::{agent::EnvoyArgs, bootstrap::Origin, iptables};
 
 /// Flags as given. Those that have no meaning here are accepted, because scripts pass them.
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "proxy",
     version,
-    about = "The data plane of a mesh: sidecar, ingress and egress gateway"
+    about = "The data plane of a mesh: sidecar, ingress and egress gateway",
+    args_conflicts_with_subcommands = true
 )]
 pub struct Options {
+    /// Something else than to be a proxy.
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// Bootstrap file, YAML or JSON.
     #[arg(short = 'c', long, value_name = "FILE")]
     pub config_path: Option<PathBuf>,
@@ -67,6 +71,14 @@ pub struct Options {
     /// Flags of Envoy that are accepted and change nothing.
     #[command(flatten)]
     pub accepted: Accepted,
+}
+
+/// See [`Options::command`].
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum Command {
+    /// Have the kernel send a workload's traffic through its sidecar, or stop that.
+    #[command(subcommand)]
+    Iptables(iptables::Command),
 }
 
 /// See [`Options::accepted`].

@@ -27,7 +27,7 @@ pub struct ConnectionInfo {
     pub direct_remote: SocketAddr,
     /// The address the peer meant (the original destination).
     pub local: SocketAddr,
-    /// Whether `local` is another address than the one the connection was accepted on.
+    /// Whether `local` is what the kernel or a PROXY header tells, and not just where the connection was accepted.
     pub local_restored: bool,
     /// Present when the connection is TLS.
     pub tls: Option<Box<TlsInfo>>,

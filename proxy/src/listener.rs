@@ -49,6 +49,10 @@ use crate::{
     tls::stats::TlsStats,
 };
 
+mod destination;
+
+pub use destination::Destinations;
+
 /// What the echo filter reads at once.
 const ECHO_BUFFER: usize = 16 * 1024;
 /// Envoy's default for `listener_filters_timeout`.
@@ -74,11 +78,25 @@ pub struct Listener {
     process_drain: Drain,
     chains: FilterChains,
     inspectors: Inspectors,
-    original_dst: bool,
+    /// What becomes of the address a connection was meant for.
+    original_dst: OriginalDestination,
+    /// Takes connections to any address. Envoy: `transparent`, for TPROXY.
+    pub(crate) transparent: bool,
     inspect_limit: Option<Duration>,
     continue_on_timeout: bool,
     access_log: Vec<AccessLog>,
     stats: Stats,
+}
+
+/// Whether the address counts to which a connection went before the kernel redirected it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OriginalDestination {
+    /// It is not asked for.
+    Ignored,
+    /// It is the connection's local address. Envoy: `envoy.filters.listener.original_dst`.
+    Restored,
+    /// It is, and the listener that has it serves the connection if there is one. Envoy: `use_original_dst`.
+    HandedOn,
 }
 
 /// Something a listener waits for before it can serve.
@@ -229,8 +247,10 @@ impl Listener {
     ) -> impl Future<Output = ()> {
         // Boxes go when what is in them has been done.
         async move {
-            let _open = Open::new(&self.stats, accepted);
-            let Some(prepared) = boxed(|| self.begin(socket, peer, accepted)).await else {
+            let (listener, original) = self.destination(&socket);
+            let _open = Open::new(&listener.stats, accepted);
+            let Some(prepared) = boxed(|| listener.begin(socket, peer, original, accepted)).await
+            else {
                 return;
             };
             let _places = prepared.places;
@@ -239,13 +259,33 @@ impl Listener {
                 // It holds what it needs; a chain that was replaced goes when its connections have begun.
                 let manager = manager.clone();
                 drop(prepared.chain);
-                let drains = vec![self.process_drain.clone(), self.drain.clone()];
+                let drains = vec![listener.process_drain.clone(), listener.drain.clone()];
                 let mut serving = boxed(|| manager.serve(transport, read, info, drains));
                 poll_fn(|task| clock::turn(|| serving.as_mut().poll(task))).await;
             } else {
-                boxed(|| self.tcp(prepared.chain, transport, read, info)).await;
+                boxed(|| listener.tcp(prepared.chain, transport, read, info)).await;
             }
         }
+    }
+
+    /// The listener that serves a connection accepted here, and where the connection was going if that is known.
+    fn destination(self: Arc<Self>, socket: &TcpStream) -> (Arc<Listener>, Option<SocketAddr>) {
+        if self.original_dst == OriginalDestination::Ignored {
+            return (self, None);
+        }
+        let original = destination::of(socket, self.transparent);
+        let handed_on = match (self.original_dst, original) {
+            (OriginalDestination::HandedOn, Some(address)) => {
+                self.shared.destinations.find(address)
+            }
+            _ => None,
+        };
+        (handed_on.unwrap_or(self), original)
+    }
+
+    /// All addresses, whether bound or not.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        std::iter::once(self.address).chain(self.additional.iter().copied())
     }
 
     /// All that comes before the protocol is spoken.
@@ -253,9 +293,10 @@ impl Listener {
         &self,
         socket: TcpStream,
         peer: SocketAddr,
+        original: Option<SocketAddr>,
         accepted: Instant,
     ) -> Option<Prepared> {
-        let mut prepared = self.prepare(socket, peer, accepted).await?;
+        let mut prepared = self.prepare(socket, peer, original, accepted).await?;
         let chain = &prepared.chain;
         if matches!(chain.terminal, Terminal::Http(_)) {
             if !chain.rbac.is_empty() {
@@ -276,6 +317,7 @@ impl Listener {
         &self,
         mut socket: TcpStream,
         direct_remote: SocketAddr,
+        original: Option<SocketAddr>,
         accepted: Instant,
     ) -> Option<Prepared> {
         let socket_local = socket.local_addr().ok()?;
@@ -311,11 +353,6 @@ impl Listener {
                 }
             }
         }
-        let original = if self.original_dst {
-            original_destination(&socket)
-        } else {
-            None
-        };
         let (remote, local) = match (sniffed.proxied, original) {
             (Some((source, destination)), _) => (source, destination),
             (None, Some(original)) => (direct_remote, original),
@@ -333,7 +370,7 @@ impl Listener {
             remote,
             direct_remote,
             local,
-            local_restored: local != socket_local,
+            local_restored: sniffed.proxied.is_some() || original.is_some(),
             tls: None,
             requested_server_name: sniffed.server_name,
             filter_chain: None,
@@ -560,16 +597,6 @@ fn next_id() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Where the peer wanted to go before a redirect rule of the kernel's; `None` if there was none.
-fn original_destination(socket: &TcpStream) -> Option<SocketAddr> {
-    let socket = socket2::SockRef::from(socket);
-    socket
-        .original_dst_v4()
-        .or_else(|_| socket.original_dst_v6())
-        .ok()?
-        .as_socket()
-}
-
 fn compile(config: &proto::Listener, shared: &Arc<Shared>) -> Result<Listener, ConfigError> {
     let unsupported = [
         (
@@ -580,14 +607,6 @@ fn compile(config: &proto::Listener, shared: &Arc<Shared>) -> Result<Listener, C
         ("udp_listener_config", config.udp_listener_config.is_some()),
         ("api_listener", config.api_listener.is_some()),
         ("listener_specifier", config.listener_specifier.is_some()),
-        (
-            "use_original_dst",
-            config.use_original_dst.as_ref().is_some_and(|on| on.value),
-        ),
-        (
-            "transparent",
-            config.transparent.as_ref().is_some_and(|on| on.value),
-        ),
         ("socket_options", !config.socket_options.is_empty()),
     ];
     if let Some((field, _)) = unsupported.iter().find(|(_, present)| *present) {
@@ -599,7 +618,16 @@ fn compile(config: &proto::Listener, shared: &Arc<Shared>) -> Result<Listener, C
         .iter()
         .map(|additional| socket_address(additional.address.as_ref()))
         .collect::<Result<_, _>>()?;
-    let (inspectors, original_dst) = listener_filters(config)?;
+    let (inspectors, mut original_dst) = listener_filters(config)?;
+    if config.use_original_dst.as_ref().is_some_and(|on| on.value) {
+        if inspectors.proxy_protocol.is_some() {
+            return Err(invalid(
+                "use_original_dst",
+                "not together with the PROXY protocol: each says where a connection was going",
+            ));
+        }
+        original_dst = OriginalDestination::HandedOn;
+    }
     let chains = FilterChains::compile(config, shared)?;
     let scope = match config.stat_prefix.as_str() {
         "" => format!("listener.{}.", address.to_string().replace(':', "_")),
@@ -634,6 +662,7 @@ fn compile(config: &proto::Listener, shared: &Arc<Shared>) -> Result<Listener, C
         chains,
         inspectors,
         original_dst,
+        transparent: config.transparent.as_ref().is_some_and(|on| on.value),
         inspect_limit: optional_timeout(
             "listener_filters_timeout",
             config.listener_filters_timeout.as_ref(),
@@ -645,9 +674,11 @@ fn compile(config: &proto::Listener, shared: &Arc<Shared>) -> Result<Listener, C
     })
 }
 
-fn listener_filters(config: &proto::Listener) -> Result<(Inspectors, bool), ConfigError> {
+fn listener_filters(
+    config: &proto::Listener,
+) -> Result<(Inspectors, OriginalDestination), ConfigError> {
     let mut inspectors = Inspectors::default();
-    let mut original_dst = false;
+    let mut original_dst = OriginalDestination::Ignored;
     for filter in &config.listener_filters {
         let within =
             |error: ConfigError| error.within(format_args!("listener filter {}", filter.name));
@@ -664,7 +695,7 @@ fn listener_filters(config: &proto::Listener) -> Result<(Inspectors, bool), Conf
         } else if unpack::<HttpInspector>(any).map_err(within)?.is_some() {
             inspectors.http = true;
         } else if unpack::<OriginalDst>(any).map_err(within)?.is_some() {
-            original_dst = true;
+            original_dst = OriginalDestination::Restored;
         } else if let Some(proxy) = unpack::<ProxyProtocol>(any).map_err(within)? {
             if !proxy.rules.is_empty() {
                 return Err(within(invalid("rules", "not supported")));

@@ -7,7 +7,8 @@ use clap::Parser;
 use lateen_service::{identity::Source, shutdown};
 use proxy::{
     agent,
-    config::{Mode, Options},
+    config::{Command, Mode, Options},
+    iptables,
     logging::Logging,
     server::{self, Server},
 };
@@ -20,6 +21,10 @@ const MAIN_THREADS: usize = 2;
 
 fn main() -> anyhow::Result<ExitCode> {
     let options = Options::parse();
+    if let Some(Command::Iptables(command)) = &options.command {
+        print!("{}", iptables::run(command)?);
+        return Ok(ExitCode::SUCCESS);
+    }
     lateen_service::init_crypto();
     let logging = Logging::start(&options.log_level, options.log_format == "json")
         .map_err(anyhow::Error::msg)?;

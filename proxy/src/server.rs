@@ -93,6 +93,7 @@ fn shared(
         stats: Registry::new(),
         clusters: ClusterManager::new(),
         routes: RouteSlots::default(),
+        destinations: Default::default(),
         secrets: SecretStore::new(),
         drain,
         node: bootstrap.node.clone(),

@@ -5,8 +5,8 @@ use std::{fmt, sync::Arc};
 use envoy_types::pb::envoy::config::core::v3::Node;
 
 use crate::{
-    cluster::ClusterManager, drain::Drain, layers::RuntimeLayers, route::RouteSlots,
-    secret::SecretStore, stats::Registry,
+    cluster::ClusterManager, drain::Drain, layers::RuntimeLayers, listener::Destinations,
+    route::RouteSlots, secret::SecretStore, stats::Registry,
 };
 
 /// Everything a worker needs besides its own sockets. The main runtime owns the writing: it swaps
@@ -18,6 +18,8 @@ pub struct Shared {
     pub clusters: ClusterManager,
     /// Route tables by name.
     pub routes: RouteSlots,
+    /// Listeners by the address that redirected connections were meant for.
+    pub destinations: Destinations,
     /// Certificates and trust bundles by name.
     pub secrets: SecretStore,
     /// Whether the process is leaving.

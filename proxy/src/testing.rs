@@ -30,6 +30,7 @@ pub(crate) fn shared() -> Arc<Shared> {
         stats: Registry::new(),
         clusters: ClusterManager::new(),
         routes: crate::route::RouteSlots::default(),
+        destinations: Default::default(),
         secrets: SecretStore::new(),
         drain: Drain::new(Duration::from_secs(5)),
         node: Default::default(),

@@ -7,6 +7,7 @@
 mod connect;
 mod h1;
 mod h2;
+mod original;
 mod pool;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -309,7 +310,9 @@ impl LocalCluster {
     pub(crate) fn pick(&self, pick: &Pick<'_>) -> Option<Arc<Host>> {
         let mut balancers = self.balancers.borrow_mut();
         if let Discovery::OriginalDst { header, port } = &self.cluster.config.discovery {
-            let address = original(pick, header.as_ref(), *port)?;
+            let stats = &self.cluster.stats;
+            let invalid = || stats.original_dst_host_invalid.inc();
+            let address = original::address(pick, header.as_ref(), *port, invalid)?;
             return Some(balancers.original_host(address));
         }
         let set = self.cluster.hosts();
@@ -591,19 +594,6 @@ fn make_subset(cluster: &Cluster, subsets: &Subsets, wanted: &SubsetMatch) -> Op
             Some(Balancer::new(policy, &set, fits, rand::random()))
         }
     }
-}
-
-fn original(pick: &Pick<'_>, header: Option<&Name>, port: Option<u16>) -> Option<SocketAddr> {
-    let named = header.and_then(|name| pick.headers?.get(name));
-    let mut address = match named {
-        Some(text) => std::str::from_utf8(text).ok()?.trim().parse().ok()?,
-        // Envoy: without the header the connection's own destination is used.
-        None => pick.original?,
-    };
-    if let Some(port) = port {
-        address.set_port(port);
-    }
-    Some(address)
 }
 
 fn server_name(header: Option<&Name>, head: &RequestHead) -> Option<Arc<str>> {

@@ -107,9 +107,7 @@ impl Workers {
     pub fn add_listener(&self, listener: Arc<Listener>) -> Result<(), ConfigError> {
         let mut active = self.lock();
         let wanted: Vec<SocketAddr> = if listener.bind_to_port {
-            std::iter::once(listener.address)
-                .chain(listener.additional.iter().copied())
-                .collect()
+            listener.addresses().collect()
         } else {
             Vec::new()
         };
@@ -117,7 +115,8 @@ impl Workers {
             let old = present.current.load();
             let same = old.bind_to_port == listener.bind_to_port
                 && old.address == listener.address
-                && old.additional == listener.additional;
+                && old.additional == listener.additional
+                && old.transparent == listener.transparent;
             if same {
                 let old = present.current.swap(listener);
                 old.drain.start();
@@ -126,13 +125,12 @@ impl Workers {
         }
         let mut sockets = Vec::new();
         for address in wanted {
-            let bound =
-                bind_all(address, listener.backlog, self.commands.len()).map_err(|error| {
-                    invalid(
-                        format!("listener {}", listener.name),
-                        format!("cannot bind '{address}': {error}"),
-                    )
-                })?;
+            let bound = bind_all(address, &listener, self.commands.len()).map_err(|error| {
+                invalid(
+                    format!("listener {}", listener.name),
+                    format!("cannot bind '{address}': {error}"),
+                )
+            })?;
             sockets.push(bound);
         }
         let (accepting, receiver) = watch::channel(());
@@ -170,7 +168,7 @@ impl Workers {
         if let Some(replaced) = replaced {
             replaced.current.load().drain.start();
         }
-        self.listeners.set(active.len() as u64);
+        self.publish(&active);
         Ok(())
     }
 
@@ -179,7 +177,7 @@ impl Workers {
     pub fn remove_listener(&self, name: &str) -> bool {
         let mut active = self.lock();
         let removed = active.remove(name);
-        self.listeners.set(active.len() as u64);
+        self.publish(&active);
         match removed {
             Some(removed) => {
                 removed.current.load().drain.start();
@@ -191,10 +189,20 @@ impl Workers {
 
     /// Stops accepting on all listeners and drains their connections.
     pub fn drain_all(&self) {
-        for (_, removed) in self.lock().drain() {
+        let mut active = self.lock();
+        for (_, removed) in active.drain() {
             removed.current.load().drain.start();
         }
-        self.listeners.set(0);
+        self.publish(&active);
+    }
+
+    /// Says which listeners there are.
+    fn publish(&self, active: &HashMap<Arc<str>, Active>) {
+        self.listeners.set(active.len() as u64);
+        let mut all: Vec<_> = active.iter().collect();
+        all.sort_by_key(|(name, _)| *name);
+        let currents = all.into_iter().map(|(_, active)| &active.current);
+        self.shared.destinations.set(currents);
     }
 
     /// The listeners in service, by name.
@@ -261,11 +269,15 @@ impl Drop for Workers {
 }
 
 /// One socket per worker on the same address.
-fn bind_all(address: SocketAddr, backlog: u32, workers: usize) -> io::Result<Vec<StdListener>> {
+fn bind_all(
+    address: SocketAddr,
+    listener: &Listener,
+    workers: usize,
+) -> io::Result<Vec<StdListener>> {
     let mut sockets = Vec::with_capacity(workers);
     let mut address = address;
     for _ in 0..workers {
-        let socket = bind(address, backlog)?;
+        let socket = bind(address, listener.backlog, listener.transparent)?;
         // Port 0 is chosen once; the others join it.
         address = socket.local_addr()?;
         sockets.push(socket);
@@ -273,7 +285,7 @@ fn bind_all(address: SocketAddr, backlog: u32, workers: usize) -> io::Result<Vec
     Ok(sockets)
 }
 
-fn bind(address: SocketAddr, backlog: u32) -> io::Result<StdListener> {
+fn bind(address: SocketAddr, backlog: u32, transparent: bool) -> io::Result<StdListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -284,12 +296,31 @@ fn bind(address: SocketAddr, backlog: u32) -> io::Result<StdListener> {
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
+    if transparent {
+        make_transparent(&socket, address)?;
+    }
     socket.set_nonblocking(true)?;
     // What is accepted inherits it from the socket it was accepted on, as on Linux any option of TCP.
     socket.set_tcp_nodelay(true)?;
     socket.bind(&address.into())?;
     socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
     Ok(socket.into())
+}
+
+/// Lets a socket accept connections to addresses that are not the machine's, which TPROXY hands it.
+fn make_transparent(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+    let set = match address {
+        SocketAddr::V4(_) => socket.set_ip_transparent_v4(true),
+        SocketAddr::V6(_) => socket.set_ip_transparent_v6(true),
+    };
+    set.map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => io::Error::new(
+            error.kind(),
+            "a transparent socket needs the capability CAP_NET_ADMIN or CAP_NET_RAW; give it to the proxy, or \
+             intercept with REDIRECT instead of TPROXY",
+        ),
+        _ => error,
+    })
 }
 
 /// One thread's runtime: its tasks never leave it, so waking one takes neither lock nor atomic queue.
@@ -369,7 +400,7 @@ mod tests {
 
     #[tokio::test]
     async fn accepted_sockets_wait_for_no_acknowledgement() {
-        let bound = bind("127.0.0.1:0".parse().unwrap(), 8).unwrap();
+        let bound = bind("127.0.0.1:0".parse().unwrap(), 8, false).unwrap();
         let address = bound.local_addr().unwrap();
         let listener = TcpListener::from_std(bound).unwrap();
         let (near, far) = tokio::join!(tokio::net::TcpStream::connect(address), listener.accept());

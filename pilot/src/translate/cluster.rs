@@ -1,6 +1,7 @@
 //! Clusters: of every visible service port and subset, of the workload's own ports, and the special ones.
 
 use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 
 use envoy_types::pb::envoy::config::cluster::v3::{
     CircuitBreakers, Cluster, OutlierDetection as EnvoyOutlier, UpstreamConnectionOptions,
@@ -13,8 +14,9 @@ use envoy_types::pb::envoy::config::cluster::v3::{
     cluster::common_lb_config::LocalityWeightedLbConfig,
 };
 use envoy_types::pb::envoy::config::core::v3::{
-    BindConfig, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as CommonOptions,
-    RuntimeDouble, SocketAddress, TcpKeepalive, socket_address::PortSpecifier,
+    BindConfig, ExtraSourceAddress, Http1ProtocolOptions, Http2ProtocolOptions,
+    HttpProtocolOptions as CommonOptions, RuntimeDouble, SocketAddress, TcpKeepalive,
+    socket_address::PortSpecifier,
 };
 use envoy_types::pb::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier,
@@ -52,6 +54,8 @@ const MIXER_PLAIN_PORT: u16 = 9091;
 
 /// Source address of connections the sidecar passes through to its own workload.
 const PASSTHROUGH_SOURCE: &str = "127.0.0.6";
+/// The same of IPv6, which `proxy iptables` adds to loopback.
+const PASSTHROUGH_SOURCE_V6: &str = "::6";
 
 pub(super) fn clusters(scope: &Scope<'_>, resources: &mut Resources) {
     for service in &scope.services {
@@ -87,18 +91,40 @@ pub(super) fn clusters(scope: &Scope<'_>, resources: &mut Resources) {
             names::INBOUND_PASSTHROUGH,
             DiscoveryType::OriginalDst,
         );
-        passed.upstream_bind_config = Some(BindConfig {
-            source_address: Some(SocketAddress {
-                address: PASSTHROUGH_SOURCE.to_owned(),
-                port_specifier: Some(PortSpecifier::PortValue(0)),
-                ..Default::default()
-            }),
-            ..Default::default()
-        });
+        passed.upstream_bind_config = Some(passthrough_source(scope));
         insert(resources, passed);
     }
     if !scope.is_router() {
         inbound(scope, resources);
+    }
+}
+
+/// From where the proxy connects to the application at the address the client had meant; what comes from there is
+/// not redirected again.
+fn passthrough_source(scope: &Scope<'_>) -> BindConfig {
+    let source = |address: &str| SocketAddress {
+        address: address.to_owned(),
+        port_specifier: Some(PortSpecifier::PortValue(0)),
+        ..Default::default()
+    };
+    let addresses = &scope.node.addresses;
+    let mut sources = Vec::new();
+    if addresses.iter().any(IpAddr::is_ipv4) {
+        sources.push(source(PASSTHROUGH_SOURCE));
+    }
+    if addresses.iter().any(IpAddr::is_ipv6) {
+        sources.push(source(PASSTHROUGH_SOURCE_V6));
+    }
+    let mut sources = sources.into_iter();
+    BindConfig {
+        source_address: sources.next(),
+        extra_source_addresses: sources
+            .map(|address| ExtraSourceAddress {
+                address: Some(address),
+                ..Default::default()
+            })
+            .collect(),
+        ..Default::default()
     }
 }
 
@@ -667,9 +693,24 @@ fn inbound(scope: &Scope<'_>, resources: &mut Resources) {
     for inbound in inbound::ports(scope, &mut Vec::new()).into_values() {
         let name = names::inbound(inbound.port);
         let application = match &inbound.application {
+            Application::AsMeant => None,
             Application::At(address) => socket_address(&address.ip().to_string(), address.port()),
             Application::Pipe(path) => endpoint_address(&format!("unix://{path}"), 0),
         };
+        let kind = match application {
+            Some(_) => DiscoveryType::Static,
+            None => DiscoveryType::OriginalDst,
+        };
+        let endpoint = application.map(|address| LocalityLbEndpoints {
+            lb_endpoints: vec![LbEndpoint {
+                host_identifier: Some(HostIdentifier::Endpoint(Endpoint {
+                    address: Some(address),
+                    ..Default::default()
+                })),
+                ..Default::default()
+            }],
+            ..Default::default()
+        });
         let options = match inbound.protocol {
             // As the client came: its protocol has been sniffed.
             Protocol::Unknown => Some(downstream_options()),
@@ -678,23 +719,14 @@ fn inbound(scope: &Scope<'_>, resources: &mut Resources) {
         insert(
             resources,
             Cluster {
-                cluster_discovery_type: Some(ClusterDiscoveryType::Type(
-                    DiscoveryType::Static as i32,
-                )),
+                cluster_discovery_type: Some(ClusterDiscoveryType::Type(kind as i32)),
+                lb_policy: match kind {
+                    DiscoveryType::OriginalDst => LbPolicy::ClusterProvided,
+                    _ => LbPolicy::RoundRobin,
+                } as i32,
                 connect_timeout: duration(scope.snapshot.mesh().connect_timeout()),
-                load_assignment: Some(assignment(
-                    &name,
-                    vec![LocalityLbEndpoints {
-                        lb_endpoints: vec![LbEndpoint {
-                            host_identifier: Some(HostIdentifier::Endpoint(Endpoint {
-                                address: application,
-                                ..Default::default()
-                            })),
-                            ..Default::default()
-                        }],
-                        ..Default::default()
-                    }],
-                )),
+                upstream_bind_config: endpoint.is_none().then(|| passthrough_source(scope)),
+                load_assignment: endpoint.map(|endpoint| assignment(&name, vec![endpoint])),
                 circuit_breakers: Some(CircuitBreakers {
                     thresholds: vec![thresholds(None, None)],
                     ..Default::default()

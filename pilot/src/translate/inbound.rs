@@ -39,10 +39,18 @@ pub(super) struct Inbound {
 
 /// Where an application listens.
 pub(super) enum Application {
+    /// Where the client had meant to go, whichever of the workload's addresses that is.
+    AsMeant,
     /// At an address.
     At(SocketAddr),
     /// At a unix socket.
     Pipe(String),
+}
+
+impl Application {
+    fn of(scope: &Scope<'_>, port: u16) -> Application {
+        app_address(scope.node, port).map_or(Application::AsMeant, Application::At)
+    }
 }
 
 /// What a chain is for.
@@ -87,7 +95,7 @@ pub(super) fn ports(scope: &Scope<'_>, conflicts: &mut Vec<String>) -> BTreeMap<
                     port: number,
                     protocol: served.port.protocol,
                     served: Some(served),
-                    application: Application::At(app_address(scope.node, number)),
+                    application: Application::of(scope, number),
                 };
                 (number, inbound)
             })
@@ -107,7 +115,7 @@ pub(super) fn ports(scope: &Scope<'_>, conflicts: &mut Vec<String>) -> BTreeMap<
                 port: *port,
                 protocol: Protocol::Tcp,
                 served: None,
-                application: Application::At(app_address(scope.node, *port)),
+                application: Application::of(scope, *port),
             });
         }
     }
@@ -123,14 +131,14 @@ fn of_ingress(
     let number = u16::try_from(port.number).ok().filter(|port| *port != 0)?;
     let application = match listener.default_endpoint.strip_prefix("unix://") {
         Some(path) => Application::Pipe(path.to_owned()),
-        None => Application::At(match listener.default_endpoint.parse::<SocketAddr>() {
+        None => match listener.default_endpoint.parse::<SocketAddr>() {
             // `0.0.0.0` and `[::]` are the workload's own address.
             Ok(named) if named.ip().is_unspecified() => {
-                SocketAddr::new(scope.node.ip(), named.port())
+                Application::At(SocketAddr::new(scope.node.ip(), named.port()))
             }
-            Ok(named) => named,
-            Err(_) => app_address(scope.node, number),
-        }),
+            Ok(named) => Application::At(named),
+            Err(_) => Application::of(scope, number),
+        },
     };
     Some(Inbound {
         port: number,

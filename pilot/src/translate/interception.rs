@@ -54,12 +54,14 @@ pub(super) fn may_bind(node: &Node, port: u16) -> bool {
             .is_some_and(|text| text == "false")
 }
 
-/// Where the application listens for what comes to `port`.
-pub(super) fn app_address(node: &Node, port: u16) -> SocketAddr {
-    node.app_ports
-        .get(&port)
-        .copied()
-        .unwrap_or_else(|| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port))
+/// Where the application listens for what comes to `port`; `None`: at the address that the client had meant.
+pub(super) fn app_address(node: &Node, port: u16) -> Option<SocketAddr> {
+    let named = node.app_ports.get(&port).copied();
+    let beside = || SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
+    match Traffic::of(node) {
+        Traffic::Redirected { .. } => named,
+        Traffic::Bound { .. } => Some(named.unwrap_or_else(beside)),
+    }
 }
 
 /// Where a gateway's listener binds unless its server says.

@@ -928,11 +928,36 @@ metadata: { NAMESPACE: default, LABELS: { app: reviews } }
         vhost(&resources, "9080", "allow_any")["routes"][0]["route"]["cluster"],
         "PassthroughCluster"
     );
-    let inbound = j(&resources.clusters["inbound|9080||"]);
+    // To the address that the client had meant, from one that is not redirected again.
+    for name in ["inbound|9080||", "InboundPassthroughCluster"] {
+        let inbound = j(&resources.clusters[name]);
+        assert_eq!(inbound["type"], "ORIGINAL_DST", "{name}");
+        let source = &inbound["upstream_bind_config"]["source_address"];
+        assert_eq!(source["address"], "127.0.0.6", "{name}");
+    }
+}
+
+#[test]
+fn a_redirected_node_of_both_families_passes_both_through() {
+    let both = node(
+        "envoy",
+        "
+id: sidecar~127.30.0.11~reviews-v1-x.default~default.svc.cluster.local
+metadata: { NAMESPACE: default, LABELS: { app: reviews }, INSTANCE_IPS: '127.30.0.11,fd00::11' }
+",
+    );
+    let resources = translate(&world(""), &both);
+    let passed = j(&resources.clusters["InboundPassthroughCluster"]);
+    let bind = &passed["upstream_bind_config"];
+    assert_eq!(bind["source_address"]["address"], "127.0.0.6");
     assert_eq!(
-        inbound["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]
-            ["address"],
-        "127.0.0.1"
+        bind["extra_source_addresses"][0]["address"]["address"],
+        "::6"
+    );
+    let outbound = j(&resources.listeners["virtualOutbound"]);
+    assert_eq!(
+        outbound["additional_addresses"][0]["address"]["socket_address"]["address"],
+        "::"
     );
 }
 

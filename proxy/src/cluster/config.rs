@@ -168,8 +168,8 @@ pub struct Config {
     pub auto_sni: bool,
     /// The header it is taken from instead of `:authority`.
     pub auto_sni_header: Option<Name>,
-    /// Our address on connections.
-    pub bind: Option<SocketAddr>,
+    /// Our address on connections: the first of the family of the host's.
+    pub bind: Vec<SocketAddr>,
     /// TCP keep-alive.
     pub keepalive: Option<KeepAlive>,
     /// Which hosts a filter may insist on.
@@ -653,10 +653,20 @@ fn http2(options: &core::Http2ProtocolOptions) -> Result<Http2, ConfigError> {
     })
 }
 
-fn bind(config: Option<&core::BindConfig>) -> Result<Option<SocketAddr>, ConfigError> {
-    let Some(source) = config.and_then(|config| config.source_address.as_ref()) else {
-        return Ok(None);
+fn bind(config: Option<&core::BindConfig>) -> Result<Vec<SocketAddr>, ConfigError> {
+    let Some(config) = config else {
+        return Ok(Vec::new());
     };
+    let extra = config.extra_source_addresses.iter();
+    config
+        .source_address
+        .iter()
+        .chain(extra.filter_map(|extra| extra.address.as_ref()))
+        .map(source_address)
+        .collect()
+}
+
+fn source_address(source: &core::SocketAddress) -> Result<SocketAddr, ConfigError> {
     let ip = source.address.parse().map_err(|_| {
         invalid(
             "upstream_bind_config.source_address",
@@ -668,7 +678,7 @@ fn bind(config: Option<&core::BindConfig>) -> Result<Option<SocketAddr>, ConfigE
             .map_err(|_| invalid("upstream_bind_config.port_value", "is greater than 65535"))?,
         _ => 0,
     };
-    Ok(Some(SocketAddr::new(ip, port)))
+    Ok(SocketAddr::new(ip, port))
 }
 
 fn keepalive(proto: &Proto) -> Option<KeepAlive> {

@@ -17,6 +17,7 @@ fn control(dynamic: Dynamic) -> Arc<Control> {
         stats: Registry::new(),
         clusters: ClusterManager::new(),
         routes: RouteSlots::default(),
+        destinations: Default::default(),
         secrets: SecretStore::new(),
         drain: Drain::new(Duration::from_secs(1)),
         node: Default::default(),

@@ -35,6 +35,7 @@ fn shared() -> Arc<Shared> {
         stats: Registry::new(),
         clusters: ClusterManager::new(),
         routes: RouteSlots::default(),
+        destinations: Default::default(),
         secrets: SecretStore::new(),
         drain: Drain::new(Duration::from_secs(1)),
         node: Node {

@@ -140,11 +140,9 @@ async fn tcp(config: &Config, address: SocketAddr) -> io::Result<TcpStream> {
         }
         socket2::SockRef::from(&socket).set_tcp_keepalive(&settings)?;
     }
-    if let Some(source) = config
-        .bind
-        .filter(|source| source.is_ipv4() == address.is_ipv4())
-    {
-        socket.bind(source)?;
+    let mut sources = config.bind.iter();
+    if let Some(source) = sources.find(|source| source.is_ipv4() == address.is_ipv4()) {
+        socket.bind(*source)?;
     }
     let stream = socket.connect(address).await?;
     stream.set_nodelay(true)?;
