@@ -1,15 +1,17 @@
 //! Gateway API and Ingress as Istio's own objects, before anything is translated.
 //!
 //! objects of the watched set → [`world`] (what they refer to) → [`listener`] (Gateways) → [`parent`] (who attaches
-//! where) → [`route`] with [`http`] (VirtualServices) and [`policy`] (DestinationRules), beside them [`ingress`] →
-//! [`status`] (what controllers write back). Pure and deterministic, linear in listeners times routes attached; the
-//! objects it makes are named, annotated and shaped as Istio's are, so that translation needs to know little of where
-//! they come from. What a Gateway API object asks for and does not get is in its status, and a problem with its place.
+//! where, counted in [`attached`]) → [`route`] with [`http`] (VirtualServices) and [`policy`] (DestinationRules), beside
+//! them [`ingress`] → [`status`] (what controllers write back). Pure and deterministic, linear in listeners times routes
+//! attached; the objects it makes are named, annotated and shaped as Istio's are, so that translation needs to know
+//! little of where they come from. What a Gateway API object asks for and does not get is in its status, and a problem
+//! with its place.
 
 mod world;
 mod status;
 mod address;
 mod protocol;
+mod attached;
 mod listener;
 mod tls;
 mod parent;
@@ -79,7 +81,7 @@ pub(crate) fn convert(
     let mut listeners = listener::all(&world, &mut output);
     route::all(&world, &mut listeners, &mut output);
     policy::all(&world, &mut output);
-    listener::finish(listeners, &mut output);
+    attached::finish(listeners, &mut output);
     ingress::all(&world, mesh, &mut output);
     output.objects.sort_by(|a, b| order(a).cmp(&order(b)));
     output.statuses.sort_by(|a, b| a.order().cmp(&b.order()));

@@ -7,7 +7,7 @@ use lateen_config::gateway_api::{GROUP, ParentReference};
 use serde_json::{Value, json};
 
 use super::Fault;
-use super::listener::{Listeners, Owner, Parent};
+use super::attached::{Listeners, Owner, Parent};
 use super::status::{Condition, conditions};
 use super::world::{CONTROLLER, World, target};
 

@@ -8,8 +8,8 @@ use lateen_config::gateway_api::{GrpcRoute, HttpBackend, HttpRoute, Kind, TcpRou
 use lateen_config::{Labels, Object, Severity};
 use serde_json::{Value, json};
 
+use super::attached::Listeners;
 use super::http::{self, Rule};
-use super::listener::Listeners;
 use super::parent::{self, Bound, RouteOf, To};
 use super::status::Status;
 use super::world::World;
