@@ -1,8 +1,8 @@
 //! Users' configuration: YAML text -> located documents -> typed objects -> validated -> one set.
 //!
 //! [`parse`] turns a file into [`Object`]s and [`Problem`]s, [`validate`] judges one object alone,
-//! [`reference`] judges objects against each other, [`folder`] keeps a watched directory's last good
-//! state as a [`ConfigSet`]. Kinds are Istio's and Kubernetes', unmodified; every served version of a
+//! [`reference`] judges objects against each other, [`store`] keeps the last good state of all sources as a
+//! [`ConfigSet`], [`folder`] is the one that is a watched directory. Kinds are Istio's and Kubernetes', unmodified; every served version of a
 //! kind is one kind. What proxies are told about all this is Pilot's business, not ours.
 
 pub mod yaml;
@@ -21,19 +21,23 @@ pub mod ingress;
 pub mod secret;
 pub mod mesh;
 pub mod review;
+pub mod definitions;
 pub mod validate;
 pub mod reference;
 pub mod analyze;
+pub mod store;
 pub mod folder;
 
-pub use folder::{ConfigSet, Folder};
+pub use definitions::definitions;
+pub use folder::Folder;
 pub use mesh::MeshConfig;
 pub use object::{Key, Labels, ORIGIN, Object, Order, Origin, Spec};
-pub use parse::parse_file;
+pub use parse::{is_read, parse_file, parse_value};
 pub use policy::MixerObject;
 pub use problem::{Problem, Severity};
 pub use reference::check_references;
 pub use review::{Finding, review};
 pub use secret::Secret;
+pub use store::{ConfigSet, Source, Store};
 pub use validate::validate;
 pub use value::{Duration, Percent, StringMatch};

@@ -57,12 +57,22 @@ pub struct Order {
 /// Where an object was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// File, as named to the parser.
+    /// File, as named to the parser; or where else it is.
     pub file: Arc<str>,
-    /// Line the document starts on, from 1.
+    /// Line the document starts on, from 1; 0 if it is in no file.
     pub line: u32,
     /// Line of each field, by path.
     pub(crate) lines: Arc<BTreeMap<String, u32>>,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.file)?;
+        match self.line {
+            0 => Ok(()),
+            line => write!(f, ":{line}"),
+        }
+    }
 }
 
 /// The annotation by which an object's origin travels with it: [`Origin::to_text`].

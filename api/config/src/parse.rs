@@ -70,6 +70,25 @@ pub fn parse_file(file: &str, text: &str) -> (Vec<Object>, Vec<Problem>) {
     }
 }
 
+/// Reads one object that is in no file, as an API gives it. `origin` is how problems name where it is.
+#[must_use]
+pub fn parse_value(origin: &Arc<str>, value: &Value) -> (Option<Object>, Vec<Problem>) {
+    let mut problems = Vec::new();
+    let mut reader = Reader {
+        origin: Origin {
+            file: origin.clone(),
+            line: 0,
+            lines: Arc::default(),
+        },
+        key: None,
+        in_schema: false,
+        prunes: false,
+        problems: &mut problems,
+    };
+    let object = reader.object(value);
+    (object, problems)
+}
+
 fn parse_document(
     file: &Arc<str>,
     document: Document,
@@ -198,7 +217,7 @@ impl Reader<'_> {
             name: name.into(),
         });
         if name.is_empty() {
-            if is_read(group, kind) || review::is_known(group, kind) {
+            if is_read(group, kind) {
                 return self.refuse("metadata.name", "missing");
             }
             return None;
@@ -684,8 +703,14 @@ fn spec_and_status(document: &serde_json::Map<String, Value>) -> Whole {
     ))
 }
 
+/// Whether objects of a kind are of use to us: judged at least, if nothing more.
+#[must_use]
+pub fn is_read(group: &str, kind: &str) -> bool {
+    is_typed(group, kind) || review::is_known(group, kind)
+}
+
 /// Whether a kind is one we give a typed form to.
-fn is_read(group: &str, kind: &str) -> bool {
+fn is_typed(group: &str, kind: &str) -> bool {
     match group {
         "networking.istio.io" => matches!(
             kind,

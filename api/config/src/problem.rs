@@ -16,12 +16,12 @@ pub enum Severity {
 
 /// One thing wrong with a file or an object.
 ///
-/// Prints as `FILE:LINE: KIND NAMESPACE/NAME: FIELD: REASON (HINT)`.
+/// Prints as `FILE:LINE: KIND NAMESPACE/NAME: FIELD: REASON (HINT)`; without `:LINE` if it is in no file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Problem {
     /// The file, as it was named to us.
     pub file: Arc<str>,
-    /// Line in the file, from 1.
+    /// Line in the file, from 1; 0 if it is in no file.
     pub line: u32,
     /// Whether the object is refused.
     pub severity: Severity,
@@ -45,7 +45,11 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: ", self.file, self.line)?;
+        if self.line == 0 {
+            write!(f, "{}: ", self.file)?;
+        } else {
+            write!(f, "{}:{}: ", self.file, self.line)?;
+        }
         if let Some(key) = &self.key {
             write!(f, "{} {}/{}: ", key.kind, key.namespace, key.name)?;
         }

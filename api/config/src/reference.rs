@@ -1,5 +1,6 @@
 //! Judges objects against each other: names that nobody defines.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::networking::{Destination, VirtualService};
@@ -169,12 +170,12 @@ pub fn undefined_subsets(object: &Object, subsets: &Subsets) -> Vec<Problem> {
 /// Names that nobody defines: subsets (errors: requests would have nowhere to go), gateways and
 /// QuotaSpecs (warnings: they may still come).
 #[must_use]
-pub fn check_references(objects: &[Object]) -> Vec<Problem> {
-    let subsets = Subsets::of(objects);
+pub fn check_references<O: Borrow<Object>>(objects: &[O]) -> Vec<Problem> {
+    let subsets = Subsets::of(objects.iter().map(Borrow::borrow));
     let gateways: BTreeSet<String> = names(objects, "Gateway");
     let quotas: BTreeSet<String> = names(objects, "QuotaSpec");
     let mut problems = Vec::new();
-    for object in objects {
+    for object in objects.iter().map(Borrow::borrow) {
         let namespace = &object.key.namespace;
         match &object.spec {
             Spec::VirtualService(service) => {
@@ -215,9 +216,10 @@ pub fn check_references(objects: &[Object]) -> Vec<Problem> {
     problems
 }
 
-fn names(objects: &[Object], kind: &str) -> BTreeSet<String> {
+fn names<O: Borrow<Object>>(objects: &[O], kind: &str) -> BTreeSet<String> {
     objects
         .iter()
+        .map(Borrow::borrow)
         .filter(|object| &*object.key.kind == kind)
         .map(|object| format!("{}/{}", object.key.namespace, object.key.name))
         .collect()

@@ -179,9 +179,9 @@ pub(crate) fn top_level<'a>(keys: impl Iterator<Item = &'a String>) -> Vec<Findi
         .collect()
 }
 
-/// Versions under which a kind is known.
-pub(crate) fn served(group: &str, kind: &str, version: &str) -> Option<Finding> {
-    let versions: &[&str] = match (group, kind) {
+/// Versions under which a kind is known, newest first.
+pub(crate) fn versions(group: &str, kind: &str) -> Option<&'static [&'static str]> {
+    Some(match (group, kind) {
         ("networking.istio.io", "EnvoyFilter") => &["v1alpha3"],
         ("networking.istio.io", "ProxyConfig") => &["v1beta1"],
         ("networking.istio.io", _) => &["v1", "v1beta1", "v1alpha3"],
@@ -190,7 +190,12 @@ pub(crate) fn served(group: &str, kind: &str, version: &str) -> Option<Finding> 
         ("extensions.istio.io" | "rbac.istio.io" | "authentication.istio.io", _) => &["v1alpha1"],
         ("config.istio.io", _) => &["v1alpha2"],
         _ => return None,
-    };
+    })
+}
+
+/// Whether a kind is known under a version.
+pub(crate) fn served(group: &str, kind: &str, version: &str) -> Option<Finding> {
+    let versions = versions(group, kind)?;
     (!versions.contains(&version)).then(|| {
         let mut finding =
             Finding::error("apiVersion", format!("{kind} has no version {version:?}"));

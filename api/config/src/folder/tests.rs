@@ -1,4 +1,5 @@
 use super::*;
+use crate::Spec;
 
 const RULE: &str = "
 apiVersion: networking.istio.io/v1

@@ -12,6 +12,8 @@ use serde_json::{Map, Number, Value};
 use super::Finding;
 use super::text;
 
+pub(crate) mod open_api;
+
 /// Objects nested deeper than this are refused.
 const DEPTH_LIMIT: usize = 64;
 
