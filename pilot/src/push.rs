@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// Between two looks whether Mixers have acknowledged the newest rules.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Where configuration comes from: a stream of whole, validated sets, newest only.
+/// Where configuration comes from: a stream of whole, validated sets, newest only. Generation 0 is none yet.
 pub type Source = watch::Receiver<Arc<ConfigSet>>;
 
 /// Publishes a generation for each change of `source`, until the source ends; and once more when Mixers have
@@ -38,6 +38,10 @@ pub async fn run(
     ledger: Arc<Ledger>,
     out: watch::Sender<Option<Arc<Served>>>,
 ) {
+    // Half of what there is would be a wrong configuration.
+    if source.wait_for(|set| set.generation > 0).await.is_err() {
+        return;
+    }
     let mut changed_at = Instant::now();
     let mut confirmed = false;
     loop {

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lateen_config::Folder;
+use lateen_config::{self as config, Folder, Store};
 use lateen_identity::{ClientAuth, SpiffeId};
+use lateen_kubernetes::{ConnectError, Health, Kubernetes, KubernetesArgs};
 use lateen_service::admin::Admin;
 use lateen_service::identity::{self, IdentityArgs, IdentityError};
 use lateen_service::prometheus_client::registry::Registry;
@@ -35,9 +36,16 @@ const STREAMS_PER_CONNECTION: u32 = 100;
 /// Flags.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Config {
-    /// Folder with Kubernetes and Istio YAML, watched.
-    #[arg(long, value_name = "DIR")]
-    pub config_dir: PathBuf,
+    /// Folder with Kubernetes and Istio YAML, watched. Its objects win over a cluster's of the same name.
+    #[arg(
+        long,
+        value_name = "DIR",
+        required_unless_present_any = ["kubeconfig", "kube"]
+    )]
+    pub config_dir: Option<PathBuf>,
+    /// The cluster.
+    #[command(flatten)]
+    pub kubernetes: KubernetesArgs,
     /// Address all ports bind to.
     #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
     pub bind: IpAddr,
@@ -88,6 +96,9 @@ pub enum StartError {
         #[source]
         source: notify::Error,
     },
+    /// The cluster's flags.
+    #[error(transparent)]
+    Kubernetes(#[from] ConnectError),
     /// The identity flags.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -107,24 +118,41 @@ pub struct Pilot {
 }
 
 impl Pilot {
-    /// Starts with the folder as the source.
+    /// Starts with the folder and the cluster that the flags name as sources.
     ///
     /// # Errors
-    /// A port cannot be bound, the folder cannot be watched, or the identity flags are wrong.
+    /// A port cannot be bound, the folder cannot be watched, or the flags of the cluster or the identity are wrong.
     pub async fn start(config: &Config, drain: &Drain) -> Result<Self, StartError> {
-        let folder = || config.config_dir.clone();
-        let source = Folder::open(folder())
-            .map_err(|source| StartError::Folder {
-                folder: folder(),
-                source,
-            })?
-            .watch()
-            .map_err(|source| StartError::Watch {
-                folder: folder(),
-                source,
-            })?;
+        let mut registry = Registry::default();
+        let folder = config
+            .config_dir
+            .is_some()
+            .then_some(config::Source::Folder);
+        let cluster = config.kubernetes.is_wanted();
+        let cluster = cluster.then_some(config::Source::Kubernetes);
+        let store = Store::new(folder.into_iter().chain(cluster));
+        let source = store.subscribe();
+        if let Some(folder) = &config.config_dir {
+            Folder::open_in(folder, store.clone())
+                .map_err(|source| StartError::Folder {
+                    folder: folder.clone(),
+                    source,
+                })?
+                .watch()
+                .map_err(|source| StartError::Watch {
+                    folder: folder.clone(),
+                    source,
+                })?;
+        }
+        if config.kubernetes.is_wanted() {
+            let health = Health::new(&mut registry);
+            let cluster = Kubernetes::new(&config.kubernetes, store, health).await?;
+            if let Some(cluster) = cluster {
+                drain.spawn_until_stop(cluster.run());
+            }
+        }
         let identity = identity::Source::start(&config.identity, drain)?;
-        Self::with_source(config, source, identity, drain).await
+        Self::serve(config, source, identity, registry, drain).await
     }
 
     /// Starts with any source, and any identity.
@@ -137,7 +165,16 @@ impl Pilot {
         identity: Option<identity::Source>,
         drain: &Drain,
     ) -> Result<Self, StartError> {
-        let mut registry = Registry::default();
+        Self::serve(config, source, identity, Registry::default(), drain).await
+    }
+
+    async fn serve(
+        config: &Config,
+        source: Source,
+        identity: Option<identity::Source>,
+        mut registry: Registry,
+        drain: &Drain,
+    ) -> Result<Self, StartError> {
         let metrics = Metrics::new(&mut registry);
         if let Some(identity) = &identity {
             identity.register(&mut registry);

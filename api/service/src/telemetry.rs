@@ -51,12 +51,16 @@ pub enum TelemetryError {
     Installed(#[source] tracing_subscriber::util::TryInitError),
 }
 
+/// Says each failed attempt as an error, where we say the outage once. A level of its own in the filter brings it back.
+const UNTOLD: &str = "kube_client=off";
+
 /// Starts logging for the program `name`.
 ///
 /// # Errors
 /// When the filter does not parse, or logging was started before.
 pub fn init(name: &str, args: &TelemetryArgs) -> Result<(), TelemetryError> {
-    let filter = EnvFilter::try_new(&args.log_level).map_err(TelemetryError::Filter)?;
+    let levels = format!("{UNTOLD},{}", args.log_level);
+    let filter = EnvFilter::try_new(levels).map_err(TelemetryError::Filter)?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(stderr);

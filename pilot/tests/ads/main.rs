@@ -4,3 +4,4 @@
 mod world;
 mod objects;
 mod proxies;
+mod kubernetes;

@@ -276,7 +276,7 @@ async fn a_broken_file_is_named_and_changes_nothing() {
     std::fs::write(dir.path().join("rule.yaml"), rule("a", "\"true\"")).unwrap();
     let drain = Drain::new();
     let config = Config {
-        config_dir: dir.path().into(),
+        config_dir: Some(dir.path().into()),
         ..config()
     };
     let pilot = Pilot::start(&config, &drain).await.unwrap();

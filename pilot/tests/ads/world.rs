@@ -9,6 +9,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{
     aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
 };
 use lateen_config::{ConfigSet, parse_file};
+use lateen_kubernetes::KubernetesArgs;
 use lateen_service::identity::IdentityArgs;
 use lateen_service::shutdown::Drain;
 use pilot::server::{Config, Pilot};
@@ -33,7 +34,8 @@ pub(crate) struct World {
 
 pub(crate) fn config() -> Config {
     Config {
-        config_dir: "/nonexistent".into(),
+        config_dir: None,
+        kubernetes: KubernetesArgs::default(),
         bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
         grpc_port: 0,
         tls_port: 0,
@@ -120,17 +122,7 @@ impl World {
     }
 
     pub(crate) async fn delta(&self) -> Client<DeltaDiscoveryRequest, DeltaDiscoveryResponse> {
-        let (sender, receiver) = mpsc::channel(16);
-        let mut client =
-            AggregatedDiscoveryServiceClient::connect(format!("http://{}", self.pilot.grpc))
-                .await
-                .unwrap();
-        let answers = client
-            .delta_aggregated_resources(ReceiverStream::new(receiver))
-            .await
-            .unwrap()
-            .into_inner();
-        Client { sender, answers }
+        delta(self.pilot.grpc).await
     }
 
     pub(crate) async fn sotw(&self) -> Client<DiscoveryRequest, DiscoveryResponse> {
@@ -146,6 +138,21 @@ impl World {
             .into_inner();
         Client { sender, answers }
     }
+}
+
+pub(crate) async fn delta(
+    grpc: SocketAddr,
+) -> Client<DeltaDiscoveryRequest, DeltaDiscoveryResponse> {
+    let (sender, receiver) = mpsc::channel(16);
+    let mut client = AggregatedDiscoveryServiceClient::connect(format!("http://{grpc}"))
+        .await
+        .unwrap();
+    let answers = client
+        .delta_aggregated_resources(ReceiverStream::new(receiver))
+        .await
+        .unwrap()
+        .into_inner();
+    Client { sender, answers }
 }
 
 pub(crate) async fn get(address: SocketAddr, path: &str) -> (u16, String) {

@@ -1,0 +1,81 @@
+//! Flags and credentials.
+
+use std::path::PathBuf;
+
+use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
+
+/// Flags of a program that reads from Kubernetes.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct KubernetesArgs {
+    /// Read from the cluster that the current context of this file names.
+    #[arg(long, value_name = "FILE", conflicts_with = "kube")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Read from the cluster this program runs in, as its service account.
+    #[arg(long)]
+    pub kube: bool,
+    /// Namespace of the ConfigMap `istio` with the mesh's settings.
+    #[arg(long, value_name = "NAMESPACE", default_value = "istio-system")]
+    pub kube_namespace: String,
+    /// Read Secrets for gateways in these namespaces only; without it in all.
+    #[arg(long, value_name = "NAMESPACE,…", value_delimiter = ',')]
+    pub kube_secret_namespaces: Vec<String>,
+}
+
+/// Why a cluster cannot be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The file, or what it names.
+    #[error("cannot use the kubeconfig {file}")]
+    Kubeconfig {
+        /// Which.
+        file: PathBuf,
+        /// Why not.
+        #[source]
+        source: Box<KubeconfigError>,
+    },
+    /// Not in a pod, or a pod without a service account's token.
+    #[error(
+        "no service account to ask Kubernetes as; does this run in a pod? Else name --kubeconfig"
+    )]
+    InCluster(#[source] Box<InClusterError>),
+    /// The credentials.
+    #[error("cannot make a client of these credentials")]
+    Client(#[source] Box<kube::Error>),
+}
+
+impl KubernetesArgs {
+    /// Whether a cluster is to be read at all.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        self.kube || self.kubeconfig.is_some()
+    }
+
+    /// A client; nothing is asked yet. `None` when no flag names a cluster.
+    ///
+    /// # Errors
+    /// The file cannot be read, or has no usable credentials.
+    pub(crate) async fn client(&self) -> Result<Option<kube::Client>, ConnectError> {
+        let mut config = match &self.kubeconfig {
+            Some(file) => {
+                let options = KubeConfigOptions::default();
+                let read = async {
+                    let kubeconfig = Kubeconfig::read_from(file)?;
+                    kube::Config::from_custom_kubeconfig(kubeconfig, &options).await
+                };
+                read.await.map_err(|source| ConnectError::Kubeconfig {
+                    file: file.clone(),
+                    source: Box::new(source),
+                })?
+            }
+            None if self.kube => {
+                kube::Config::incluster().map_err(|e| ConnectError::InCluster(Box::new(e)))?
+            }
+            None => return Ok(None),
+        };
+        // We wait and try again ourselves, and say so.
+        config.default_retry = false;
+        kube::Client::try_from(config)
+            .map(Some)
+            .map_err(|e| ConnectError::Client(Box::new(e)))
+    }
+}
