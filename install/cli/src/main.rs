@@ -1,6 +1,7 @@
 //! `lateen`, the operator's command line. It only calls the other programs and their interfaces.
 
 mod analyze;
+mod crds;
 mod proxy_status;
 mod source;
 mod terminal;
@@ -31,6 +32,8 @@ enum Command {
     Analyze(analyze::Options),
     /// Say whether configuration would be let in, and where it is wrong.
     Validate(validate::Options),
+    /// Print the definitions of the kinds that the mesh reads, for `kubectl apply -f -`.
+    Crds(crds::Options),
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -41,6 +44,7 @@ async fn main() -> ExitCode {
         Command::Test(options) => test::run(&options).map(done),
         Command::Analyze(options) => analyze::run(&options),
         Command::Validate(options) => validate::run(&options),
+        Command::Crds(options) => crds::run(&options),
     };
     match outcome {
         Ok(code) => code,
