@@ -179,8 +179,9 @@ pub(crate) fn top_level<'a>(keys: impl Iterator<Item = &'a String>) -> Vec<Findi
         .collect()
 }
 
-/// Versions under which a kind is known, newest first.
-pub(crate) fn versions(group: &str, kind: &str) -> Option<&'static [&'static str]> {
+/// Versions under which a kind is known, newest first. `None`: whatever it is called.
+#[must_use]
+pub fn versions(group: &str, kind: &str) -> Option<&'static [&'static str]> {
     Some(match (group, kind) {
         ("networking.istio.io", "EnvoyFilter") => &["v1alpha3"],
         ("networking.istio.io", "ProxyConfig") => &["v1beta1"],
@@ -189,7 +190,10 @@ pub(crate) fn versions(group: &str, kind: &str) -> Option<&'static [&'static str
         ("telemetry.istio.io", _) => &["v1", "v1alpha1"],
         ("extensions.istio.io" | "rbac.istio.io" | "authentication.istio.io", _) => &["v1alpha1"],
         ("config.istio.io", _) => &["v1alpha2"],
-        _ => return None,
+        _ => match crate::gateway_api::versions(group, kind) {
+            [] => return None,
+            versions => versions,
+        },
     })
 }
 

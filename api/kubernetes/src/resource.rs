@@ -169,7 +169,12 @@ pub(crate) fn defined(definition: &Value) -> Option<Resource> {
         .iter()
         .filter(|version| version.get("served").and_then(Value::as_bool) == Some(true))
         .filter_map(|version| text(version, "name"))
-        .max_by_key(|version| priority(version))?;
+        // One that we know, or else the objects say what is wrong with it.
+        .max_by_key(|version| {
+            let known = lateen_config::review::versions(&group, &kind);
+            let is_known = known.is_none_or(|known| known.contains(&version.as_str()));
+            (is_known, priority(version))
+        })?;
     Some(Resource::new(
         &group,
         &version,
@@ -232,6 +237,7 @@ mod tests {
                     "versions": [
                         {"name": "v1alpha3", "served": true},
                         {"name": "v1", "served": false},
+                        {"name": "v2", "served": true},
                         {"name": "v1beta1", "served": true},
                     ],
                 },
