@@ -53,6 +53,7 @@ pub struct Snapshot {
     authz: authz::Policies,
     tokens: authz::Policies,
     patches: authz::Policies,
+    telemetries: authz::Policies,
     quotas: quota::Quotas,
     rules: Arc<Rules>,
     reach: Reach,
@@ -116,6 +117,8 @@ impl Snapshot {
             matches!(spec, Spec::RequestAuthentication(_))
         });
         let patches = authz::Policies::read(&objects, |spec| matches!(spec, Spec::EnvoyFilter(_)));
+        let telemetries =
+            authz::Policies::read(&objects, |spec| matches!(spec, Spec::Telemetry(_)));
         let mut snapshot = Self {
             generation,
             routing,
@@ -135,6 +138,7 @@ impl Snapshot {
             authz,
             tokens,
             patches,
+            telemetries,
             mesh,
             objects,
             status,
@@ -220,6 +224,16 @@ impl Snapshot {
         labels: &'a Labels,
     ) -> impl Iterator<Item = &'a Object> {
         self.patches
+            .of(namespace, labels, &self.mesh.root_namespace)
+    }
+
+    /// Telemetry objects for a workload of a namespace with these labels, the root namespace's first.
+    pub fn telemetries<'a>(
+        &'a self,
+        namespace: &'a str,
+        labels: &'a Labels,
+    ) -> impl Iterator<Item = &'a Object> {
+        self.telemetries
             .of(namespace, labels, &self.mesh.root_namespace)
     }
 

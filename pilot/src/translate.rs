@@ -3,7 +3,7 @@
 //! [`translate`] → [`listener`] (outbound), [`inbound`] ([`gateway`] for routers) and [`route`] (virtual hosts,
 //! VirtualServices) → [`cluster`] (by DestinationRule: [`policy`]) → [`endpoint`] ([`locality`]).
 //! What EnvoyFilters change of it all: [`patch`]. Beside the path: [`names`],
-//! [`tls`], [`secret`], [`http`] (connection manager), [`tcp`], [`access_log`], [`authorization`] ([`rbac`], [`external`]), [`tokens`], [`mixer`], and [`wire`] for the small change
+//! [`tls`], [`secret`], [`http`] (connection manager), [`tcp`], [`telemetry`] ([`access_log`]), [`authorization`] ([`rbac`], [`external`]), [`tokens`], [`mixer`], and [`wire`] for the small change
 //! of protobuf. Where traffic enters and leaves is read from the node in [`interception`] only.
 //!
 //! Stock Envoy gets stock filters only; nothing here makes it refuse a resource that another node's
@@ -21,6 +21,7 @@ mod rbac;
 mod tokens;
 mod fail_mode;
 mod access_log;
+mod telemetry;
 mod http;
 mod tcp;
 mod route;
@@ -39,7 +40,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use envoy_types::pb::envoy::config::accesslog::v3::AccessLog;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
@@ -119,8 +119,8 @@ struct Scope<'a> {
     traffic: Traffic,
     /// How it calls Mixer.
     mixer: Option<Mixer>,
-    /// Access logs of every listener.
-    access_log: Vec<AccessLog>,
+    /// What it logs and traces.
+    telemetry: telemetry::Settings,
     /// Names of secrets that what was translated so far asks for.
     credentials: RefCell<BTreeSet<String>>,
     /// What could only be said to the node in a stricter way.
@@ -129,12 +129,13 @@ struct Scope<'a> {
 
 impl<'a> Scope<'a> {
     fn new(snapshot: &'a Snapshot, node: &'a Node) -> Self {
-        Self {
+        let mut scope = Self {
             services: snapshot.visible_services(node),
             mixer: Mixer::of(snapshot, node),
-            access_log: access_log::of(snapshot.mesh()),
             ..Self::of_endpoints(snapshot, node)
-        }
+        };
+        scope.telemetry = telemetry::Settings::of(&scope);
+        scope
     }
 
     /// Only what endpoints depend on: these are computed often and one by one.
@@ -145,7 +146,7 @@ impl<'a> Scope<'a> {
             services: Vec::new(),
             traffic: Traffic::of(node),
             mixer: None,
-            access_log: Vec::new(),
+            telemetry: telemetry::Settings::default(),
             credentials: RefCell::default(),
             notes: RefCell::default(),
         }

@@ -78,6 +78,8 @@ pub struct MeshConfig {
     pub default_config: ProxyConfig,
     /// Services that policies name: see [`MeshConfig::authorizer`].
     pub extension_providers: Vec<Value>,
+    /// Providers of what Telemetry objects do not name any for.
+    pub default_providers: DefaultProviders,
     /// What we do not know.
     #[serde(flatten)]
     pub other: BTreeMap<String, Value>,
@@ -119,6 +121,7 @@ impl Default for MeshConfig {
             proxy_inbound_listen_port: 15006,
             default_config: ProxyConfig::default(),
             extension_providers: Vec::new(),
+            default_providers: DefaultProviders::default(),
             other: BTreeMap::new(),
         }
     }
@@ -167,6 +170,18 @@ impl MeshConfig {
     pub fn has_mixer(&self) -> bool {
         !self.mixer_check_server.is_empty() || !self.mixer_report_server.is_empty()
     }
+}
+
+/// Names of providers, by what they take.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct DefaultProviders {
+    /// Spans: the first.
+    pub tracing: Vec<String>,
+    /// Metrics; without effect.
+    pub metrics: Vec<String>,
+    /// Access logs.
+    pub access_logging: Vec<String>,
 }
 
 /// How an authorizer is asked.

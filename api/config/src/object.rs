@@ -20,6 +20,7 @@ use crate::policy::{MixerObject, QuotaSpec, QuotaSpecBinding};
 use crate::problem::{Problem, Severity};
 use crate::secret::Secret;
 use crate::security::{AuthenticationPolicy, PeerAuthentication, RequestAuthentication};
+use crate::telemetry::Telemetry;
 
 /// Labels or annotations.
 pub type Labels = BTreeMap<String, String>;
@@ -128,6 +129,7 @@ pub enum Spec {
     ServiceEntry(ServiceEntry),
     WorkloadEntry(WorkloadEntry),
     Sidecar(Sidecar),
+    Telemetry(Box<Telemetry>),
     EnvoyFilter(Box<EnvoyFilter>),
     PeerAuthentication(PeerAuthentication),
     RequestAuthentication(Box<RequestAuthentication>),

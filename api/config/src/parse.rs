@@ -21,6 +21,7 @@ use crate::policy::MixerObject;
 use crate::problem::{Problem, Severity};
 use crate::review::{self, Finding, Subject};
 use crate::secret::Secret;
+use crate::telemetry::Telemetry;
 use crate::yaml::{Document, documents};
 
 /// Kinds that other programs act on, or that change nothing in a mesh of ours: no warning for them.
@@ -300,6 +301,11 @@ impl Reader<'_> {
                 filter.encode();
                 Spec::EnvoyFilter(Box::new(filter))
             }
+            ("telemetry.istio.io", "Telemetry") => {
+                let mut telemetry: Telemetry = self.typed(spec)?;
+                telemetry.read_conditions();
+                Spec::Telemetry(Box::new(telemetry))
+            }
             ("security.istio.io", "PeerAuthentication") => {
                 Spec::PeerAuthentication(self.typed(spec)?)
             }
@@ -562,12 +568,20 @@ impl Reader<'_> {
         }
         for provider in &config.extension_providers {
             let name = provider.get("name").and_then(Value::as_str).unwrap_or("");
-            if let Err(why) = config.authorizer(name) {
+            if let Err(why) = config.provider(name) {
+                let decides = ["envoyExtAuthzGrpc", "envoyExtAuthzHttp"]
+                    .iter()
+                    .any(|field| provider.get(field).is_some());
+                let hint = if decides {
+                    "requests that CUSTOM policies ask it about are refused"
+                } else {
+                    "Telemetry that names it logs and traces nothing there"
+                };
                 self.report(
                     Severity::Warning,
                     "data.mesh",
                     format!("{why}; ignored"),
-                    "requests that CUSTOM policies ask it about are refused",
+                    hint,
                 );
             }
         }
@@ -726,6 +740,7 @@ fn is_typed(group: &str, kind: &str) -> bool {
             kind,
             "PeerAuthentication" | "RequestAuthentication" | "AuthorizationPolicy"
         ),
+        "telemetry.istio.io" => kind == "Telemetry",
         "authentication.istio.io" => matches!(kind, "Policy" | "MeshPolicy"),
         "config.istio.io" => true,
         "" => matches!(

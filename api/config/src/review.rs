@@ -23,7 +23,7 @@ mod sidecar;
 pub(crate) mod envoy_filter;
 mod security;
 mod jwt;
-mod telemetry;
+pub(crate) mod telemetry;
 mod extension;
 mod quota;
 mod rbac;

@@ -141,6 +141,23 @@ fn not_served<'a>(kind: &Spec, spec: &At<'a>) -> Vec<(At<'a>, &'static str)> {
                 all.push((patch.get("patch").get("filterClass"), IGNORED));
             }
         }
+        Spec::Telemetry(_) => {
+            all.extend(waypoints(spec));
+            for entry in spec.get("tracing").items() {
+                for name in ["useRequestIdForTraceSampling", "enableIstioTags"] {
+                    all.push((entry.get(name), IGNORED));
+                }
+            }
+            for entry in spec.get("metrics").items() {
+                for change in entry.get("overrides").items() {
+                    all.push((
+                        change,
+                        "not supported by this version; metrics are made by Mixer's rules: change those",
+                    ));
+                }
+                all.push((entry.get("reportingInterval"), IGNORED));
+            }
+        }
         Spec::AuthorizationPolicy(_) => {
             all.extend(waypoints(spec));
         }

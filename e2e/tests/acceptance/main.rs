@@ -25,6 +25,7 @@ mod mtls;
 mod operation;
 mod patches;
 mod policy;
+mod providers;
 mod quota;
 mod redis;
 mod routing;

@@ -1,4 +1,4 @@
-//! Which objects hold for a workload (AuthorizationPolicy, RequestAuthentication, EnvoyFilter): those of its
+//! Which objects hold for a workload (AuthorizationPolicy, RequestAuthentication, EnvoyFilter, Telemetry): those of its
 //! namespace and of the root namespace that select it, oldest first; those that name a Gateway instead, for the
 //! gateways that say they are of it.
 
@@ -54,6 +54,7 @@ fn holds(object: &Object, namespace: &str, labels: &Labels) -> bool {
     let (targets, selector): (Vec<&PolicyTarget>, _) = match &object.spec {
         Spec::AuthorizationPolicy(policy) => (policy.targets().collect(), policy.labels()),
         Spec::RequestAuthentication(policy) => (policy.targets().collect(), policy.labels()),
+        Spec::Telemetry(telemetry) => (telemetry.targets().collect(), telemetry.labels()),
         Spec::EnvoyFilter(filter) => (
             filter.target_refs.iter().collect(),
             filter

@@ -1,15 +1,26 @@
 //! Access logs as the mesh configuration wants them.
 
-use envoy_types::pb::envoy::config::accesslog::v3::{AccessLog, access_log::ConfigType};
+use envoy_types::pb::envoy::config::accesslog::v3::{
+    AccessLog, AccessLogFilter, AndFilter, ComparisonFilter, ExtensionFilter, HeaderFilter,
+    OrFilter, StatusCodeFilter, access_log::ConfigType, access_log_filter::FilterSpecifier,
+    comparison_filter::Op, extension_filter::ConfigType as FilterConfig,
+};
 use envoy_types::pb::envoy::config::core::v3::{
-    SubstitutionFormatString, substitution_format_string::Format,
+    RuntimeUInt32, SubstitutionFormatString, substitution_format_string::Format,
+};
+use envoy_types::pb::envoy::config::route::v3::{
+    HeaderMatcher, header_matcher::HeaderMatchSpecifier,
 };
 use envoy_types::pb::envoy::extensions::access_loggers::file::v3::{
     FileAccessLog, file_access_log::AccessLogFormat,
 };
+use envoy_types::pb::envoy::extensions::access_loggers::filters::cel::v3::ExpressionFilter;
+use envoy_types::pb::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
 use envoy_types::pb::google::protobuf::Struct;
 use lateen_config::MeshConfig;
 use lateen_config::mesh::AccessLogEncoding;
+use lateen_config::provider::FileLog;
+use lateen_config::telemetry::{Compare, Condition, Text};
 
 use super::wire::{any, inline, json, text};
 
@@ -55,29 +66,148 @@ pub(super) fn of(mesh: &MeshConfig) -> Vec<AccessLog> {
     if mesh.access_log_file.is_empty() {
         return Vec::new();
     }
-    let custom = mesh.access_log_format.as_str();
-    let format = match mesh.access_log_encoding {
-        AccessLogEncoding::Text => Format::TextFormatSource(
+    vec![to_file(
+        mesh,
+        &FileLog {
+            path: mesh.access_log_file.clone(),
+            ..FileLog::default()
+        },
+    )]
+}
+
+/// A log of a provider; without a format of its own, in the mesh's.
+pub(super) fn to_file(mesh: &MeshConfig, log: &FileLog) -> AccessLog {
+    let text = |custom: &str| {
+        Format::TextFormatSource(
             inline(if custom.is_empty() {
                 default_text()
             } else {
                 with_newline(custom)
             })
             .unwrap_or_default(),
-        ),
-        AccessLogEncoding::Json => Format::JsonFormat(json_format(custom)),
+        )
     };
-    vec![AccessLog {
+    let custom = mesh.access_log_format.as_str();
+    let own = log.log_format.as_ref();
+    let format = match (own, own.and_then(|own| own.labels.as_ref())) {
+        (Some(_), Some(labels)) => Format::JsonFormat(if labels.is_empty() {
+            json_format("")
+        } else {
+            Struct {
+                fields: labels
+                    .iter()
+                    .map(|(key, value)| (key.clone(), json(value)))
+                    .collect(),
+            }
+        }),
+        (Some(own), None) => text(own.text.as_deref().unwrap_or_default()),
+        (None, _) => match mesh.access_log_encoding {
+            AccessLogEncoding::Text => text(custom),
+            AccessLogEncoding::Json => Format::JsonFormat(json_format(custom)),
+        },
+    };
+    AccessLog {
         name: "envoy.access_loggers.file".to_owned(),
         config_type: Some(ConfigType::TypedConfig(any(&FileAccessLog {
-            path: mesh.access_log_file.clone(),
+            path: log.path.clone(),
             access_log_format: Some(AccessLogFormat::LogFormat(SubstitutionFormatString {
                 format: Some(format),
+                omit_empty_values: log.omit_empty_values,
                 ..Default::default()
             })),
         }))),
         ..Default::default()
-    }]
+    }
+}
+
+/// What holds where an expression does; what cannot be evaluated does not hold.
+pub(super) fn by_expression(expression: &str) -> AccessLogFilter {
+    filter(FilterSpecifier::ExtensionFilter(ExtensionFilter {
+        name: "envoy.access_loggers.extension_filters.cel".to_owned(),
+        config_type: Some(FilterConfig::TypedConfig(any(&ExpressionFilter {
+            expression: expression.to_owned(),
+            ..Default::default()
+        }))),
+    }))
+}
+
+/// The same in filters that need no CEL.
+pub(super) fn by_condition(condition: &Condition) -> AccessLogFilter {
+    let all = |list: &[Condition]| list.iter().map(by_condition).collect();
+    match condition {
+        Condition::All(list) => {
+            filter(FilterSpecifier::AndFilter(AndFilter { filters: all(list) }))
+        }
+        Condition::Any(list) => filter(FilterSpecifier::OrFilter(OrFilter { filters: all(list) })),
+        Condition::Status(compare, value) => {
+            let op = match compare {
+                Compare::Equal => Op::Eq,
+                Compare::NotEqual => Op::Ne,
+                Compare::AtLeast => Op::Ge,
+                Compare::AtMost => Op::Le,
+            };
+            filter(FilterSpecifier::StatusCodeFilter(StatusCodeFilter {
+                comparison: Some(ComparisonFilter {
+                    op: op as i32,
+                    value: Some(RuntimeUInt32 {
+                        default_value: *value,
+                        // Envoy wants a name by which operators may change it.
+                        runtime_key: "access_log.status".to_owned(),
+                    }),
+                }),
+            }))
+        }
+        Condition::Present { name, negated } => header(HeaderMatcher {
+            name: name.clone(),
+            header_match_specifier: Some(HeaderMatchSpecifier::PresentMatch(true)),
+            invert_match: *negated,
+            ..Default::default()
+        }),
+        Condition::Header {
+            name,
+            text,
+            negated,
+        } => {
+            let pattern = match text.clone() {
+                Text::Exact(text) => MatchPattern::Exact(text),
+                Text::Prefix(text) => MatchPattern::Prefix(text),
+                Text::Suffix(text) => MatchPattern::Suffix(text),
+                Text::Contains(text) => MatchPattern::Contains(text),
+            };
+            let holds = header(HeaderMatcher {
+                name: name.clone(),
+                header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(StringMatcher {
+                    match_pattern: Some(pattern),
+                    ignore_case: false,
+                })),
+                invert_match: *negated,
+                ..Default::default()
+            });
+            if !negated {
+                return holds;
+            }
+            // A header that is not there is neither.
+            let present = Condition::Present {
+                name: name.clone(),
+                negated: false,
+            };
+            filter(FilterSpecifier::AndFilter(AndFilter {
+                filters: vec![by_condition(&present), holds],
+            }))
+        }
+    }
+}
+
+fn filter(specifier: FilterSpecifier) -> AccessLogFilter {
+    AccessLogFilter {
+        filter_specifier: Some(specifier),
+    }
+}
+
+fn header(matcher: HeaderMatcher) -> AccessLogFilter {
+    filter(FilterSpecifier::HeaderFilter(HeaderFilter {
+        header: Some(matcher),
+    }))
 }
 
 fn default_text() -> String {

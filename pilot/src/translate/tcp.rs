@@ -7,6 +7,7 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
     tcp_proxy::weighted_cluster::ClusterWeight,
 };
 use lateen_config::networking::{TcpDestination, TcpMatch, TlsMatch};
+use lateen_config::telemetry::Mode;
 
 use crate::model::{Routes, Service, full_host, selects};
 
@@ -37,9 +38,14 @@ pub(super) fn filters(
     let hooks = mixer
         .map(|mixer| mixer.tcp(direction, address, service))
         .unwrap_or_default();
+    let mode = match direction {
+        Direction::Inbound => Mode::Server,
+        Direction::Outbound => Mode::Client,
+    };
+    let logs = scope.telemetry.logs(mode);
     let mut access_log = match mixer {
-        Some(mixer) => mixer.other_tcp_logs(&scope.access_log),
-        None => scope.access_log.clone(),
+        Some(mixer) => mixer.other_tcp_logs(logs),
+        None => logs.to_vec(),
     };
     access_log.extend(hooks.access_log);
     let mut filters = if direction == Direction::Inbound || scope.is_router() {

@@ -17,6 +17,7 @@ mod locality;
 mod patches;
 mod stock_envoy;
 mod stock_mixer;
+mod telemetry;
 mod tokens;
 
 const MESH: &str = "

@@ -77,9 +77,8 @@ pub(super) fn check(check: &mut Check<'_>, spec: &At<'_>) {
     }
 }
 
-/// Whether an access log filter is CEL over attributes that Envoy has.
-fn cel(check: &mut Check<'_>, at: &At<'_>) {
-    let text = at.text();
+/// Whether an expression is short and flat enough to be read.
+pub(crate) fn is_bounded(text: &str) -> bool {
     let mut depth: usize = 0;
     let deepest = text
         .bytes()
@@ -93,7 +92,13 @@ fn cel(check: &mut Check<'_>, at: &At<'_>) {
         })
         .max()
         .unwrap_or_default();
-    if text.len() > EXPRESSION_LIMIT_BYTES || deepest > NESTING_LIMIT {
+    text.len() <= EXPRESSION_LIMIT_BYTES && deepest <= NESTING_LIMIT
+}
+
+/// Whether an access log filter is CEL over attributes that Envoy has.
+fn cel(check: &mut Check<'_>, at: &At<'_>) {
+    let text = at.text();
+    if !is_bounded(text) {
         check.error(
             at,
             format!(

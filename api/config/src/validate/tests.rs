@@ -283,3 +283,43 @@ fn an_authorization_policy_is_judged() {
         );
     }
 }
+
+#[test]
+fn what_telemetry_cannot_have_here_is_told() {
+    let text = "
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: { name: x }
+spec:
+  metrics:
+  - overrides: [{ match: { metric: REQUEST_COUNT }, disabled: true }]
+    reportingInterval: 5s
+  tracing: [{ enableIstioTags: false }]
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: { name: istio, namespace: istio-system }
+data:
+  mesh: |
+    defaultProviders: { accessLogging: [envoy] }
+    extensionProviders:
+    - { name: als, envoyOtelAls: { service: a, port: 1 } }
+    - { name: log, envoyFileAccessLog: { path: /dev/stdout } }
+";
+    let (objects, mut problems) = parse_file("x.yaml", text);
+    problems.extend(objects.iter().flat_map(validate));
+    problems.sort();
+    let told: Vec<String> = problems
+        .iter()
+        .map(|problem| format!("{} {problem}", problem.is_error()))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "false x.yaml:7: Telemetry default/x: spec.metrics[0].overrides[0]: not supported by this version; metrics are made by Mixer's rules: change those",
+            "false x.yaml:8: Telemetry default/x: spec.metrics[0].reportingInterval: not supported by this version; ignored",
+            "false x.yaml:9: Telemetry default/x: spec.tracing[0].enableIstioTags: not supported by this version; ignored",
+            "false x.yaml:15: ConfigMap istio-system/istio: data.mesh: extensionProvider \"als\": envoyOtelAls is not served by this version; ignored (Telemetry that names it logs and traces nothing there)",
+        ]
+    );
+}

@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use base64::Engine as _;
 use envoy_types::pb::envoy::config::accesslog::v3::{
-    AccessLog, AccessLogFilter, LogTypeFilter, access_log, access_log_filter::FilterSpecifier,
+    AccessLog, AccessLogFilter, AndFilter, LogTypeFilter, access_log,
+    access_log_filter::FilterSpecifier,
 };
 use envoy_types::pb::envoy::config::core::v3::{
     ApiVersion, BackoffStrategy, GrpcService, HeaderValue, HeaderValueOption, RetryPolicy,
@@ -379,16 +380,25 @@ pub(super) fn tcp_log(
 
 /// The same log for ends of connections only: other entries are for Mixer.
 pub(super) fn ends_only(log: &AccessLog) -> AccessLog {
-    AccessLog {
-        filter: Some(AccessLogFilter {
-            filter_specifier: Some(FilterSpecifier::LogTypeFilter(LogTypeFilter {
-                types: vec![
-                    AccessLogType::TcpUpstreamConnected as i32,
-                    AccessLogType::TcpPeriodic as i32,
-                ],
-                exclude: true,
+    let ends = AccessLogFilter {
+        filter_specifier: Some(FilterSpecifier::LogTypeFilter(LogTypeFilter {
+            types: vec![
+                AccessLogType::TcpUpstreamConnected as i32,
+                AccessLogType::TcpPeriodic as i32,
+            ],
+            exclude: true,
+        })),
+    };
+    let filter = match log.filter.clone() {
+        Some(own) => AccessLogFilter {
+            filter_specifier: Some(FilterSpecifier::AndFilter(AndFilter {
+                filters: vec![ends, own],
             })),
-        }),
+        },
+        None => ends,
+    };
+    AccessLog {
+        filter: Some(filter),
         ..log.clone()
     }
 }
