@@ -7,7 +7,7 @@
 
 mod config;
 mod dns;
-mod health;
+pub(crate) mod health;
 mod host;
 mod stats;
 mod transport;

@@ -79,6 +79,85 @@ pub enum Command {
     /// Have the kernel send a workload's traffic through its sidecar, or stop that.
     #[command(subcommand)]
     Iptables(iptables::Command),
+    /// Be the proxy of an injected pod, which has no bootstrap file: its environment says everything.
+    Sidecar(Box<SidecarArgs>),
+    /// Return when the sidecar of this pod is ready.
+    Wait(WaitArgs),
+}
+
+/// What Kubernetes tells the container of a sidecar. The names of variables are Istio's.
+#[derive(Clone, Debug, clap::Args)]
+#[allow(missing_docs, reason = "each is what its help says")]
+pub struct SidecarArgs {
+    /// Name of the pod.
+    #[arg(long, env = "POD_NAME")]
+    pub pod_name: String,
+    /// Its namespace.
+    #[arg(long, env = "POD_NAMESPACE")]
+    pub pod_namespace: String,
+    /// Its address.
+    #[arg(long, env = "INSTANCE_IP")]
+    pub instance_ip: String,
+    /// All of its addresses.
+    #[arg(long, env = "INSTANCE_IPS", default_value = "")]
+    pub instance_ips: String,
+    /// Its service account.
+    #[arg(long, env = "SERVICE_ACCOUNT", default_value = "default")]
+    pub service_account: String,
+    /// ProxyConfig as JSON: where Pilot is, how many threads, how long to drain.
+    #[arg(long, env = "PROXY_CONFIG", default_value = "{}")]
+    pub proxy_config: String,
+    /// Auth; empty: no identity, and a plain stream to Pilot.
+    #[arg(long, env = "CA_ADDR", default_value = "")]
+    pub ca_address: String,
+    /// Roots that Auth must have.
+    #[arg(
+        long,
+        env = "CA_ROOT_CA",
+        default_value = "/var/run/secrets/istio/root-cert.pem"
+    )]
+    pub auth_root: PathBuf,
+    /// The token that proves who this is.
+    #[arg(
+        long,
+        env = "CA_TOKEN_FILE",
+        default_value = "/var/run/secrets/tokens/istio-token"
+    )]
+    pub token_file: PathBuf,
+    /// Trust domain of the mesh.
+    #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
+    pub trust_domain: String,
+    /// Processors the container may use.
+    #[arg(long, env = "ISTIO_CPU_LIMIT")]
+    pub cpu_limit: Option<usize>,
+    /// Port on which the application's probes are answered; 0 for none.
+    #[arg(long, env = "STATUS_PORT", default_value_t = 15020)]
+    pub status_port: u16,
+    /// The probes, by path, as JSON.
+    #[arg(long, env = "ISTIO_KUBE_APP_PROBERS", default_value = "")]
+    pub app_probers: String,
+    /// Level of the log.
+    #[arg(short = 'l', long, default_value = "info", env = "LATEEN_LOG")]
+    pub log_level: String,
+    /// What Pilot is told besides: variables `ISTIO_META_…` without that.
+    #[arg(skip = node_metadata())]
+    pub metadata: Vec<(String, String)>,
+}
+
+/// How long `proxy wait` waits.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct WaitArgs {
+    /// It fails after this.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub timeout: u64,
+}
+
+fn node_metadata() -> Vec<(String, String)> {
+    let all = std::env::vars_os().filter_map(|(name, value)| {
+        let name = name.to_str()?.strip_prefix("ISTIO_META_")?.to_owned();
+        Some((name, value.to_str()?.to_owned()))
+    });
+    all.collect()
 }
 
 /// See [`Options::accepted`].
@@ -137,6 +216,11 @@ const ENVOY_LEVELS: [&str; 7] = [
 const MAX_CONCURRENCY: usize = 256;
 
 impl Options {
+    /// As without flags.
+    pub fn none() -> Options {
+        Options::parse_from(["proxy"])
+    }
+
     /// Number of workers.
     pub fn workers(&self) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);

@@ -60,6 +60,7 @@ pub mod drain;
 pub mod admin;
 pub mod logging;
 pub mod agent;
+pub mod sidecar;
 pub mod iptables;
 
 #[cfg(test)]

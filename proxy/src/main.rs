@@ -1,16 +1,17 @@
 //! The proxy's program: parse, build, run, drain.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use clap::Parser;
 use lateen_service::{identity::Source, shutdown};
 use proxy::{
     agent,
-    config::{Command, Mode, Options},
+    config::{Command, Mode, Options, WaitArgs},
     iptables,
     logging::Logging,
     server::{self, Server},
+    sidecar::{self, Sidecar},
 };
 
 #[global_allocator]
@@ -20,10 +21,20 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const MAIN_THREADS: usize = 2;
 
 fn main() -> anyhow::Result<ExitCode> {
-    let options = Options::parse();
-    if let Some(Command::Iptables(command)) = &options.command {
-        print!("{}", iptables::run(command)?);
-        return Ok(ExitCode::SUCCESS);
+    let mut options = Options::parse();
+    let mut status = None;
+    match options.command.take() {
+        None => {}
+        Some(Command::Iptables(command)) => {
+            print!("{}", iptables::run(&command)?);
+            return Ok(ExitCode::SUCCESS);
+        }
+        Some(Command::Wait(args)) => return wait(args),
+        Some(Command::Sidecar(args)) => {
+            let sidecar = Sidecar::read(&args)?;
+            options = sidecar.options;
+            status = Some(sidecar.status);
+        }
     }
     lateen_service::init_crypto();
     let logging = Logging::start(&options.log_level, options.log_format == "json")
@@ -44,9 +55,32 @@ fn main() -> anyhow::Result<ExitCode> {
             return run_envoy(&options, stop).await;
         }
         let server = Server::start(&options, logging).await?;
-        server.run(stop).await;
+        let Some(status) = status else {
+            server.run(stop).await;
+            return Ok(ExitCode::SUCCESS);
+        };
+        let answering = status.bind(server.control().clone()).await?;
+        // Both branches are cancel-safe: nothing comes after them.
+        tokio::select! {
+            () = server.run(stop) => {}
+            () = answering => {}
+        }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// `proxy wait`.
+fn wait(args: WaitArgs) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let limit = Duration::from_secs(args.timeout);
+    let ready = runtime.block_on(sidecar::wait_until_ready(limit));
+    anyhow::ensure!(
+        ready,
+        "the sidecar is not ready after {limit:?}; its log says why"
+    );
+    Ok(ExitCode::SUCCESS)
 }
 
 /// `--envoy`: the same program as the agent of a stock Envoy.

@@ -397,6 +397,64 @@ fn tproxy_takes_the_same() {
 }
 
 #[test]
+fn a_sidecar_without_a_bootstrap_answers_the_kubelet() {
+    if let Some(obstacle) = obstacle() {
+        eprintln!("SKIPPED: interception is not tested here: {obstacle}");
+        return;
+    }
+    let world = World::new();
+    world.iptables("apply");
+    let probers = json!({
+        "/app-health/app/readyz": {"httpGet": {"path": "ready", "port": 8080}},
+        "/app-health/app/livez": {"tcpSocket": {"port": 8090}},
+        "/app-health/app/startupz": {"tcpSocket": {"port": 1}},
+    });
+    let config = json!({"discoveryAddress": "10.77.0.1:15010", "concurrency": 1});
+    let arguments = [
+        "sidecar",
+        "--pod-name",
+        "app-0",
+        "--pod-namespace",
+        "default",
+        "--instance-ip",
+        "10.77.0.2",
+        "--proxy-config",
+        &config.to_string(),
+        "--app-probers",
+        &probers.to_string(),
+    ];
+    let _proxy = world.pod.start(
+        program("proxy").unwrap(),
+        arguments.map(str::to_owned).to_vec(),
+        (1337, 1337),
+        &world.folder.path().join("proxy.log"),
+    );
+    let waited = format!("{} wait --timeout 20", program("proxy").unwrap().display());
+    world.pod.sh(&waited);
+    // The kubelet is outside of the pod.
+    let status = |address: &str, path: &'static str| {
+        let address = addr(address);
+        let answer = world
+            .outside
+            .run(move || get(address, "kubelet", path).ok());
+        answer.and_then(|answer| answer.get(9..12)?.parse::<u16>().ok())
+    };
+    for (address, path, want) in [
+        ("10.77.0.2:15021", "/healthz/ready", 200),
+        ("10.77.0.2:15020", "/app-health/app/readyz", 200),
+        ("10.77.0.2:15020", "/app-health/app/livez", 200),
+        ("10.77.0.2:15020", "/app-health/app/startupz", 500),
+        ("10.77.0.2:15020", "/app-health/other/readyz", 404),
+        ("10.77.0.2:15090", "/stats/prometheus", 200),
+    ] {
+        assert_eq!(status(address, path), Some(want), "{address}{path}");
+    }
+    // And it is a proxy like any other.
+    let app = world.outside_gets("10.77.0.2:8080");
+    assert_eq!(seen(app), saw("app", "127.0.0.6", true));
+}
+
+#[test]
 fn a_proxy_that_may_not_be_transparent_says_what_it_lacks() {
     if let Some(obstacle) = obstacle() {
         eprintln!("SKIPPED: interception is not tested here: {obstacle}");

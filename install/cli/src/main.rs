@@ -2,6 +2,7 @@
 
 mod analyze;
 mod crds;
+mod inject;
 mod proxy_status;
 mod source;
 mod terminal;
@@ -34,6 +35,8 @@ enum Command {
     Validate(validate::Options),
     /// Print the definitions of the kinds that the mesh reads, for `kubectl apply -f -`.
     Crds(crds::Options),
+    /// Add sidecars to the workloads of a YAML file.
+    Inject(inject::Options),
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -45,6 +48,7 @@ async fn main() -> ExitCode {
         Command::Analyze(options) => analyze::run(&options),
         Command::Validate(options) => validate::run(&options),
         Command::Crds(options) => crds::run(&options),
+        Command::Inject(options) => inject::run(&options),
     };
     match outcome {
         Ok(code) => code,

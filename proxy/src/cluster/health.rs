@@ -109,7 +109,7 @@ struct Stats {
 
 /// What came of asking once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Answer {
+pub(crate) enum Answer {
     Well,
     Degraded,
     /// The host itself says that it is not well: no need to ask again.
@@ -737,7 +737,8 @@ struct HealthCheckResponse {
     status: i32,
 }
 
-async fn grpc<S>(service: &str, authority: &str, stream: S) -> io::Result<Answer>
+/// Asks by `grpc.health.v1`.
+pub(crate) async fn grpc<S>(service: &str, authority: &str, stream: S) -> io::Result<Answer>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

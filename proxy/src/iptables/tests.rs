@@ -12,7 +12,9 @@ fn command(line: &str) -> Result<Command, String> {
     let options = Options::try_parse_from(words).map_err(|error| error.to_string())?;
     match options.command {
         Some(config::Command::Iptables(command)) => Ok(command),
-        None => Err("no command".to_owned()),
+        Some(config::Command::Sidecar(_) | config::Command::Wait(_)) | None => {
+            Err("another command".to_owned())
+        }
     }
 }
 
