@@ -78,7 +78,7 @@ FUZZ_FLAGS := --cfg fuzzing -Cdebug-assertions -Coverflow-checks -Cpasses=sancov
 
 .PHONY: fuzz
 fuzz: ## Fuzz each parser of foreign bytes for FUZZ_SECONDS
-	@set -e; for crate in proxy mixer/engine auth pilot; do \
+	@set -e; for crate in proxy mixer/engine mixer/wasm auth pilot; do \
 	  RUSTC_BOOTSTRAP=1 RUSTFLAGS="$(FUZZ_FLAGS)" $(CARGO) build --release --target $(FUZZ_HOST) \
 	    --target-dir target/fuzz --manifest-path $$crate/fuzz/Cargo.toml; \
 	  for target in $$(ls $$crate/fuzz/fuzz_targets | sed 's/\.rs$$//'); do \

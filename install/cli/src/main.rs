@@ -1,5 +1,6 @@
 //! `lateen`, the operator's command line. It only calls the other programs and their interfaces.
 
+mod adapter;
 mod analyze;
 mod crds;
 mod inject;
@@ -31,6 +32,8 @@ enum Command {
     Test(test::Options),
     /// Say what is wrong with configuration taken together, with Istio's codes.
     Analyze(analyze::Options),
+    /// Make, test and run adapters for Mixer.
+    Adapter(adapter::Options),
     /// Say whether configuration would be let in, and where it is wrong.
     Validate(validate::Options),
     /// Print the definitions of the kinds that the mesh reads, for `kubectl apply -f -`.
@@ -46,6 +49,7 @@ async fn main() -> ExitCode {
         Command::ProxyStatus(options) => proxy_status::run(options).await.map(done),
         Command::Test(options) => test::run(&options).map(done),
         Command::Analyze(options) => analyze::run(&options),
+        Command::Adapter(options) => adapter::run(&options).map(done),
         Command::Validate(options) => validate::run(&options),
         Command::Crds(options) => crds::run(&options),
         Command::Inject(options) => inject::run(&options),

@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod support;
+mod served;
 mod statsd;
 mod abuse;
 mod adapters;
