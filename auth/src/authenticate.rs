@@ -1,13 +1,14 @@
-//! Who is calling: from the certificate of the connection, or from a join token. Never from a header that
+//! Who is calling: from the certificate of the connection, a join token, or the token of a pod. Never from a header that
 //! only claims something, never from the CSR.
 
 use std::time::SystemTime;
 
-use lateen_identity::SpiffeId;
+use lateen_identity::{IdError, SpiffeId, TrustDomain};
+use lateen_kubernetes::{ReviewError, Reviewer};
 use lateen_service::tls::PeerIdentity;
 use tonic::metadata::MetadataMap;
 
-use crate::token::{Pending, TokenError, Tokens};
+use crate::token::{self, Pending, TokenError, Tokens};
 
 /// Longest `authorization` value looked at.
 const MAX_BEARER_BYTES: usize = 4096;
@@ -27,6 +28,19 @@ pub enum AuthenticateError {
     /// The token is no good.
     #[error("the caller's token is not accepted")]
     Token(#[source] TokenError),
+    /// Nor is it of a pod of the cluster.
+    #[error("the caller's token is not accepted")]
+    Review(#[source] ReviewError),
+    /// The service account has a name that no identity can have.
+    #[error("the caller's service account cannot be named")]
+    Name(#[source] IdError),
+}
+
+impl AuthenticateError {
+    /// Whether the same credential may be good a moment later.
+    pub(crate) fn is_temporary(&self) -> bool {
+        matches!(self, Self::Review(error) if error.is_temporary())
+    }
 }
 
 /// An authenticated caller. A token is not used up yet: that happens when its use is granted.
@@ -34,13 +48,14 @@ pub enum AuthenticateError {
 pub(crate) enum Caller {
     Certificate(SpiffeId),
     Token(Pending),
+    ServiceAccount(SpiffeId),
 }
 
 impl Caller {
     /// Whom it proved to be.
     pub(crate) fn identity(&self) -> &SpiffeId {
         match self {
-            Self::Certificate(id) => id,
+            Self::Certificate(id) | Self::ServiceAccount(id) => id,
             Self::Token(token) => token.identity(),
         }
     }
@@ -50,33 +65,56 @@ impl Caller {
         match self {
             Self::Certificate(_) => "certificate",
             Self::Token(_) => "join-token",
+            Self::ServiceAccount(_) => "kubernetes-token",
         }
     }
 }
 
-/// The first credential that authenticates counts: the certificate of the connection (verified by the
-/// listener against our own roots), then the token.
-pub(crate) fn authenticate(
-    peer: &PeerIdentity,
-    metadata: &MetadataMap,
-    tokens: &Tokens,
-    now: SystemTime,
-) -> Result<Caller, AuthenticateError> {
-    if !peer.is_encrypted() {
-        return Err(AuthenticateError::Plaintext);
+/// What callers may prove themselves with, beside certificates.
+#[derive(Debug)]
+pub(crate) struct Credentials {
+    pub(crate) tokens: Tokens,
+    /// Of the cluster whose pods are known by their tokens.
+    pub(crate) reviewer: Option<Reviewer>,
+}
+
+impl Credentials {
+    /// The first credential that authenticates counts: the certificate of the connection (verified by the
+    /// listener against our own roots), then the token.
+    pub(crate) async fn authenticate(
+        &self,
+        peer: &PeerIdentity,
+        metadata: &MetadataMap,
+        trust_domain: &TrustDomain,
+        now: SystemTime,
+    ) -> Result<Caller, AuthenticateError> {
+        if !peer.is_encrypted() {
+            return Err(AuthenticateError::Plaintext);
+        }
+        if let Some(id) = peer.spiffe_id() {
+            return match peer.not_after() {
+                Some(end) if now < end => Ok(Caller::Certificate(id.clone())),
+                // Whoever holds an expired certificate and a token can connect without the certificate.
+                _ => Err(AuthenticateError::Expired),
+            };
+        }
+        let token = bearer(metadata).ok_or(AuthenticateError::Nothing)?;
+        match &self.reviewer {
+            // A join token is nobody's business but ours.
+            Some(reviewer) if !token.starts_with(token::PREFIX) => {
+                let account = reviewer.review(token).await;
+                let account = account.map_err(AuthenticateError::Review)?;
+                SpiffeId::workload(trust_domain, &account.namespace, &account.name)
+                    .map(Caller::ServiceAccount)
+                    .map_err(AuthenticateError::Name)
+            }
+            _ => self
+                .tokens
+                .find(token, now)
+                .map(Caller::Token)
+                .map_err(AuthenticateError::Token),
+        }
     }
-    if let Some(id) = peer.spiffe_id() {
-        return match peer.not_after() {
-            Some(end) if now < end => Ok(Caller::Certificate(id.clone())),
-            // Whoever holds an expired certificate and a token can connect without the certificate.
-            _ => Err(AuthenticateError::Expired),
-        };
-    }
-    let token = bearer(metadata).ok_or(AuthenticateError::Nothing)?;
-    tokens
-        .find(token, now)
-        .map(Caller::Token)
-        .map_err(AuthenticateError::Token)
 }
 
 /// The first `authorization` value with the exact prefix, as Istio reads it.
@@ -103,8 +141,8 @@ mod tests {
         assert_eq!(bearer(&metadata), Some("one"));
     }
 
-    #[test]
-    fn plaintext_callers_are_nobody() {
+    #[tokio::test]
+    async fn plaintext_callers_are_nobody() {
         let state = tempfile::tempdir().unwrap();
         let tokens = Tokens::open(state.path()).unwrap();
         let now = SystemTime::now();
@@ -120,7 +158,14 @@ mod tests {
             "authorization",
             format!("Bearer {}", &*token).parse().unwrap(),
         );
-        let refused = authenticate(&PeerIdentity::default(), &metadata, &tokens, now);
+        let credentials = Credentials {
+            tokens,
+            reviewer: None,
+        };
+        let trust_domain = "td".parse().unwrap();
+        let peer = PeerIdentity::default();
+        let refused = credentials.authenticate(&peer, &metadata, &trust_domain, now);
+        let refused = refused.await;
         assert!(matches!(refused, Err(AuthenticateError::Plaintext)));
     }
 }

@@ -59,7 +59,7 @@ pub(crate) async fn authorize(
         return Err(AuthorizeError::Own(id.clone()));
     }
     match caller {
-        Caller::Certificate(id) => Ok(Permit(id)),
+        Caller::Certificate(id) | Caller::ServiceAccount(id) => Ok(Permit(id)),
         // It waits for the disk, so not on the runtime's threads.
         Caller::Token(token) => match tokio::task::spawn_blocking(move || token.consume()).await {
             Ok(consumed) => consumed.map(Permit).map_err(AuthorizeError::Token),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use lateen_identity::{SpiffeId, TrustDomain};
+use lateen_kubernetes::ClusterArgs;
 use lateen_service::telemetry::TelemetryArgs;
 
 /// Auth: mints SPIFFE identities for mutual TLS.
@@ -71,6 +72,26 @@ pub struct ServeArgs {
         default_value = "auth.istio-system.svc,istiod.istio-system.svc,localhost"
     )]
     pub dns_names: Vec<String>,
+    /// Service accounts of the cluster that the current context of this file names get certificates for the tokens of
+    /// their pods.
+    #[arg(long, value_name = "FILE", conflicts_with = "kube")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The same for the cluster this program runs in, which is asked as its service account.
+    // Not flattened: clap does not see that an optional group is given when it has another inside.
+    #[arg(long)]
+    pub kube: bool,
+    /// Write the root certificates to ConfigMap istio-ca-root-cert in every namespace of the cluster, and keep them
+    /// there. Several Auths of one cluster must have the same roots.
+    #[arg(long)]
+    pub publish_roots: bool,
+    /// Whom such a token must be meant for: one of these.
+    #[arg(
+        long,
+        value_name = "AUDIENCES",
+        value_delimiter = ',',
+        default_value = "istio-ca"
+    )]
+    pub token_audiences: Vec<String>,
 }
 
 /// Flags of `auth join-token`.
@@ -131,6 +152,12 @@ pub struct Config {
     pub max_workload_ttl: Duration,
     /// DNS names in Auth's own certificate.
     pub dns_names: Vec<String>,
+    /// The cluster that is asked about tokens, if any.
+    pub cluster: ClusterArgs,
+    /// Whether its namespaces get the roots.
+    pub publish_roots: bool,
+    /// Whom those must be meant for.
+    pub token_audiences: Vec<String>,
     /// The wall clock.
     pub clock: Clock,
 }
@@ -145,6 +172,12 @@ impl From<ServeArgs> for Config {
             workload_ttl: args.workload_ttl,
             max_workload_ttl: args.max_workload_ttl,
             dns_names: args.dns_names,
+            cluster: ClusterArgs {
+                kubeconfig: args.kubeconfig,
+                kube: args.kube,
+            },
+            publish_roots: args.publish_roots,
+            token_audiences: args.token_audiences,
             clock: Clock::system(),
         }
     }

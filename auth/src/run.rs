@@ -7,11 +7,13 @@ use std::time::{Duration, SystemTime};
 
 use lateen_identity::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use lateen_identity::{ClientAuth, IdError, SpiffeId, Svid, SvidError};
+use lateen_kubernetes::{ConnectError, Reviewer, Roots};
 use lateen_protocols::istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer;
 use lateen_service::admin::Admin;
 use lateen_service::identity::Source;
 use lateen_service::shutdown::Drain;
 use lateen_service::tls;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use tokio::net::TcpListener;
@@ -19,6 +21,7 @@ use tonic::transport::Server;
 use zeroize::Zeroizing;
 
 use crate::audit::Audit;
+use crate::authenticate::Credentials;
 use crate::authorize::Permit;
 use crate::ca::{Ca, CaError};
 use crate::config::{Clock, Config, JoinTokenArgs};
@@ -55,6 +58,12 @@ pub enum StartError {
     /// The token folder.
     #[error("the token folder cannot be used")]
     Tokens(#[source] io::Error),
+    /// The cluster.
+    #[error("tokens of Kubernetes cannot be reviewed")]
+    Kubernetes(#[from] ConnectError),
+    /// Where to?
+    #[error("--publish-roots needs a cluster: --kube or --kubeconfig FILE")]
+    NoCluster,
     /// Own identity.
     #[error("Auth has no name of its own")]
     Name(#[source] IdError),
@@ -95,6 +104,7 @@ pub async fn start(config: Config, drain: &Drain) -> Result<Running, StartError>
     let now = config.clock.now();
     let ca = Arc::new(Ca::open(&config.state, &config.trust_domain, now)?);
     let tokens = Tokens::open(&config.state).map_err(StartError::Tokens)?;
+    let reviewer = Reviewer::new(&config.cluster, config.token_audiences).await?;
     let signer = Signer::new(
         Arc::clone(&ca),
         config.workload_ttl,
@@ -105,6 +115,17 @@ pub async fn start(config: Config, drain: &Drain) -> Result<Running, StartError>
 
     let mut registry = Registry::default();
     let audit = Audit::new(&mut registry, &ca);
+    if config.publish_roots {
+        let roots = Roots::new(&config.cluster, ca.bundle().all_pem()).await?;
+        let roots = roots.ok_or(StartError::NoCluster)?;
+        let failures = Counter::default();
+        registry.register(
+            "auth_root_publish_failure_count",
+            "Rounds in which the root certificates could not be written to every namespace",
+            failures.clone(),
+        );
+        drain.spawn_until_stop(roots.keep(failures));
+    }
     let listener = TcpListener::bind(config.address)
         .await
         .map_err(|error| StartError::Bind(config.address, error))?;
@@ -137,7 +158,8 @@ pub async fn start(config: Config, drain: &Drain) -> Result<Running, StartError>
         .await
         .map_err(|error| StartError::Bind(config.admin_address, error))?;
 
-    let service = Service::new(tokens, signer, audit, config.clock, own);
+    let credentials = Credentials { tokens, reviewer };
+    let service = Service::new(credentials, signer, audit, config.clock, own);
     let service =
         IstioCertificateServiceServer::new(service).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let incoming = tls::serve(listener, source.server_config(ClientAuth::Optional));

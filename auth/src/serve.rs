@@ -11,12 +11,11 @@ use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use crate::audit::Audit;
-use crate::authenticate::{AuthenticateError, authenticate};
+use crate::authenticate::{AuthenticateError, Credentials};
 use crate::authorize::{AuthorizeError, authorize};
 use crate::config::Clock;
 use crate::csr::{Csr, CsrError};
 use crate::sign::{Issued, ServerNames, SignError, Signer};
-use crate::token::Tokens;
 
 /// Largest request message.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 64 * 1024;
@@ -49,6 +48,9 @@ impl Refusal {
             Self::Overload => {
                 Status::resource_exhausted("too many requests are under way; try again")
             }
+            Self::Authenticate(error) if error.is_temporary() => {
+                Status::unavailable("the token cannot be checked now; try again")
+            }
             Self::Authenticate(_) | Self::Authorize(_) => Status::unauthenticated(UNAUTHENTICATED),
             Self::Csr(error) => Status::invalid_argument(error.to_string()),
             Self::Ttl(error) => Status::invalid_argument(error.to_string()),
@@ -71,7 +73,7 @@ impl Refusal {
 
 #[derive(Debug)]
 pub(crate) struct Service {
-    pub(crate) tokens: Tokens,
+    pub(crate) credentials: Credentials,
     pub(crate) signer: Signer,
     pub(crate) audit: Audit,
     pub(crate) clock: Clock,
@@ -82,14 +84,14 @@ pub(crate) struct Service {
 
 impl Service {
     pub(crate) fn new(
-        tokens: Tokens,
+        credentials: Credentials,
         signer: Signer,
         audit: Audit,
         clock: Clock,
         own: SpiffeId,
     ) -> Self {
         Self {
-            tokens,
+            credentials,
             signer,
             audit,
             clock,
@@ -106,7 +108,11 @@ impl Service {
     ) -> Result<(&'static str, Csr, Issued), Refusal> {
         let _slot = self.slots.try_acquire().map_err(|_| Refusal::Overload)?;
         let now = self.clock.now();
-        let caller = authenticate(peer, request.metadata(), &self.tokens, now)?;
+        let trust_domain = self.signer.ca().trust_domain();
+        let caller = self
+            .credentials
+            .authenticate(peer, request.metadata(), trust_domain, now)
+            .await?;
         let method = caller.method();
         let request = request.into_inner();
         let csr = Csr::parse(&request.csr)?;
@@ -114,7 +120,7 @@ impl Service {
             .signer
             .ttl(request.validity_duration)
             .map_err(Refusal::Ttl)?;
-        let permit = authorize(caller, self.signer.ca().trust_domain(), &self.own).await?;
+        let permit = authorize(caller, trust_domain, &self.own).await?;
         let issued = self
             .signer
             .sign(&permit, csr.public_key(), &ServerNames::default(), ttl, now)

@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 /// So that people and secret scanners recognise one.
-const PREFIX: &str = "lateen-join-";
+pub(crate) const PREFIX: &str = "lateen-join-";
 /// Random part, before base64.
 const RANDOM_BYTES: usize = 32;
 /// Largest token file read.

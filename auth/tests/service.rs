@@ -14,6 +14,8 @@ use lateen_identity::{
     ClientAuth, PeerMatch, SpiffeId, SpiffeServerVerifier, Svid, SvidCell, Trust, TrustBundle,
     client_config, peer_identity, pki_types::CertificateDer, pki_types::pem::PemObject as _,
 };
+use lateen_kubernetes::ClusterArgs;
+use lateen_kubernetes::testing::ApiServer;
 use lateen_protocols::istio::v1::auth::IstioCertificateRequest;
 use lateen_protocols::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
 use lateen_service::identity::{IdentityArgs, Source};
@@ -42,9 +44,15 @@ impl Fixture {
     }
 
     async fn with(ttl: Duration) -> Self {
+        Self::configured(|config| config.workload_ttl = ttl).await
+    }
+
+    async fn configured(change: impl FnOnce(&mut Config)) -> Self {
         let state = tempfile::tempdir().unwrap();
         let ahead_seconds = Arc::new(AtomicU64::new(0));
-        let (running, drain) = run(state.path(), ttl, &ahead_seconds).await;
+        let mut config = config(state.path(), &ahead_seconds);
+        change(&mut config);
+        let (running, drain) = run(config).await;
         Self {
             state,
             running,
@@ -109,37 +117,28 @@ impl Fixture {
     }
 }
 
-async fn run(state: &Path, ttl: Duration, ahead_seconds: &Arc<AtomicU64>) -> (Running, Drain) {
-    run_at(
-        state,
-        SocketAddr::from(([127, 0, 0, 1], 0)),
-        ttl,
-        ahead_seconds,
-    )
-    .await
-}
-
-async fn run_at(
-    state: &Path,
-    address: SocketAddr,
-    ttl: Duration,
-    ahead_seconds: &Arc<AtomicU64>,
-) -> (Running, Drain) {
-    lateen_service::init_crypto();
-    let drain = Drain::new();
+fn config(state: &Path, ahead_seconds: &Arc<AtomicU64>) -> Config {
     let ahead = Arc::clone(ahead_seconds);
-    let config = Config {
+    Config {
         state: state.to_owned(),
         trust_domain: "cluster.local".parse().unwrap(),
-        address,
+        address: SocketAddr::from(([127, 0, 0, 1], 0)),
         admin_address: SocketAddr::from(([127, 0, 0, 1], 0)),
-        workload_ttl: ttl,
+        workload_ttl: Duration::from_secs(3600),
         max_workload_ttl: Duration::from_secs(86_400),
         dns_names: vec!["auth.istio-system.svc".into()],
+        cluster: ClusterArgs::default(),
+        publish_roots: false,
+        token_audiences: vec!["istio-ca".into()],
         clock: Clock::of(move || {
             SystemTime::now() + Duration::from_secs(ahead.load(Ordering::Relaxed))
         }),
-    };
+    }
+}
+
+async fn run(config: Config) -> (Running, Drain) {
+    lateen_service::init_crypto();
+    let drain = Drain::new();
     (auth::start(config, &drain).await.unwrap(), drain)
 }
 
@@ -360,12 +359,7 @@ async fn a_restart_keeps_root_and_tokens() {
     let token = auth.token(REVIEWS);
     let roots = auth.roots();
     assert!(auth.drain.finish(PATIENCE).await);
-    (auth.running, auth.drain) = run(
-        auth.state.path(),
-        Duration::from_secs(3600),
-        &auth.ahead_seconds,
-    )
-    .await;
+    (auth.running, auth.drain) = run(config(auth.state.path(), &auth.ahead_seconds)).await;
     assert_eq!(auth.roots(), roots);
     let channel = auth.channel(Some(SvidCell::holding(Arc::new(held))));
     ask(channel, None, &csr(&key), 0).await.unwrap();
@@ -481,17 +475,144 @@ async fn a_workload_waits_for_auth() {
     };
     let source = Source::start(&args, &drain).unwrap().unwrap();
     assert!(source.current().is_none());
-    (auth.running, auth.drain) = run_at(
-        auth.state.path(),
+    (auth.running, auth.drain) = run(Config {
         address,
-        Duration::from_secs(3600),
-        &auth.ahead_seconds,
-    )
+        ..config(auth.state.path(), &auth.ahead_seconds)
+    })
     .await;
     let svid = tokio::time::timeout(PATIENCE, source.ready())
         .await
         .unwrap();
     assert_eq!(svid.spiffe_id().to_string(), REVIEWS);
+}
+
+/// An Auth that asks `server` about tokens.
+async fn in_cluster(server: &ApiServer) -> (Fixture, TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let kubeconfig = Some(server.kubeconfig(folder.path()));
+    let auth = Fixture::configured(|config| config.cluster.kubeconfig = kubeconfig).await;
+    (auth, folder)
+}
+
+#[tokio::test]
+async fn a_pod_is_known_by_its_token_as_often_as_it_asks() {
+    let server = ApiServer::start().await;
+    let (auth, _folder) = in_cluster(&server).await;
+    let account = "system:serviceaccount:default:reviews";
+    server.token("of-reviews", account, &["istio-ca", "other"]);
+    for _ in 0..2 {
+        let key = KeyPair::generate().unwrap();
+        let answer = auth.with_token("of-reviews", &csr(&key)).await.unwrap();
+        assert_eq!(svid(&answer, &key).spiffe_id().to_string(), REVIEWS);
+    }
+    // Join tokens go on to be good, and are not shown to anybody.
+    let asked = server.requests().len();
+    let (token, key) = (auth.token(REVIEWS), KeyPair::generate().unwrap());
+    auth.with_token(&token, &csr(&key)).await.unwrap();
+    assert_eq!(server.requests().len(), asked);
+
+    // The same by a workload's own flags.
+    let dir = tempfile::tempdir().unwrap();
+    let source = Source::start(&auth.workload("of-reviews", dir.path()), &auth.drain);
+    let source = source.unwrap().unwrap();
+    let svid = tokio::time::timeout(PATIENCE, source.ready())
+        .await
+        .unwrap();
+    assert_eq!(svid.spiffe_id().to_string(), REVIEWS);
+}
+
+#[tokio::test]
+async fn tokens_of_others_are_nobodys() {
+    let server = ApiServer::start().await;
+    let (auth, _folder) = in_cluster(&server).await;
+    server.token(
+        "elsewhere",
+        "system:serviceaccount:default:reviews",
+        &["https://kubernetes.default.svc"],
+    );
+    server.token("admin", "kubernetes-admin", &["istio-ca"]);
+    server.token("short", "system:serviceaccount:default", &["istio-ca"]);
+    server.token("long", "system:serviceaccount:a:b:c", &["istio-ca"]);
+    server.token("path", "system:serviceaccount:a:b/../c", &["istio-ca"]);
+    let own = "system:serviceaccount:istio-system:auth";
+    server.token("own", own, &["istio-ca"]);
+    let csr = csr(&KeyPair::generate().unwrap());
+    for token in [
+        "unknown",
+        "elsewhere",
+        "admin",
+        "short",
+        "long",
+        "path",
+        "own",
+    ] {
+        let refused = auth.with_token(token, &csr).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unauthenticated, "{token}");
+        assert_eq!(refused.message(), "the caller could not be authenticated");
+    }
+}
+
+#[tokio::test]
+async fn while_tokens_cannot_be_reviewed_nobody_gets_in_and_may_try_again() {
+    let server = ApiServer::start().await;
+    let (auth, _folder) = in_cluster(&server).await;
+    let account = "system:serviceaccount:default:reviews";
+    server.token("of-reviews", account, &["istio-ca"]);
+    let csr = csr(&KeyPair::generate().unwrap());
+    for code in [403, 500] {
+        server.refuse(Some(("tokenreviews", code)));
+        let refused = auth.with_token("of-reviews", &csr).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unavailable, "{code}");
+    }
+    server.refuse(None);
+    server.stop();
+    let refused = auth.with_token("of-reviews", &csr).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
+    server.restart().await;
+    auth.with_token("of-reviews", &csr).await.unwrap();
+}
+
+#[tokio::test]
+async fn every_namespace_has_the_roots() {
+    let server = ApiServer::start().await;
+    let namespace = |name: &str| {
+        server.apply(serde_json::json!({
+            "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name},
+        }));
+    };
+    namespace("default");
+    namespace("kube-system");
+    let folder = tempfile::tempdir().unwrap();
+    let kubeconfig = Some(server.kubeconfig(folder.path()));
+    let auth = Fixture::configured(|config| {
+        config.cluster.kubeconfig = kubeconfig;
+        config.publish_roots = true;
+    })
+    .await;
+    let pem = std::fs::read_to_string(auth.root_file()).unwrap();
+    let written = async |name: &str| {
+        let has = || {
+            let map = server.object("", "configmaps", name, "istio-ca-root-cert");
+            map.is_some_and(|map| map["data"]["root-cert.pem"] == *pem)
+        };
+        let until = async {
+            while !has() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, until).await.expect(name);
+    };
+    written("default").await;
+    // New namespaces and changed maps are put right.
+    server.apply(serde_json::json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "istio-ca-root-cert", "namespace": "default"}, "data": {"root-cert.pem": "mine"},
+    }));
+    namespace("shop");
+    written("shop").await;
+    written("default").await;
+    let system = server.object("", "configmaps", "kube-system", "istio-ca-root-cert");
+    assert_eq!(system, None);
 }
 
 /// Two workloads over mutual TLS: rotation swaps what new handshakes use and leaves connections alone.
@@ -681,7 +802,7 @@ async fn a_plugged_in_intermediate_signs() {
         String::from_utf8_lossy(&made.stderr)
     );
     let ahead_seconds = Arc::default();
-    let (running, drain) = run(state.path(), Duration::from_secs(3600), &ahead_seconds).await;
+    let (running, drain) = run(config(state.path(), &ahead_seconds)).await;
     let auth = Fixture {
         state,
         running,

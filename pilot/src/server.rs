@@ -128,7 +128,7 @@ impl Pilot {
             .config_dir
             .is_some()
             .then_some(config::Source::Folder);
-        let cluster = config.kubernetes.is_wanted();
+        let cluster = config.kubernetes.cluster.is_wanted();
         let cluster = cluster.then_some(config::Source::Kubernetes);
         let store = Store::new(folder.into_iter().chain(cluster));
         let source = store.subscribe();
@@ -144,7 +144,7 @@ impl Pilot {
                     source,
                 })?;
         }
-        if config.kubernetes.is_wanted() {
+        if config.kubernetes.cluster.is_wanted() {
             let health = Health::new(&mut registry);
             let cluster = Kubernetes::new(&config.kubernetes, store, health).await?;
             if let Some(cluster) = cluster {

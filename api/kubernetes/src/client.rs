@@ -4,15 +4,23 @@ use std::path::PathBuf;
 
 use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 
-/// Flags of a program that reads from Kubernetes.
+/// Which cluster, and as whom.
 #[derive(Clone, Debug, Default, clap::Args)]
-pub struct KubernetesArgs {
-    /// Read from the cluster that the current context of this file names.
+pub struct ClusterArgs {
+    /// Ask the cluster that the current context of this file names.
     #[arg(long, value_name = "FILE", conflicts_with = "kube")]
     pub kubeconfig: Option<PathBuf>,
-    /// Read from the cluster this program runs in, as its service account.
+    /// Ask the cluster this program runs in, as its service account.
     #[arg(long)]
     pub kube: bool,
+}
+
+/// Flags of a program that reads its configuration from Kubernetes.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct KubernetesArgs {
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
     /// Namespace of the ConfigMap `istio` with the mesh's settings.
     #[arg(long, value_name = "NAMESPACE", default_value = "istio-system")]
     pub kube_namespace: String,
@@ -43,8 +51,8 @@ pub enum ConnectError {
     Client(#[source] Box<kube::Error>),
 }
 
-impl KubernetesArgs {
-    /// Whether a cluster is to be read at all.
+impl ClusterArgs {
+    /// Whether a cluster is to be asked at all.
     #[must_use]
     pub fn is_wanted(&self) -> bool {
         self.kube || self.kubeconfig.is_some()

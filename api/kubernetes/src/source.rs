@@ -89,7 +89,7 @@ impl Kubernetes {
         store: Arc<Store>,
         health: Arc<Health>,
     ) -> Result<Option<Self>, ConnectError> {
-        Ok(args.client().await?.map(|client| Self {
+        Ok(args.cluster.client().await?.map(|client| Self {
             client: Arc::new(Client(client)),
             args: args.clone(),
             health,

@@ -1,6 +1,7 @@
 //! An API server in process: list and watch as Kubernetes has them, and the ways in which it goes away.
 //!
-//! Plain HTTP on loopback, reads only; objects are put in by the test. Behaves as kube-apiserver does where it can be
+//! Plain HTTP on loopback; objects and tokens are put in by the test. Beside reads there are reviews of tokens and
+//! server-side apply. Behaves as kube-apiserver does where it can be
 //! seen: one resourceVersion for all, selectors on fields (an object that is no longer selected is `DELETED` to a
 //! watch), pages, bookmarks, `410 Gone` inside a watch whose version is compacted, `404` for kinds it does not have.
 
@@ -78,6 +79,8 @@ struct State {
     /// Events up to here are forgotten.
     compacted: u64,
     refusal: Option<(String, u16)>,
+    /// Whose each is, and for whom.
+    tokens: BTreeMap<String, (String, Vec<String>)>,
     requests: Vec<String>,
 }
 
@@ -147,51 +150,8 @@ impl ApiServer {
     ///
     /// # Panics
     /// Its kind is not there, as a real server would say 404.
-    pub fn apply(&self, mut object: Value) {
-        let text = |value: &Value, at: &str| {
-            value
-                .pointer(at)
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-                .to_owned()
-        };
-        let api_version = text(&object, "/apiVersion");
-        let kind = text(&object, "/kind");
-        let group = api_version
-            .split_once('/')
-            .map_or("", |(group, _)| group)
-            .to_owned();
-        if kind == "CustomResourceDefinition" {
-            object["status"] = json!({"conditions": [{"type": "Established", "status": "True"}]});
-            let spec = &object["spec"];
-            for version in spec["versions"].as_array().unwrap() {
-                let kind = Kind {
-                    group: text(spec, "/group"),
-                    version: text(version, "/name"),
-                    kind: text(spec, "/names/kind"),
-                    plural: text(spec, "/names/plural"),
-                };
-                self.state().kinds.push(kind);
-            }
-        }
-        let mut state = self.state();
-        let known = state
-            .kinds
-            .iter()
-            .find(|known| known.group == group && known.kind == kind);
-        let known = known.unwrap_or_else(|| panic!("no kind {kind} in {group:?}"));
-        let collection = (known.group.clone(), known.plural.clone());
-        let key = (
-            collection,
-            text(&object, "/metadata/namespace"),
-            text(&object, "/metadata/name"),
-        );
-        state.version += 1;
-        let version = state.version;
-        object["metadata"]["resourceVersion"] = json!(version.to_string());
-        object["metadata"]["managedFields"] = json!([{"manager": "test"}]);
-        let before = state.objects.insert(key.clone(), object.clone());
-        self.tell(state, key.0, before, Some(object));
+    pub fn apply(&self, object: Value) {
+        put(&self.state, &self.news, object);
     }
 
     /// Deletes an object; a definition takes its objects with it.
@@ -214,7 +174,13 @@ impl ApiServer {
                 .objects
                 .retain(|((g, p), ..), _| (g.as_str(), p.as_str()) != (group, plural));
         }
-        self.tell(state, key.0, Some(last), None);
+        tell(state, &self.news, key.0, Some(last), None);
+    }
+
+    /// An object as it is now.
+    pub fn object(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Value> {
+        let key = ((group.into(), plural.into()), namespace.into(), name.into());
+        self.state().objects.get(&key).cloned()
     }
 
     /// Forgets all events so far: who watches from before must list again.
@@ -227,6 +193,13 @@ impl ApiServer {
     /// Answers requests whose path ends like this with an error; `None`: no longer.
     pub fn refuse(&self, refusal: Option<(&str, u16)>) {
         self.state().refusal = refusal.map(|(path, status)| (path.to_owned(), status));
+    }
+
+    /// From now on `token` is a token of `user` for `audiences`.
+    pub fn token(&self, token: &str, user: &str, audiences: &[&str]) {
+        let audiences = audiences.iter().map(|one| (*one).to_owned()).collect();
+        let mut state = self.state();
+        state.tokens.insert(token.into(), (user.into(), audiences));
     }
 
     /// Ends all connections, without a word.
@@ -262,9 +235,15 @@ impl ApiServer {
             while let Ok((stream, _)) = listener.accept().await {
                 let (state, news) = (state.clone(), news.clone());
                 connections.spawn(async move {
-                    let service = service_fn(move |request| {
-                        let answer = answer(&state, &news, &request);
-                        async move { Ok::<_, Infallible>(answer) }
+                    let service = service_fn(move |request: Request<Incoming>| {
+                        let (state, news) = (state.clone(), news.clone());
+                        async move {
+                            Ok::<_, Infallible>(match *request.method() {
+                                Method::POST => reviewed(&state, request).await,
+                                Method::PATCH => patched(&state, &news, request).await,
+                                _ => answer(&state, &news, &request),
+                            })
+                        }
                     });
                     let served = hyper::server::conn::http1::Builder::new()
                         .serve_connection(TokioIo::new(stream), service)
@@ -278,26 +257,8 @@ impl ApiServer {
         *self.running() = Some(Running(task));
     }
 
-    fn tell(
-        &self,
-        mut state: MutexGuard<'_, State>,
-        collection: Collection,
-        before: Option<Value>,
-        after: Option<Value>,
-    ) {
-        let version = state.version;
-        state.log.push(Event {
-            version,
-            collection,
-            before,
-            after,
-        });
-        drop(state);
-        self.news.send_replace(version);
-    }
-
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn running(&self) -> MutexGuard<'_, Option<Running>> {
@@ -306,6 +267,150 @@ impl ApiServer {
 }
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Creates or replaces an object; gives what is kept.
+fn put(state: &Mutex<State>, news: &watch::Sender<u64>, mut object: Value) -> Value {
+    let text = |value: &Value, at: &str| {
+        value
+            .pointer(at)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let api_version = text(&object, "/apiVersion");
+    let kind = text(&object, "/kind");
+    let group = api_version
+        .split_once('/')
+        .map_or("", |(group, _)| group)
+        .to_owned();
+    if kind == "CustomResourceDefinition" {
+        object["status"] = json!({"conditions": [{"type": "Established", "status": "True"}]});
+        let spec = &object["spec"];
+        for version in spec["versions"].as_array().unwrap() {
+            let kind = Kind {
+                group: text(spec, "/group"),
+                version: text(version, "/name"),
+                kind: text(spec, "/names/kind"),
+                plural: text(spec, "/names/plural"),
+            };
+            lock(state).kinds.push(kind);
+        }
+    }
+    let mut state = lock(state);
+    let known = state
+        .kinds
+        .iter()
+        .find(|known| known.group == group && known.kind == kind);
+    let known = known.unwrap_or_else(|| panic!("no kind {kind} in {group:?}"));
+    let collection = (known.group.clone(), known.plural.clone());
+    let key = (
+        collection,
+        text(&object, "/metadata/namespace"),
+        text(&object, "/metadata/name"),
+    );
+    state.version += 1;
+    let version = state.version;
+    object["metadata"]["resourceVersion"] = json!(version.to_string());
+    object["metadata"]["managedFields"] = json!([{"manager": "test"}]);
+    let before = state.objects.insert(key.clone(), object.clone());
+    tell(state, news, key.0, before, Some(object.clone()));
+    object
+}
+
+fn tell(
+    mut state: MutexGuard<'_, State>,
+    news: &watch::Sender<u64>,
+    collection: Collection,
+    before: Option<Value>,
+    after: Option<Value>,
+) {
+    let version = state.version;
+    state.log.push(Event {
+        version,
+        collection,
+        before,
+        after,
+    });
+    drop(state);
+    news.send_replace(version);
+}
+
+/// Server-side apply of an object that nobody else has a part of.
+async fn patched(
+    state: &Mutex<State>,
+    news: &watch::Sender<u64>,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    let path = request.uri().path().to_owned();
+    let body = request.into_body().collect().await.unwrap().to_bytes();
+    {
+        let mut state = lock(state);
+        state.requests.push(path.clone());
+        if let Some((refused, code)) = &state.refusal
+            && path.ends_with(refused)
+        {
+            return status(*code, "refused by the test");
+        }
+    }
+    let parts: Vec<&str> = path.split('/').collect();
+    let [.., "namespaces", namespace, _, _] = parts.as_slice() else {
+        return status(404, "NotFound");
+    };
+    let mut object: Value = serde_json::from_slice(&body).unwrap();
+    object["metadata"]["namespace"] = json!(namespace);
+    json_answer(200, &put(state, news, object))
+}
+
+/// A TokenReview, with its answer.
+async fn reviewed(state: &Mutex<State>, request: Request<Incoming>) -> Response<Body> {
+    let path = request.uri().path().to_owned();
+    let body = request.into_body().collect().await.unwrap().to_bytes();
+    let mut state = lock(state);
+    state.requests.push(path.clone());
+    if path != "/apis/authentication.k8s.io/v1/tokenreviews" {
+        return status(404, "NotFound");
+    }
+    if let Some((refused, code)) = &state.refusal
+        && path.ends_with(refused)
+    {
+        return status(*code, "refused by the test");
+    }
+    let mut review: Value = serde_json::from_slice(&body).unwrap();
+    let wanted = review["spec"]["audiences"].clone();
+    let wanted: Vec<&str> = wanted
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
+    let token = review["spec"]["token"].as_str().unwrap_or_default();
+    review["status"] = match state.tokens.get(token) {
+        None => json!({"user": {}, "error": "[invalid bearer token]"}),
+        Some((user, audiences)) => {
+            let both: Vec<&String> = audiences
+                .iter()
+                .filter(|one| wanted.contains(&one.as_str()))
+                .collect();
+            let mut groups = vec!["system:authenticated"];
+            if user.starts_with("system:serviceaccount:") {
+                groups.push("system:serviceaccounts");
+            }
+            match both.is_empty() {
+                true => {
+                    json!({"user": {}, "error": "token audiences are invalid for the target audiences"})
+                }
+                false => json!({
+                    "authenticated": true, "audiences": both, "user": {"username": user, "groups": groups},
+                }),
+            }
+        }
+    };
+    json_answer(201, &review)
+}
 
 /// A collection in one namespace or all, and which of it.
 #[derive(Clone, Debug)]

@@ -7,8 +7,8 @@ use envoy_types::pb::envoy::config::endpoint::v3::{ClusterLoadAssignment, lb_end
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse,
 };
-use lateen_kubernetes::KubernetesArgs;
 use lateen_kubernetes::testing::ApiServer;
+use lateen_kubernetes::{ClusterArgs, KubernetesArgs};
 use lateen_service::shutdown::Drain;
 use pilot::encode::Kind;
 use pilot::server::{Config, Pilot};
@@ -34,7 +34,10 @@ impl Cluster {
         let folder = tempfile::tempdir().unwrap();
         let config = Config {
             kubernetes: KubernetesArgs {
-                kubeconfig: Some(server.kubeconfig(folder.path())),
+                cluster: ClusterArgs {
+                    kubeconfig: Some(server.kubeconfig(folder.path())),
+                    ..ClusterArgs::default()
+                },
                 kube_namespace: "istio-system".into(),
                 ..KubernetesArgs::default()
             },
