@@ -184,6 +184,19 @@ fn defaults(route: &RouteOf<'_>, scope: Option<&str>, output: &mut Output) {
     }
 }
 
+/// Rules with their places, one for each match; `None` for a rule that takes everything.
+fn each_match<'a, R, M: 'a>(
+    rules: &'a [R],
+    matches: impl Fn(&'a R) -> &'a [M],
+) -> impl Iterator<Item = (usize, &'a R, Option<&'a M>)> {
+    rules.iter().enumerate().flat_map(move |(index, rule)| {
+        let all = matches(rule);
+        let everything = all.is_empty().then_some(None);
+        let entries = everything.into_iter().chain(all.iter().map(Some));
+        entries.map(move |entry| (index, rule, entry))
+    })
+}
+
 /// Rules of HTTP, one for each match.
 fn http_rules(
     world: &World<'_>,
@@ -191,13 +204,7 @@ fn http_rules(
     route: &HttpRoute,
     from_gateway: bool,
 ) -> Rules<Rule> {
-    let each = route.rules.iter().enumerate().flat_map(|(index, rule)| {
-        let matches: Vec<_> = match rule.matches.as_slice() {
-            [] => vec![None],
-            all => all.iter().map(Some).collect(),
-        };
-        matches.into_iter().map(move |entry| (index, rule, entry))
-    });
+    let each = each_match(&route.rules, |rule| &rule.matches);
     Rules::of(each.map(|(index, rule, entry)| {
         let mut value = json!({ "name": http::rule_name(of, rule.name.as_ref(), index) });
         let mut rank = None;
@@ -225,13 +232,7 @@ fn grpc_rules(
     route: &GrpcRoute,
     from_gateway: bool,
 ) -> Rules<Rule> {
-    let each = route.rules.iter().enumerate().flat_map(|(index, rule)| {
-        let matches: Vec<_> = match rule.matches.as_slice() {
-            [] => vec![None],
-            all => all.iter().map(Some).collect(),
-        };
-        matches.into_iter().map(move |entry| (index, rule, entry))
-    });
+    let each = each_match(&route.rules, |rule| &rule.matches);
     Rules::of(each.map(|(index, rule, entry)| {
         let mut value = json!({ "name": http::rule_name(of, rule.name.as_ref(), index) });
         let mut rank = None;
