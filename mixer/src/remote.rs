@@ -29,7 +29,9 @@ use std::{
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use lateen_adapter::{Call, CheckResult, Counter, Env, HandlerError, QuotaArgs, QuotaResult};
+use lateen_adapter::{
+    Call, CheckResult, Counter, Env, HandlerError, QuotaArgs, QuotaResult, codec::Raw,
+};
 use prost::Message as _;
 use tokio::time::{Instant, timeout_at};
 use tonic::{Code as RpcCode, Request, Status as RpcStatus};
@@ -40,7 +42,6 @@ use self::{
     credentials::Credentials,
     report::Reports,
     session::{InUse, Session},
-    wire::Raw,
 };
 use crate::{
     config::{

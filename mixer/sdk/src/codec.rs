@@ -1,4 +1,4 @@
-//! Messages as they are: which message a call carries is said by its template, not by a type of Rust's.
+//! Messages of gRPC as they are: which message a call carries is said by its template, not by a type of Rust's.
 
 use bytes::{Buf as _, BufMut as _, Bytes};
 use tonic::{
@@ -6,9 +6,9 @@ use tonic::{
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
 
-/// The codec.
+/// A codec for which a message is its bytes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Raw;
+pub struct Raw;
 
 impl Codec for Raw {
     type Encode = Bytes;

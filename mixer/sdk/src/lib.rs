@@ -13,6 +13,8 @@
 
 pub mod adapter;
 pub mod clock;
+#[cfg(feature = "codec")]
+pub mod codec;
 pub mod env;
 pub mod handler;
 pub mod instance;

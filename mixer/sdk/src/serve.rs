@@ -8,7 +8,6 @@
 //! What an adapter does wrong stays with the call: a panic is INTERNAL, a call that outlives its deadline is dropped.
 
 pub mod describe;
-mod codec;
 mod handlers;
 mod message;
 mod wire;
@@ -25,11 +24,8 @@ use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::task::TaskTracker;
 use tonic::{Status, body::Body, server::Grpc};
 
-use self::{
-    codec::Raw,
-    handlers::{Handlers, MAX_HANDLERS as HANDLERS},
-};
-use crate::{adapter::Adapter, template::Template};
+use self::handlers::{Handlers, MAX_HANDLERS as HANDLERS};
+use crate::{adapter::Adapter, codec::Raw, template::Template};
 
 /// Handlers that are kept.
 pub const MAX_HANDLERS: usize = HANDLERS;

@@ -1,6 +1,6 @@
 //! Requests and answers as bytes: the parts of a call put together, and taken apart again.
 
-use bytes::{Buf as _, BufMut as _, Bytes};
+use bytes::{Buf as _, Bytes};
 use lateen_adapter::{
     CheckResult, Code, DirectResponse, HandlerError, QuotaArgs, QuotaResult, Status, Variety,
 };
@@ -13,10 +13,6 @@ use prost::{
     encoding::{DecodeContext, WireType, decode_key, skip_field},
 };
 use std::time::Duration;
-use tonic::{
-    Status as RpcStatus,
-    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
-};
 
 use crate::{
     config::remote::{
@@ -25,45 +21,6 @@ use crate::{
     },
     instance::Found,
 };
-
-/// Messages that are bytes already.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = RpcStatus;
-
-    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), RpcStatus> {
-        buffer.put(item);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Bytes;
-    type Error = RpcStatus;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, RpcStatus> {
-        let length = buffer.remaining();
-        Ok(Some(buffer.copy_to_bytes(length)))
-    }
-}
 
 /// The request of a call: `instances` of `template`, the handler's parameters if they go with each call, and an id
 /// that is the same for all attempts.

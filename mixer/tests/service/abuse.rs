@@ -1,55 +1,14 @@
 //! Bad input to the port: a clear error, and the next caller is served.
 
-use bytes::{Buf as _, BufMut as _, Bytes};
+use bytes::Bytes;
+use lateen_adapter::codec::Raw;
 use lateen_protocols::istio::mixer::v1::{
     CheckRequest, CheckResponse, CompressedAttributes, ReportRequest, check_request::QuotaParams,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tonic::{
-    Code, Request, Status,
-    client::Grpc,
-    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
-    transport::Channel,
-};
+use tonic::{Code, Request, Status, client::Grpc, transport::Channel};
 
 use crate::support::{Mesh, told};
-
-/// Sends bytes as they are.
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Raw
-    }
-
-    fn decoder(&mut self) -> Self {
-        Raw
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, item: Bytes, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        out.put(item);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(bytes.copy_to_bytes(bytes.remaining())))
-    }
-}
 
 async fn raw(mesh: &Mesh, method: &'static str, body: Vec<u8>) -> Result<Bytes, Status> {
     let url = format!("http://{}", mesh.running.address);
