@@ -188,10 +188,11 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
         gate.count(path.name, &launch, REQUESTS, folder.path())?;
     }
     for (name, scenario, calls) in MIXER {
-        let launch = |launcher: &[String]| {
-            mixer::launched(launcher, &settings.mixer, scenario, folder.path())
-        };
-        gate.count(name, &launch, calls, folder.path())?;
+        let folder = folder.path().join(name);
+        fs::create_dir(&folder)?;
+        let launch =
+            |launcher: &[String]| mixer::launched(launcher, &settings.mixer, scenario, &folder);
+        gate.count(name, &launch, calls, &folder)?;
     }
     let Gate { counted, worse, .. } = gate;
     if settings.accept {

@@ -164,6 +164,8 @@ impl Tally {
 /// Pieces in which bulk data is written, and read buffer.
 const BUFFER_BYTES: usize = 256 * 1024;
 const TIMER: Token = Token(usize::MAX);
+/// Connections to be held that may wait for their answer at once: below what clusters let wait by default (1,024).
+const HELD_AT_ONCE: usize = 256;
 /// An answer that takes longer is bad, and its connection is given up.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Between two looks for answers that do not come.
@@ -317,10 +319,7 @@ impl Engine<'_> {
         extent: &Extent,
         watched: &[CpuClock],
     ) -> anyhow::Result<Outcome> {
-        for index in 0..self.plan.connections {
-            let connection = self.open(index)?;
-            self.connections.push(connection);
-        }
+        self.open_more()?;
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK)?;
         use std::os::fd::{AsFd as _, AsRawFd as _};
         let raw = timer.as_fd().as_raw_fd();
@@ -438,7 +437,23 @@ impl Engine<'_> {
                     self.turn(event, &mut buffer)?;
                 }
             }
+            self.open_more()?;
         }
+    }
+
+    /// Opens the plan's connections: all of them, or, where they are only held, as many as may be unanswered.
+    fn open_more(&mut self) -> anyhow::Result<()> {
+        let answered = (self.tally.good + self.tally.bad) as usize;
+        let most = if self.held_only {
+            answered.saturating_add(HELD_AT_ONCE)
+        } else {
+            usize::MAX
+        };
+        for index in self.connections.len()..self.plan.connections.min(most) {
+            let connection = self.open(index)?;
+            self.connections.push(connection);
+        }
+        Ok(())
     }
 
     fn open(&self, index: usize) -> anyhow::Result<Connection> {
