@@ -89,6 +89,40 @@ fuzz: ## Fuzz each parser of foreign bytes for FUZZ_SECONDS
 	  done; \
 	done
 
+HUB ?= lateen
+TAG ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+IMAGES := auth mixer pilot proxy lateen
+BUILDER ?= $(shell for b in docker podman buildah; do command -v $$b >/dev/null && { echo $$b; break; }; done)
+
+.PHONY: images
+images: ## Images HUB/NAME:TAG of all programs, with docker, podman or buildah (PLATFORMS=linux/amd64,linux/arm64 for more than this machine's)
+	@[ -n "$(BUILDER)" ] || { echo "none of docker, podman, buildah is here: install one" >&2; exit 1; }
+	set -e; for image in $(IMAGES); do \
+	  $(BUILDER) build $(if $(PLATFORMS),--platform $(PLATFORMS)) -f install/images/Containerfile --target $$image -t $(HUB)/$$image:$(TAG) .; \
+	done
+
+IMAGE_BIN ?= target/release
+.PHONY: images-check
+images-check: ## What images are made of, from IMAGE_BIN: each program starts in its own file system as user 1337 (needs root)
+	@set -e; out=$$(mktemp -d); trap 'rm -rf $$out' EXIT; chmod 755 $$out; \
+	install/images/rootfs.sh $(IMAGE_BIN) $$out; \
+	for image in $(IMAGES); do \
+	  chroot --userspec=1337:1337 $$out/$$image /usr/local/bin/$$image --version; \
+	done; \
+	chroot --userspec=1337:1337 $$out/proxy /usr/local/bin/proxy iptables apply --dry-run >/dev/null; \
+	chroot $$out/proxy /usr/sbin/iptables-save --version; chroot $$out/proxy /usr/sbin/ip -V; \
+	[ ! -e $$out/pilot/bin/sh ]
+
+.PHONY: manifests
+manifests: ## Render install/manifests anew from the chart and the kinds
+	$(CARGO) run -q -p lateen -- crds > install/manifests/crds.yaml.new && mv install/manifests/crds.yaml.new install/manifests/crds.yaml
+	LATEEN_ACCEPT=1 $(CARGO) test -q -p lateen-render --test manifests
+
+.PHONY: chart
+chart: $(ENVOY) ## Helm's own opinion of the chart (Helm 4, as a library from PyPI): it lints, and renders to install/manifests
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check helm-python-sdk==0.2.2 "pyyaml>=6"
+	$(PYTHON) install/render/tests/helm.py
+
 .PHONY: lint
 lint: ## Formatting and clippy, warnings are errors
 	$(CARGO) fmt --all --check
