@@ -129,31 +129,37 @@ impl fmt::Debug for Ca {
 
 impl Ca {
     /// Loads the CA of a state folder, or makes one in an empty folder, and publishes its roots as
-    /// `<state>/public/root-cert.pem`.
+    /// `<state>/public/root-cert.pem`. With `given`, the CA is that folder's, and nothing is made.
     ///
     /// # Errors
     /// When the folder is damaged in any way: a half-written or mismatched CA is never repaired by guessing.
     pub fn open(
         state: &Path,
+        given: Option<&Path>,
         trust_domain: &TrustDomain,
         now: SystemTime,
     ) -> Result<Self, CaError> {
-        let (dir, public) = (state.join("ca"), state.join("public").join(ROOTS));
+        let dir = given.map_or_else(|| state.join("ca"), Path::to_owned);
+        let public = state.join("public").join(ROOTS);
         create_dir(state, 0o711).map_err(|error| CaError::Write(state.to_owned(), error))?;
-        if !exists(&dir)? {
+        if given.is_none() && !exists(&dir)? {
             if exists(&public)? {
                 return Err(CaError::Lost { dir, public });
             }
             make(state, &dir, trust_domain, now)?;
         }
-        let ca = Self::load(&dir, &public, trust_domain, now)?;
+        // Kubernetes hands the files of a Secret to root and to the pod's group, for reading.
+        let others = if given.is_some() { 0o037 } else { 0o077 };
+        let ca = Self::load(&dir, others, &public, trust_domain, now)?;
         let roots = ca.roots_pem();
         publish(&public, roots).map_err(|error| CaError::Write(public.clone(), error))?;
         Ok(ca)
     }
 
+    /// `others`: which of the key's permission bits must not be there.
     fn load(
         dir: &Path,
+        others: u32,
         public: &Path,
         trust_domain: &TrustDomain,
         now: SystemTime,
@@ -171,7 +177,7 @@ impl Ca {
         let chain = read(&dir.join(CHAIN))?.unwrap_or_default();
         let mode =
             fs::metadata(&key_path).map_err(|error| CaError::Read(key_path.clone(), error))?;
-        if mode.permissions().mode() & 0o077 != 0 {
+        if mode.permissions().mode() & others != 0 {
             return Err(CaError::Mode(key_path));
         }
 

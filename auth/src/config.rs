@@ -46,6 +46,9 @@ pub struct ServeArgs {
     /// own, put ca-cert.pem, ca-key.pem, cert-chain.pem and root-cert.pem into DIR/ca first.
     #[arg(long, value_name = "DIR")]
     pub state: PathBuf,
+    /// Folder with the signing key and its certificates, read only, instead of DIR/ca of the state folder: a mounted Secret.
+    #[arg(long, value_name = "DIR")]
+    pub ca_dir: Option<PathBuf>,
     /// Trust domain of all identities.
     #[arg(long, value_name = "NAME", default_value = "cluster.local")]
     pub trust_domain: TrustDomain,
@@ -140,6 +143,8 @@ impl fmt::Debug for Clock {
 pub struct Config {
     /// The state folder.
     pub state: PathBuf,
+    /// The folder with the CA, when it is not below that.
+    pub ca_dir: Option<PathBuf>,
     /// Trust domain of all identities.
     pub trust_domain: TrustDomain,
     /// Where certificate requests are served.
@@ -166,6 +171,7 @@ impl From<ServeArgs> for Config {
     fn from(args: ServeArgs) -> Self {
         Self {
             state: args.state,
+            ca_dir: args.ca_dir,
             trust_domain: args.trust_domain,
             address: SocketAddr::new(args.bind, args.port),
             admin_address: SocketAddr::new(args.bind, args.admin_port),

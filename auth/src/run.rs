@@ -102,7 +102,13 @@ pub async fn start(config: Config, drain: &Drain) -> Result<Running, StartError>
         return Err(StartError::Ttl);
     }
     let now = config.clock.now();
-    let ca = Arc::new(Ca::open(&config.state, &config.trust_domain, now)?);
+    let ca = Ca::open(
+        &config.state,
+        config.ca_dir.as_deref(),
+        &config.trust_domain,
+        now,
+    )?;
+    let ca = Arc::new(ca);
     let tokens = Tokens::open(&config.state).map_err(StartError::Tokens)?;
     let reviewer = Reviewer::new(&config.cluster, config.token_audiences).await?;
     let signer = Signer::new(

@@ -196,7 +196,13 @@ mod tests {
     use super::*;
 
     fn signer(state: &std::path::Path) -> Signer {
-        let ca = Ca::open(state, &"cluster.local".parse().unwrap(), SystemTime::now()).unwrap();
+        let ca = Ca::open(
+            state,
+            None,
+            &"cluster.local".parse().unwrap(),
+            SystemTime::now(),
+        )
+        .unwrap();
         Signer::new(
             Arc::new(ca),
             Duration::from_secs(3600),

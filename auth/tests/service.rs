@@ -121,6 +121,7 @@ fn config(state: &Path, ahead_seconds: &Arc<AtomicU64>) -> Config {
     let ahead = Arc::clone(ahead_seconds);
     Config {
         state: state.to_owned(),
+        ca_dir: None,
         trust_domain: "cluster.local".parse().unwrap(),
         address: SocketAddr::from(([127, 0, 0, 1], 0)),
         admin_address: SocketAddr::from(([127, 0, 0, 1], 0)),

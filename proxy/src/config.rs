@@ -89,6 +89,9 @@ pub enum Command {
 #[derive(Clone, Debug, clap::Args)]
 #[allow(missing_docs, reason = "each is what its help says")]
 pub struct SidecarArgs {
+    /// Be a gateway, which has no application beside it.
+    #[arg(long)]
+    pub gateway: bool,
     /// Name of the pod.
     #[arg(long, env = "POD_NAME")]
     pub pod_name: String,

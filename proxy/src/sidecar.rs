@@ -165,7 +165,7 @@ fn bootstrap(
     }
     Ok(json!({
         "node": {
-            "id": format!("sidecar~{}~{}.{namespace}~{namespace}.svc.cluster.local", args.instance_ip, args.pod_name),
+            "id": format!("{}~{}~{}.{namespace}~{namespace}.svc.cluster.local", node_type(args), args.instance_ip, args.pod_name),
             "cluster": format!("{cluster}.{namespace}"),
             "metadata": metadata(args, labels, annotations),
         },
@@ -180,6 +180,11 @@ fn bootstrap(
         },
         "static_resources": {"clusters": clusters},
     }))
+}
+
+/// Pilot's word for what this proxy is.
+fn node_type(args: &SidecarArgs) -> &'static str {
+    if args.gateway { "router" } else { "sidecar" }
 }
 
 fn metadata(
@@ -307,6 +312,16 @@ mod tests {
         );
         assert_eq!(node.cluster, "reviews-1.shop");
         assert_eq!(bootstrap.static_resources.unwrap().clusters.len(), 2);
+    }
+
+    #[test]
+    fn a_gateway_says_that_it_is_one() {
+        let sidecar = Sidecar::read(&args(&["--gateway"])).unwrap();
+        let text = sidecar.options.config_yaml.unwrap();
+        assert!(
+            text.contains(r#""id":"router~10.0.0.9~reviews-1.shop"#),
+            "{text}"
+        );
     }
 
     #[test]

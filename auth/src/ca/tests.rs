@@ -5,7 +5,7 @@ fn domain() -> TrustDomain {
 }
 
 fn open(state: &Path) -> Result<Ca, CaError> {
-    Ca::open(state, &domain(), SystemTime::now())
+    Ca::open(state, None, &domain(), SystemTime::now())
 }
 
 #[test]
@@ -84,12 +84,33 @@ fn a_readable_key_is_refused() {
     assert!(matches!(open(state.path()), Err(CaError::Mode(_))));
 }
 
+/// As a pod gets it: a Secret that root owns and the pod's group may read, beside a state of its own.
+#[test]
+fn a_given_ca_is_used_and_not_changed() {
+    let (made, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let roots = open(made.path()).unwrap().roots_pem().to_owned();
+    let given = made.path().join("ca");
+    let open = || Ca::open(state.path(), Some(&given), &domain(), SystemTime::now());
+    for (mode, is_good) in [(0o400, true), (0o440, true), (0o444, false), (0o460, false)] {
+        fs::set_permissions(given.join(KEY), fs::Permissions::from_mode(mode)).unwrap();
+        match open() {
+            Ok(ca) => assert!(is_good && ca.roots_pem() == roots, "{mode:o}"),
+            Err(error) => assert!(!is_good && matches!(error, CaError::Mode(_)), "{error}"),
+        }
+    }
+    assert!(!state.path().join("ca").exists());
+    assert!(state.path().join("public/root-cert.pem").exists());
+    fs::remove_dir_all(&given).unwrap();
+    assert!(matches!(open(), Err(CaError::Incomplete { .. })));
+}
+
 #[test]
 fn another_trust_domain_is_refused() {
     let state = tempfile::tempdir().unwrap();
     open(state.path()).unwrap();
     let error = Ca::open(
         state.path(),
+        None,
         &"other.org".parse().unwrap(),
         SystemTime::now(),
     )
@@ -103,7 +124,7 @@ fn an_expired_root_is_refused() {
     open(state.path()).unwrap();
     let later = SystemTime::now() + ROOT_LIFE;
     assert!(matches!(
-        Ca::open(state.path(), &domain(), later),
+        Ca::open(state.path(), None, &domain(), later),
         Err(CaError::Certificate { .. })
     ));
 }
