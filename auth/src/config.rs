@@ -75,6 +75,10 @@ pub struct ServeArgs {
         default_value = "auth.istio-system.svc,istiod.istio-system.svc,localhost"
     )]
     pub dns_names: Vec<String>,
+    /// DNS names that a service account's certificates have beside its SPIFFE ID, for clients that check those: an API
+    /// server that calls a webhook. May be given several times.
+    #[arg(long, value_name = "NAMESPACE/ACCOUNT=NAME,…", value_parser = grant)]
+    pub dns_names_of: Vec<Grant>,
     /// Service accounts of the cluster that the current context of this file names get certificates for the tokens of
     /// their pods.
     #[arg(long, value_name = "FILE", conflicts_with = "kube")]
@@ -95,6 +99,17 @@ pub struct ServeArgs {
         default_value = "istio-ca"
     )]
     pub token_audiences: Vec<String>,
+}
+
+/// DNS names of a service account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub account: String,
+    /// The names.
+    pub names: Vec<String>,
 }
 
 /// Flags of `auth join-token`.
@@ -157,6 +172,8 @@ pub struct Config {
     pub max_workload_ttl: Duration,
     /// DNS names in Auth's own certificate.
     pub dns_names: Vec<String>,
+    /// DNS names in certificates of others.
+    pub dns_names_of: Vec<Grant>,
     /// The cluster that is asked about tokens, if any.
     pub cluster: ClusterArgs,
     /// Whether its namespaces get the roots.
@@ -178,6 +195,7 @@ impl From<ServeArgs> for Config {
             workload_ttl: args.workload_ttl,
             max_workload_ttl: args.max_workload_ttl,
             dns_names: args.dns_names,
+            dns_names_of: args.dns_names_of,
             cluster: ClusterArgs {
                 kubeconfig: args.kubeconfig,
                 kube: args.kube,
@@ -187,6 +205,38 @@ impl From<ServeArgs> for Config {
             clock: Clock::system(),
         }
     }
+}
+
+/// `NAMESPACE/ACCOUNT=NAME,…`.
+fn grant(text: &str) -> Result<Grant, String> {
+    let wrong = || format!("{text:?} is not NAMESPACE/ACCOUNT=NAME,…");
+    let (account, names) = text.split_once('=').ok_or_else(wrong)?;
+    let (namespace, account) = account.split_once('/').ok_or_else(wrong)?;
+    let names: Vec<String> = names.split(',').map(str::to_owned).collect();
+    if namespace.is_empty() || account.is_empty() || account.contains('/') {
+        return Err(wrong());
+    }
+    if let Some(name) = names.iter().find(|name| !is_dns_name(name)) {
+        return Err(format!("{name:?} is not a DNS name in lower case"));
+    }
+    Ok(Grant {
+        namespace: namespace.to_owned(),
+        account: account.to_owned(),
+        names,
+    })
+}
+
+/// RFC 1123 §2.1, in lower case, no wildcard: each name is one host's.
+fn is_dns_name(name: &str) -> bool {
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+    };
+    name.len() <= 253 && name.split('.').all(is_label)
 }
 
 /// `90s`, `10m`, `24h`, `7d`.
@@ -269,6 +319,29 @@ mod tests {
             "spiffe://td/ns//sa/b",
         ]);
         assert!(bad.is_err());
+    }
+
+    #[test]
+    fn names_are_granted_to_accounts() {
+        let found = grant("mesh/pilot=pilot.mesh.svc,localhost").unwrap();
+        assert_eq!((&*found.namespace, &*found.account), ("mesh", "pilot"));
+        assert_eq!(found.names, ["pilot.mesh.svc", "localhost"]);
+        for bad in [
+            "",
+            "pilot=a",
+            "mesh/pilot",
+            "/pilot=a",
+            "mesh/=a",
+            "mesh/pilot=",
+            "mesh/pilot=a,",
+            "a/b/c=a",
+            "mesh/pilot=*.svc",
+            "mesh/pilot=A",
+            "mesh/pilot=-a",
+            "mesh/pilot=a..b",
+        ] {
+            assert!(grant(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

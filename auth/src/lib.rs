@@ -19,7 +19,7 @@ mod run;
 pub use authenticate::AuthenticateError;
 pub use authorize::AuthorizeError;
 pub use ca::{Ca, CaError};
-pub use config::{Cli, Clock, Command, Config, JoinTokenArgs, ServeArgs};
+pub use config::{Cli, Clock, Command, Config, Grant, JoinTokenArgs, ServeArgs};
 pub use csr::{Csr, CsrError};
 pub use run::{Running, StartError, join_token, start};
 pub use sign::SignError;

@@ -1,5 +1,6 @@
 //! Builds the service from its configuration and keeps it going: own certificate, token sweep, listeners.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -64,6 +65,9 @@ pub enum StartError {
     /// Where to?
     #[error("--publish-roots needs a cluster: --kube or --kubeconfig FILE")]
     NoCluster,
+    /// Whom names are given to.
+    #[error("--dns-names-of names no service account")]
+    Grant(#[source] IdError),
     /// Own identity.
     #[error("Auth has no name of its own")]
     Name(#[source] IdError),
@@ -119,6 +123,13 @@ pub async fn start(config: Config, drain: &Drain) -> Result<Running, StartError>
     let own = SpiffeId::workload(&config.trust_domain, "istio-system", "auth")
         .map_err(StartError::Name)?;
 
+    let mut granted: BTreeMap<SpiffeId, ServerNames> = BTreeMap::new();
+    for grant in config.dns_names_of {
+        let id = SpiffeId::workload(&config.trust_domain, &grant.namespace, &grant.account)
+            .map_err(StartError::Grant)?;
+        granted.entry(id).or_default().dns.extend(grant.names);
+    }
+
     let mut registry = Registry::default();
     let audit = Audit::new(&mut registry, &ca);
     if config.publish_roots {
@@ -165,7 +176,7 @@ pub async fn start(config: Config, drain: &Drain) -> Result<Running, StartError>
         .map_err(|error| StartError::Bind(config.admin_address, error))?;
 
     let credentials = Credentials { tokens, reviewer };
-    let service = Service::new(credentials, signer, audit, config.clock, own);
+    let service = Service::new(credentials, signer, audit, config.clock, own, granted);
     let service =
         IstioCertificateServiceServer::new(service).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let incoming = tls::serve(listener, source.server_config(ClientAuth::Optional));

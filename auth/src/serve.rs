@@ -1,5 +1,6 @@
 //! `istio.v1.auth.IstioCertificateService`: one request from its bytes to its answer.
 
+use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::sync::Arc;
 
@@ -79,6 +80,8 @@ pub(crate) struct Service {
     pub(crate) clock: Clock,
     /// Auth's own ID, which nobody else gets.
     pub(crate) own: SpiffeId,
+    /// DNS names beside the SPIFFE ID, of those who have some.
+    pub(crate) names: BTreeMap<SpiffeId, ServerNames>,
     pub(crate) slots: Arc<Semaphore>,
 }
 
@@ -89,6 +92,7 @@ impl Service {
         audit: Audit,
         clock: Clock,
         own: SpiffeId,
+        names: BTreeMap<SpiffeId, ServerNames>,
     ) -> Self {
         Self {
             credentials,
@@ -96,6 +100,7 @@ impl Service {
             audit,
             clock,
             own,
+            names,
             slots: Arc::new(Semaphore::new(MAX_REQUESTS)),
         }
     }
@@ -121,9 +126,11 @@ impl Service {
             .ttl(request.validity_duration)
             .map_err(Refusal::Ttl)?;
         let permit = authorize(caller, trust_domain, &self.own).await?;
+        let none = ServerNames::default();
+        let names = self.names.get(permit.identity()).unwrap_or(&none);
         let issued = self
             .signer
-            .sign(&permit, csr.public_key(), &ServerNames::default(), ttl, now)
+            .sign(&permit, csr.public_key(), names, ttl, now)
             .map_err(Refusal::Sign)?;
         Ok((method, csr, issued))
     }

@@ -54,7 +54,7 @@ pub(crate) struct Issued {
     pub(crate) chain: Vec<CertificateDer<'static>>,
 }
 
-/// Names beside the SPIFFE ID; for Auth's own certificate only.
+/// Names beside the SPIFFE ID: of Auth itself, and of those that its operator gives some.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ServerNames {
     pub(crate) dns: Vec<String>,

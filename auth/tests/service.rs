@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use auth::{Clock, Config, JoinTokenArgs, Running, Tokens};
+use auth::{Clock, Config, Grant, JoinTokenArgs, Running, Tokens};
 use lateen_identity::{
     ClientAuth, PeerMatch, SpiffeId, SpiffeServerVerifier, Svid, SvidCell, Trust, TrustBundle,
     client_config, peer_identity, pki_types::CertificateDer, pki_types::pem::PemObject as _,
@@ -128,6 +128,11 @@ fn config(state: &Path, ahead_seconds: &Arc<AtomicU64>) -> Config {
         workload_ttl: Duration::from_secs(3600),
         max_workload_ttl: Duration::from_secs(86_400),
         dns_names: vec!["auth.istio-system.svc".into()],
+        dns_names_of: vec![Grant {
+            namespace: "mesh".into(),
+            account: "pilot".into(),
+            names: vec!["pilot.mesh.svc".into()],
+        }],
         cluster: ClusterArgs::default(),
         publish_roots: false,
         token_audiences: vec!["istio-ca".into()],
@@ -296,6 +301,28 @@ async fn what_the_csr_claims_is_ignored() {
         REVIEWS
     );
     assert!(!leaf.windows(12).any(|window| window == b"evil.example"));
+}
+
+/// An API server that calls a webhook looks for a DNS name.
+#[tokio::test]
+async fn accounts_have_the_dns_names_that_the_operator_gives_them() {
+    let auth = Fixture::start().await;
+    let names = |answer: &[String]| {
+        let leaf = CertificateDer::from_pem_slice(answer[0].as_bytes()).unwrap();
+        ["pilot.mesh.svc", "evil.example"]
+            .map(|name| leaf.windows(name.len()).any(|at| at == name.as_bytes()))
+    };
+    let key = KeyPair::generate().unwrap();
+    let params = CertificateParams::new(["evil.example".to_owned()]).unwrap();
+    let csr = params.serialize_request(&key).unwrap().pem().unwrap();
+    let pilot = "spiffe://cluster.local/ns/mesh/sa/pilot";
+    let first = auth.with_token(&auth.token(pilot), &csr).await.unwrap();
+    assert_eq!(names(&first), [true, false]);
+    let channel = auth.channel(Some(SvidCell::holding(Arc::new(svid(&first, &key)))));
+    let renewed = ask(channel, None, &csr, 0).await.unwrap();
+    assert_eq!(names(&renewed), [true, false]);
+    let other = auth.with_token(&auth.token(REVIEWS), &csr).await.unwrap();
+    assert_eq!(names(&other), [false, false]);
 }
 
 #[tokio::test]
