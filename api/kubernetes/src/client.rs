@@ -1,8 +1,14 @@
 //! Flags and credentials.
 
+use std::fmt;
+use std::future::Future;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
+
+/// The API server is given so long for one object.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Which cluster, and as whom.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -85,5 +91,36 @@ impl ClusterArgs {
         kube::Client::try_from(config)
             .map(Some)
             .map_err(|e| ConnectError::Client(Box::new(e)))
+    }
+}
+
+/// Why a request came to nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    /// The status that the API server answered with; 0 if there was no answer.
+    pub(crate) code: u16,
+    text: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// The answer, within a time that is short enough to hold a lease.
+pub(crate) async fn within<T>(asked: impl Future<Output = kube::Result<T>>) -> Result<T, Failure> {
+    match tokio::time::timeout(PATIENCE, asked).await {
+        Ok(answer) => answer.map_err(|error| Failure {
+            code: match &error {
+                kube::Error::Api(status) => status.code,
+                _ => 0,
+            },
+            text: crate::follow::explain(&error),
+        }),
+        Err(_) => Err(Failure {
+            code: 0,
+            text: format!("no answer within {} s", PATIENCE.as_secs()),
+        }),
     }
 }

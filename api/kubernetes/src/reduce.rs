@@ -22,6 +22,19 @@ pub(crate) struct Reduced {
     pub(crate) name: String,
     /// What the parser gets to see; none if it is of no use to us.
     pub(crate) documents: Vec<Value>,
+    /// Of a custom kind's object, for who writes its status.
+    pub(crate) state: Option<ObjectState>,
+}
+
+/// What the API server says of an object beside what its author says.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ObjectState {
+    /// Counts the changes of its spec.
+    pub(crate) generation: i64,
+    /// Counts all changes.
+    pub(crate) version: String,
+    /// Its status.
+    pub(crate) status: Value,
 }
 
 /// `NAMESPACE/NAME` of an object.
@@ -39,6 +52,7 @@ pub(crate) fn name(object: &Value) -> Option<String> {
 pub(crate) fn reduce(resource: &Resource, mut object: Value) -> Option<Reduced> {
     let name = name(&object)?;
     let api_version = resource.api_version();
+    let state = resource.custom.then(|| state(&mut object));
     let metadata = object.get_mut("metadata").map_or(Value::Null, metadata);
     let document = |parts: &[(&str, Value)]| {
         let mut map = Map::new();
@@ -94,7 +108,25 @@ pub(crate) fn reduce(resource: &Resource, mut object: Value) -> Option<Reduced> 
             vec![document(&parts)]
         }
     };
-    Some(Reduced { name, documents })
+    Some(Reduced {
+        name,
+        documents,
+        state,
+    })
+}
+
+fn state(object: &mut Value) -> ObjectState {
+    let metadata = |name: &str| object.get("metadata").and_then(|all| all.get(name));
+    ObjectState {
+        generation: metadata("generation")
+            .and_then(Value::as_i64)
+            .unwrap_or_default(),
+        version: metadata("resourceVersion")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned(),
+        status: object.get_mut("status").map_or(Value::Null, Value::take),
+    }
 }
 
 fn metadata(written: &mut Value) -> Value {
@@ -228,6 +260,7 @@ mod tests {
             plural: String::new(),
             namespace: None,
             fields: None,
+            custom: false,
         }
     }
 

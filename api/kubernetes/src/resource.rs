@@ -19,6 +19,8 @@ pub struct Resource {
     pub namespace: Option<String>,
     /// Only those that this field selector selects.
     pub fields: Option<String>,
+    /// Whether a definition makes it.
+    pub custom: bool,
 }
 
 impl Resource {
@@ -30,6 +32,7 @@ impl Resource {
             plural: plural.to_owned(),
             namespace: None,
             fields: None,
+            custom: false,
         }
     }
 
@@ -175,12 +178,10 @@ pub(crate) fn defined(definition: &Value) -> Option<Resource> {
             let is_known = known.is_none_or(|known| known.contains(&version.as_str()));
             (is_known, priority(version))
         })?;
-    Some(Resource::new(
-        &group,
-        &version,
-        &kind,
-        &text(names, "plural")?,
-    ))
+    Some(Resource {
+        custom: true,
+        ..Resource::new(&group, &version, &kind, &text(names, "plural")?)
+    })
 }
 
 /// Kubernetes' order of versions: `v2`, `v1`, `v1beta2`, `v1beta1`, `v1alpha1`, anything else.

@@ -16,6 +16,7 @@ use crate::follow::{News, Update, explain, follow};
 use crate::health::Health;
 use crate::reduce::Reduced;
 use crate::resource::{self, Resource};
+use crate::status::{Change, Observed};
 
 /// How problems name where an object is.
 const ORIGIN: &str = "kubernetes";
@@ -35,6 +36,7 @@ pub struct Kubernetes {
     args: KubernetesArgs,
     health: Arc<Health>,
     store: Arc<Store>,
+    observed: Observed,
 }
 
 /// `kube::Client` has nothing to show.
@@ -94,7 +96,14 @@ impl Kubernetes {
             args: args.clone(),
             health,
             store,
+            observed: Observed::default(),
         }))
+    }
+
+    /// The objects of custom kinds, as the API server has them.
+    #[must_use]
+    pub fn observed(&self) -> Observed {
+        self.observed.clone()
     }
 
     /// Follows the cluster until it is dropped.
@@ -214,6 +223,7 @@ impl Writer {
 
     async fn write(&mut self, batch: Vec<Update>) {
         let mut writes = Vec::new();
+        let mut changes = Vec::new();
         for update in batch {
             let Some(followed) = self.followed.get_mut(&update.follower) else {
                 continue;
@@ -223,8 +233,11 @@ impl Writer {
                 followed.listed = true;
             }
             if update.follower == self.definitions {
-                self.define(update.news, &mut writes);
+                self.define(update.news, &mut writes, &mut changes);
                 continue;
+            }
+            if followed.resource.custom {
+                changes.push(observed(followed.resource.clone(), &update.news));
             }
             writes.push(match update.news {
                 News::Listed(all) => Write::Replace { prefix, all },
@@ -240,14 +253,20 @@ impl Writer {
             info!("Kubernetes has been read");
         }
         let store = self.source.store.clone();
-        let written = tokio::task::spawn_blocking(move || apply(&store, writes)).await;
+        let observed = self.source.observed.clone();
+        let written = tokio::task::spawn_blocking(move || {
+            apply(&store, writes);
+            // Only now: whoever sees an object here finds the store's verdict about it.
+            observed.change(changes);
+        })
+        .await;
         if let Err(error) = written {
             error!(%error, "objects of Kubernetes cannot be taken in; what was good before stays");
         }
     }
 
     /// Custom kinds come and go with their definitions.
-    fn define(&mut self, news: News, writes: &mut Vec<Write>) {
+    fn define(&mut self, news: News, writes: &mut Vec<Write>, changes: &mut Vec<Change>) {
         match news {
             News::Listed(all) => {
                 let there: BTreeSet<&str> = all.iter().map(|one| one.name.as_str()).collect();
@@ -258,14 +277,14 @@ impl Writer {
                     .cloned()
                     .collect();
                 for name in gone {
-                    self.undefine(&name, writes);
+                    self.undefine(&name, writes, changes);
                 }
                 for one in all {
                     self.defined(one);
                 }
             }
             News::Applied(one) => self.defined(one),
-            News::Deleted(name) => self.undefine(&name, writes),
+            News::Deleted(name) => self.undefine(&name, writes, changes),
         }
     }
 
@@ -290,7 +309,7 @@ impl Writer {
         self.custom.insert(definition.name, number);
     }
 
-    fn undefine(&mut self, name: &str, writes: &mut Vec<Write>) {
+    fn undefine(&mut self, name: &str, writes: &mut Vec<Write>, changes: &mut Vec<Change>) {
         let followed = self
             .custom
             .remove(name)
@@ -300,7 +319,20 @@ impl Writer {
             writes.push(Write::Forget {
                 prefix: followed.resource.id(),
             });
+            changes.push(Change::All(followed.resource, Vec::new()));
         }
+    }
+}
+
+fn observed(resource: Arc<Resource>, news: &News) -> Change {
+    let state = |object: &Reduced| Some((object.name.clone(), object.state.clone()?));
+    match news {
+        News::Listed(all) => Change::All(resource, all.iter().filter_map(state).collect()),
+        News::Deleted(name) => Change::Gone(resource, name.clone()),
+        News::Applied(object) => match state(object) {
+            Some((name, state)) => Change::Is(resource, name, state),
+            None => Change::Gone(resource, object.name.clone()),
+        },
     }
 }
 

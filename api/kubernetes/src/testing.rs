@@ -1,7 +1,7 @@
 //! An API server in process: list and watch as Kubernetes has them, and the ways in which it goes away.
 //!
-//! Plain HTTP on loopback; objects and tokens are put in by the test. Beside reads there are reviews of tokens and
-//! server-side apply. Behaves as kube-apiserver does where it can be
+//! Plain HTTP on loopback; objects and tokens are put in by the test. Beside reads there are reviews of tokens, creation,
+//! replacement, server-side apply, merge patches (of statuses, too) and strategic ones of lists with names. Behaves as kube-apiserver does where it can be
 //! seen: one resourceVersion for all, selectors on fields (an object that is no longer selected is `DELETED` to a
 //! watch), pages, bookmarks, `410 Gone` inside a watch whose version is compacted, `404` for kinds it does not have.
 
@@ -29,7 +29,7 @@ use tokio::time::{Instant, timeout_at};
 const BOOKMARK: Duration = Duration::from_millis(200);
 
 /// Kinds that are there from the first: group, version, kind, plural.
-const BUILT_IN: [(&str, &str, &str, &str); 10] = [
+const BUILT_IN: [(&str, &str, &str, &str); 13] = [
     ("", "v1", "Namespace", "namespaces"),
     ("", "v1", "Node", "nodes"),
     ("", "v1", "Service", "services"),
@@ -39,6 +39,19 @@ const BUILT_IN: [(&str, &str, &str, &str); 10] = [
     ("", "v1", "Endpoints", "endpoints"),
     ("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices"),
     ("networking.k8s.io", "v1", "Ingress", "ingresses"),
+    ("coordination.k8s.io", "v1", "Lease", "leases"),
+    (
+        "admissionregistration.k8s.io",
+        "v1",
+        "MutatingWebhookConfiguration",
+        "mutatingwebhookconfigurations",
+    ),
+    (
+        "admissionregistration.k8s.io",
+        "v1",
+        "ValidatingWebhookConfiguration",
+        "validatingwebhookconfigurations",
+    ),
     (
         "apiextensions.k8s.io",
         "v1",
@@ -239,8 +252,12 @@ impl ApiServer {
                         let (state, news) = (state.clone(), news.clone());
                         async move {
                             Ok::<_, Infallible>(match *request.method() {
-                                Method::POST => reviewed(&state, request).await,
-                                Method::PATCH => patched(&state, &news, request).await,
+                                Method::POST if request.uri().path().ends_with("/tokenreviews") => {
+                                    reviewed(&state, request).await
+                                }
+                                Method::POST | Method::PUT | Method::PATCH => {
+                                    written(&state, &news, request).await
+                                }
                                 _ => answer(&state, &news, &request),
                             })
                         }
@@ -339,30 +356,136 @@ fn tell(
     news.send_replace(version);
 }
 
-/// Server-side apply of an object that nobody else has a part of.
-async fn patched(
+/// A write: creation, replacement, or a patch. What is based on another resourceVersion than the object's is a conflict.
+/// Server-side apply is that of an object that nobody else has a part of.
+async fn written(
     state: &Mutex<State>,
     news: &watch::Sender<u64>,
     request: Request<Incoming>,
 ) -> Response<Body> {
-    let path = request.uri().path().to_owned();
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let kind = request.headers().get("content-type").cloned();
+    let kind = kind.map_or(String::new(), |kind| kind.to_str().unwrap().to_owned());
     let body = request.into_body().collect().await.unwrap().to_bytes();
-    {
+    let mut body: Value = serde_json::from_slice(&body).unwrap();
+    let object = {
         let mut state = lock(state);
-        state.requests.push(path.clone());
+        state.requests.push(format!("{method} {path}"));
         if let Some((refused, code)) = &state.refusal
             && path.ends_with(refused)
         {
             return status(*code, "refused by the test");
         }
-    }
-    let parts: Vec<&str> = path.split('/').collect();
-    let [.., "namespaces", namespace, _, _] = parts.as_slice() else {
-        return status(404, "NotFound");
+        let Some(place) = place(&state, &path) else {
+            return status(404, "NotFound");
+        };
+        let name = match &place.name {
+            Some(name) => name.clone(),
+            None => body["metadata"]["name"].as_str().unwrap().to_owned(),
+        };
+        let key = (place.collection, place.namespace, name);
+        let there = state.objects.get(&key).cloned();
+        let version = body.pointer("/metadata/resourceVersion").cloned();
+        let is_apply = kind.starts_with("application/apply-patch");
+        match &there {
+            Some(_) if method == Method::POST => return status(409, "AlreadyExists"),
+            None if method != Method::POST && !is_apply => return status(404, "NotFound"),
+            Some(there)
+                if version.is_some_and(|based| {
+                    !based.is_null() && based != there["metadata"]["resourceVersion"]
+                }) =>
+            {
+                return status(409, "Conflict");
+            }
+            _ => {}
+        }
+        if method == Method::PATCH && !is_apply {
+            let mut object = there.unwrap();
+            if place.is_status {
+                body = json!({"status": body["status"]});
+            }
+            merge(
+                &mut object,
+                &body,
+                kind.starts_with("application/strategic-merge"),
+            );
+            object
+        } else {
+            if !key.1.is_empty() {
+                body["metadata"]["namespace"] = json!(key.1);
+            }
+            body
+        }
     };
-    let mut object: Value = serde_json::from_slice(&body).unwrap();
-    object["metadata"]["namespace"] = json!(namespace);
-    json_answer(200, &put(state, news, object))
+    let code = if method == Method::POST { 201 } else { 200 };
+    json_answer(code, &put(state, news, object))
+}
+
+/// Where a path leads: a collection, an object of it or that one's status.
+struct Place {
+    collection: Collection,
+    namespace: String,
+    name: Option<String>,
+    is_status: bool,
+}
+
+fn place(state: &State, path: &str) -> Option<Place> {
+    let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+    let (group, version, rest) = match parts.as_slice() {
+        ["api", version, rest @ ..] => ("", *version, rest),
+        ["apis", group, version, rest @ ..] => (*group, *version, rest),
+        _ => return None,
+    };
+    let (rest, is_status) = match rest {
+        [rest @ .., "status"] => (rest, true),
+        rest => (rest, false),
+    };
+    let (namespace, plural, name) = match rest {
+        ["namespaces", namespace, plural] => (*namespace, *plural, None),
+        ["namespaces", namespace, plural, name] => (*namespace, *plural, Some(*name)),
+        [plural] => ("", *plural, None),
+        [plural, name] => ("", *plural, Some(*name)),
+        _ => return None,
+    };
+    let is_there = state
+        .kinds
+        .iter()
+        .any(|kind| (&*kind.group, &*kind.version, &*kind.plural) == (group, version, plural));
+    is_there.then(|| Place {
+        collection: (group.to_owned(), plural.to_owned()),
+        namespace: namespace.to_owned(),
+        name: name.map(str::to_owned),
+        is_status,
+    })
+}
+
+/// JSON merge patch; `by_name`: elements of lists that have names are merged into those of the same, as Kubernetes'
+/// strategic merge does with webhooks.
+fn merge(into: &mut Value, patch: &Value, by_name: bool) {
+    let Value::Object(patch) = patch else {
+        *into = patch.clone();
+        return;
+    };
+    if !into.is_object() {
+        *into = json!({});
+    }
+    for (name, value) in patch {
+        match value {
+            Value::Null => {
+                into.as_object_mut().unwrap().remove(name);
+            }
+            Value::Array(items) if by_name && into[name].is_array() => {
+                for item in items {
+                    let all = into[name].as_array_mut().unwrap();
+                    match all.iter_mut().find(|one| one["name"] == item["name"]) {
+                        Some(one) => merge(one, item, by_name),
+                        None => all.push(item.clone()),
+                    }
+                }
+            }
+            value => merge(&mut into[name], value, by_name),
+        }
+    }
 }
 
 /// A TokenReview, with its answer.
@@ -472,6 +595,15 @@ fn answer(
         && path.ends_with(refused)
     {
         return status(*code, "refused by the test");
+    }
+    if let Some(place) = place(&locked, &path)
+        && let Some(name) = place.name
+    {
+        let key = (place.collection, place.namespace, name);
+        return match locked.objects.get(&key) {
+            Some(object) => json_answer(200, object),
+            None => status(404, "NotFound"),
+        };
     }
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     let (group, version, rest) = match parts.as_slice() {
