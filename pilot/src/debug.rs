@@ -56,6 +56,7 @@ const INDEX: &str = "\
 /debug/configz         configuration objects in use
 /debug/push_status     conflicts, empty services, refusals, problems
 /debug/config_dump     what a client was sent; ?proxyID=
+/debug/injection       pods that should have a sidecar and have none
 ";
 
 fn json_reply(value: &impl Serialize) -> Reply {

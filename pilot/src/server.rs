@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use lateen_config::{self as config, Folder, Store};
 use lateen_identity::{ClientAuth, SpiffeId};
-use lateen_kubernetes::{ConnectError, Health, Kubernetes, KubernetesArgs};
+use lateen_kubernetes::{ConnectError, Health, Kubernetes, KubernetesArgs, Observed};
 use lateen_service::admin::Admin;
 use lateen_service::identity::{self, IdentityArgs, IdentityError};
 use lateen_service::prometheus_client::registry::Registry;
@@ -18,11 +18,14 @@ use tokio::sync::watch;
 use tonic::transport::Server;
 use tracing::{error, info};
 
+use crate::controller::{ControllerArgs, Controllers, naked};
 use crate::debug;
 use crate::encode::Encoder;
 use crate::metrics::Metrics;
 use crate::push::{self, Source};
 use crate::serve::{Discovery, Trust};
+use crate::webhook::certificate::Certificate;
+use crate::webhook::{self, WebhookArgs, WebhookError};
 
 /// A client that does not answer a ping within this time is gone.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -58,6 +61,12 @@ pub struct Config {
     /// Health, metrics and debug pages.
     #[arg(long, value_name = "PORT", default_value_t = 15014)]
     pub http_port: u16,
+    /// Webhooks for an API server.
+    #[command(flatten)]
+    pub webhook: WebhookArgs,
+    /// What is written to the cluster.
+    #[command(flatten)]
+    pub controller: ControllerArgs,
     /// This program's own identity.
     #[command(flatten)]
     pub identity: IdentityArgs,
@@ -102,6 +111,12 @@ pub enum StartError {
     /// The identity flags.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// The webhooks' flags.
+    #[error(transparent)]
+    Webhook(#[from] WebhookError),
+    /// Where to?
+    #[error("--controllers needs a cluster: --kube or --kubeconfig FILE")]
+    NoCluster,
 }
 
 /// A running Pilot.
@@ -113,6 +128,8 @@ pub struct Pilot {
     pub tls: Option<SocketAddr>,
     /// Health, metrics, debug pages.
     pub http: SocketAddr,
+    /// Webhooks, if they are served.
+    pub webhook: Option<SocketAddr>,
     /// The streams.
     pub discovery: Arc<Discovery>,
 }
@@ -144,15 +161,17 @@ impl Pilot {
                     source,
                 })?;
         }
+        let mut observed = None;
         if config.kubernetes.cluster.is_wanted() {
             let health = Health::new(&mut registry);
             let cluster = Kubernetes::new(&config.kubernetes, store, health).await?;
             if let Some(cluster) = cluster {
+                observed = Some(cluster.observed());
                 drain.spawn_until_stop(cluster.run());
             }
         }
         let identity = identity::Source::start(&config.identity, drain)?;
-        Self::serve(config, source, identity, registry, drain).await
+        Self::serve(config, source, observed, identity, registry, drain).await
     }
 
     /// Starts with any source, and any identity.
@@ -165,12 +184,13 @@ impl Pilot {
         identity: Option<identity::Source>,
         drain: &Drain,
     ) -> Result<Self, StartError> {
-        Self::serve(config, source, identity, Registry::default(), drain).await
+        Self::serve(config, source, None, identity, Registry::default(), drain).await
     }
 
     async fn serve(
         config: &Config,
         source: Source,
+        observed: Option<Observed>,
         identity: Option<identity::Source>,
         mut registry: Registry,
         drain: &Drain,
@@ -183,16 +203,49 @@ impl Pilot {
         let encoder = Arc::new(Encoder::default());
         let (out, served) = watch::channel(None);
         let mut first = served.clone();
-        let discovery = Discovery::new(served, encoder.clone(), metrics.clone(), drain.token());
+        let discovery = Discovery::new(
+            served.clone(),
+            encoder.clone(),
+            metrics.clone(),
+            drain.token(),
+        );
+        let naked = naked::Finder::new(&mut registry);
+        let certificate = match config.webhook.webhooks {
+            true => Some(Certificate::new(&config.webhook, identity.as_ref(), drain)?),
+            false => None,
+        };
+        let (webhook, settings) = match &certificate {
+            None => (None, webhook::settings(&config.webhook, drain)?),
+            Some(certificate) => {
+                let bound = bind(config.bind, config.webhook.webhook_port).await?;
+                let address = bound.0;
+                let args = &config.webhook;
+                let settings = webhook::start(bound, certificate, args, &mut registry, drain)?;
+                (Some(address), settings)
+            }
+        };
+        if config.controller.controllers {
+            let observed = observed.ok_or(StartError::NoCluster)?;
+            let roots = certificate.as_ref().map(Certificate::roots);
+            let cluster = &config.kubernetes.cluster;
+            let controllers =
+                Controllers::new(&config.controller, cluster, observed, roots, &mut registry)
+                    .await?;
+            if let Some(controllers) = controllers {
+                controllers.run(source.clone(), served.clone(), drain);
+            }
+        }
+
         drain.spawn_until_stop(push::run(
-            source,
+            source.clone(),
             encoder,
             metrics,
             discovery.ledger().clone(),
             out,
         ));
 
-        let admin = debug::routes(Admin::new(registry), &discovery);
+        let admin = naked.page(debug::routes(Admin::new(registry), &discovery));
+        drain.spawn_until_stop(naked.run(source, settings));
         let synced = admin.readiness().gate("configuration");
         drain.spawn_until_stop(async move {
             if first.wait_for(Option::is_some).await.is_ok() {
@@ -232,7 +285,7 @@ impl Pilot {
             .serve(SocketAddr::new(config.bind, config.http_port), drain)
             .await
             .map_err(StartError::Admin)?;
-        info!(%grpc, ?tls, %http, "serving");
+        info!(%grpc, ?tls, %http, ?webhook, "serving");
 
         let streams = discovery.clone();
         let stopping = drain.stopping();
@@ -244,6 +297,7 @@ impl Pilot {
             grpc,
             tls,
             http,
+            webhook,
             discovery,
         })
     }

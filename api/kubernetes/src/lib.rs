@@ -32,4 +32,4 @@ pub use lease::Candidate;
 pub use review::{ReviewError, Reviewer, ServiceAccount};
 pub use roots::Roots;
 pub use source::Kubernetes;
-pub use status::{ObjectId, Observed, Statuses};
+pub use status::{Memory, ObjectId, Observed, Statuses};

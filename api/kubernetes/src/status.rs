@@ -16,7 +16,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
 use crate::client::{ClusterArgs, ConnectError, Failure, within};
@@ -25,6 +25,8 @@ use crate::resource::Resource;
 
 /// Between two writes: 20 a second at most.
 const PACE: Duration = Duration::from_millis(50);
+/// The same status of the same generation is not written again sooner: who changes it back would do so for ever.
+const CONTEST: Duration = Duration::from_secs(60);
 /// As whom it writes.
 const MANAGER: &str = "lateen-pilot";
 
@@ -129,6 +131,49 @@ impl Resource {
     }
 }
 
+/// What a writer remembers from round to round.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// What was last complained of, which is not said again.
+    complaint: Option<String>,
+    written: BTreeMap<ObjectId, Written>,
+}
+
+/// A write that has gone through.
+#[derive(Debug)]
+struct Written {
+    at: Instant,
+    /// The version it was based on.
+    version: String,
+    generation: i64,
+    wanted: Value,
+}
+
+/// What to do about a status that differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    Write,
+    /// Ours was written, and the news of it is on its way; or the API server has dropped what it does not know of it.
+    Wait,
+    /// Somebody has changed it back.
+    Contested,
+}
+
+impl Memory {
+    fn turn(&self, id: &ObjectId, state: &ObjectState, wanted: &Value) -> Turn {
+        let same = self
+            .written
+            .get(id)
+            .filter(|written| written.generation == state.generation && written.wanted == *wanted);
+        match same {
+            None => Turn::Write,
+            Some(written) if written.version == state.version => Turn::Wait,
+            Some(written) if written.at.elapsed() < CONTEST => Turn::Contested,
+            Some(_) => Turn::Write,
+        }
+    }
+}
+
 /// Writes to one cluster.
 pub struct Statuses {
     client: kube::Client,
@@ -178,13 +223,10 @@ impl Statuses {
     }
 
     /// One round: writes each status that differs from what is there. Objects that are not there are passed over. Says
-    /// whether all could be written; `complaint` is what was last said about it, which is not said again.
-    pub async fn write(
-        &self,
-        wanted: &BTreeMap<ObjectId, Value>,
-        complaint: &mut Option<String>,
-    ) -> bool {
+    /// whether all could be written.
+    pub async fn write(&self, wanted: &BTreeMap<ObjectId, Value>, memory: &mut Memory) -> bool {
         let mut failed = None;
+        memory.written.retain(|id, _| wanted.contains_key(id));
         for (id, status) in wanted {
             let Some((resource, state)) = self.observed.get(id) else {
                 continue;
@@ -193,10 +235,30 @@ impl Statuses {
             if merged == state.status {
                 continue;
             }
+            match memory.turn(id, &state, status) {
+                Turn::Write => {}
+                Turn::Wait => continue,
+                Turn::Contested => {
+                    failed.get_or_insert_with(|| {
+                        format!(
+                            "{} {}/{}: somebody else writes it, too; is there a Pilot of another version with a lease of its own?",
+                            resource.plural, id.namespace, id.name
+                        )
+                    });
+                    continue;
+                }
+            }
             match self.put(&resource, id, &state, &merged).await {
                 Ok(()) => {
                     self.writes.inc();
                     debug!(?id, "status written");
+                    let written = Written {
+                        at: Instant::now(),
+                        version: state.version,
+                        generation: state.generation,
+                        wanted: status.clone(),
+                    };
+                    memory.written.insert(id.clone(), written);
                 }
                 // It has changed or gone meanwhile; we are about to hear of it.
                 Err(error) if matches!(error.code, 404 | 409) => debug!(?id, %error, "no status"),
@@ -210,15 +272,15 @@ impl Statuses {
             }
             sleep(PACE).await;
         }
-        match (&failed, &*complaint) {
+        match (&failed, &memory.complaint) {
             (None, Some(_)) => info!("statuses are written again"),
             (Some(error), before) if before.as_ref() != Some(error) => {
                 warn!(error, "a status cannot be written; trying again");
             }
             _ => {}
         }
-        *complaint = failed;
-        complaint.is_none()
+        memory.complaint = failed;
+        memory.complaint.is_none()
     }
 
     async fn put(
@@ -364,6 +426,37 @@ mod tests {
             "1970-01-01T00:01:00Z"
         );
         assert_eq!(then["observedGeneration"], 7);
+    }
+
+    #[test]
+    fn nobody_is_fought_with() {
+        let id = ObjectId {
+            group: "g".into(),
+            kind: "k".into(),
+            namespace: "n".into(),
+            name: "o".into(),
+        };
+        let (mut memory, wanted, other) = (Memory::default(), json!({"a": 1}), json!({"a": 2}));
+        let is = |version: &str, generation: i64| ObjectState {
+            generation,
+            version: version.into(),
+            status: Value::Null,
+        };
+        assert_eq!(memory.turn(&id, &is("1", 7), &wanted), Turn::Write);
+        memory.written.insert(
+            id.clone(),
+            Written {
+                at: Instant::now(),
+                version: "1".into(),
+                generation: 7,
+                wanted: wanted.clone(),
+            },
+        );
+        assert_eq!(memory.turn(&id, &is("1", 7), &wanted), Turn::Wait);
+        assert_eq!(memory.turn(&id, &is("3", 7), &wanted), Turn::Contested);
+        // Something else is to be said, or of another generation.
+        assert_eq!(memory.turn(&id, &is("3", 7), &other), Turn::Write);
+        assert_eq!(memory.turn(&id, &is("3", 8), &wanted), Turn::Write);
     }
 
     #[test]

@@ -17,7 +17,7 @@ mod probe;
 mod merge;
 pub mod settings;
 
-pub use decide::Skipped;
+pub use decide::{Facts, Skipped, WISH, is_selected};
 pub use settings::Settings;
 pub use text::{Injected, inject_text};
 
@@ -101,4 +101,48 @@ pub fn inject(object: &mut Value, settings: &Settings) -> Result<Outcome, Inject
     }
     *object = changed;
     Ok(Outcome::Injected(injected))
+}
+
+/// A pod that is on its way into a cluster.
+#[derive(Debug)]
+pub struct Arriving {
+    /// What became of it.
+    pub outcome: Result<Outcome, InjectError>,
+    /// `pod NAMESPACE/NAME (KIND OWNER)`, for messages.
+    pub name: String,
+}
+
+/// Adds a sidecar to a pod as an API server shows it to a webhook: its namespace may be said beside it only, and whose
+/// it is by its owner references. If it cannot, the pod is as it was.
+pub fn inject_pod(pod: &mut Value, namespace: &str, settings: &Settings) -> Arriving {
+    let mut changed = pod.clone();
+    let owner = workload::owner(&changed);
+    let text = |path: &str| changed.pointer(path).and_then(Value::as_str);
+    let name = match text("/metadata/name") {
+        Some(name) if !name.is_empty() => name.to_owned(),
+        _ => format!("{}*", text("/metadata/generateName").unwrap_or_default()),
+    };
+    let name = match &owner {
+        Some(owner) => format!("pod {namespace}/{name} ({} {})", owner.kind, owner.name),
+        None => format!("pod {namespace}/{name}"),
+    };
+    let outcome = workload::find(&mut changed).and_then(|found| {
+        let Some(mut found) = found.into_iter().next() else {
+            return Ok(Outcome::Left(Skipped::NotAWorkload));
+        };
+        namespace.clone_into(&mut found.namespace);
+        if let Some(owner) = owner {
+            (found.api_version, found.kind, found.name) =
+                (owner.api_version, owner.kind, owner.name);
+        }
+        if let Some(why) = decide::skip(&found, settings) {
+            return Ok(Outcome::Left(why));
+        }
+        pod::inject(found, settings)?;
+        Ok(Outcome::Injected(1))
+    });
+    if matches!(outcome, Ok(Outcome::Injected(_))) {
+        *pod = changed;
+    }
+    Arriving { outcome, name }
 }

@@ -78,3 +78,42 @@ pub fn find(object: &mut Value) -> Result<Vec<Found<'_>>, InjectError> {
         kind,
     }])
 }
+
+/// Who made a pod, by its owner references: of a ReplicaSet the Deployment, of a Job the CronJob, as their names tell.
+pub(crate) struct Owner {
+    pub(crate) api_version: String,
+    pub(crate) kind: String,
+    pub(crate) name: String,
+}
+
+pub(crate) fn owner(pod: &Value) -> Option<Owner> {
+    let owners = pod.pointer("/metadata/ownerReferences")?.as_array()?;
+    let owner = owners
+        .iter()
+        .find(|owner| owner.get("controller") == Some(&Value::Bool(true)))?;
+    let text = |name: &str| owner.get(name).and_then(Value::as_str).unwrap_or("");
+    let (api_version, kind, name) = (text("apiVersion"), text("kind"), text("name"));
+    let hash = pod.pointer("/metadata/labels/pod-template-hash");
+    let hash = hash.and_then(Value::as_str).unwrap_or("");
+    let (kind, name) = match kind {
+        "ReplicaSet" if !hash.is_empty() => match name.strip_suffix(hash) {
+            Some(deployment) => ("Deployment", deployment.trim_end_matches('-')),
+            None => (kind, name),
+        },
+        // Kubernetes appends the minutes since 1970 that the Job was due at.
+        "Job" => match name.rsplit_once('-') {
+            Some((cron, due))
+                if (8..=10).contains(&due.len()) && due.bytes().all(|b| b.is_ascii_digit()) =>
+            {
+                ("CronJob", cron)
+            }
+            _ => (kind, name),
+        },
+        _ => (kind, name),
+    };
+    Some(Owner {
+        api_version: api_version.to_owned(),
+        kind: kind.to_owned(),
+        name: name.to_owned(),
+    })
+}

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use lateen_inject::{Outcome, Settings, Skipped, inject, inject_text, settings, text};
+use lateen_inject::{Outcome, Settings, Skipped, inject, inject_pod, inject_text, settings, text};
 use serde_json::{Value, json};
 
 fn inputs() -> Vec<PathBuf> {
@@ -216,4 +216,47 @@ fn strings_stay_strings_for_every_reader() {
         written.contains("- \"yes\"\n- \"no\"\n- \"on\"\n- \"Off\"\n- \"y\"\n"),
         "{written}"
     );
+}
+
+/// As the API server shows a Deployment's pod: no name, no namespace.
+#[test]
+fn an_arriving_pod_belongs_to_its_owners_owner() {
+    let owned = |kind: &str, name: &str| {
+        json!({
+            "generateName": "cart-5d6c-", "labels": {"pod-template-hash": "5d6c"},
+            "ownerReferences": [{"apiVersion": "apps/v1", "kind": kind, "name": name, "controller": true}],
+        })
+    };
+    let env = |pod: &Value, container: &str, name: &str| {
+        let all = pod.pointer(container).unwrap()["env"].as_array().unwrap();
+        let found = all.iter().find(|one| one["name"] == name);
+        found.unwrap_or_else(|| panic!("no {name}"))["value"].clone()
+    };
+    let mut arriving = pod(owned("ReplicaSet", "cart-5d6c"), plain());
+    let got = inject_pod(&mut arriving, "shop", &Settings::default());
+    assert_eq!(got.outcome, Ok(Outcome::Injected(1)));
+    assert_eq!(got.name, "pod shop/cart-5d6c-* (Deployment cart)");
+    assert_eq!(
+        env(&arriving, "/spec/containers/1", "ISTIO_META_OWNER"),
+        "kubernetes://apis/apps/v1/namespaces/shop/deployments/cart"
+    );
+    // The namespace is the request's business; the pod does not get one.
+    assert_eq!(arriving.pointer("/metadata/namespace"), None);
+    let once = arriving.clone();
+    let again = inject_pod(&mut arriving, "shop", &Settings::default());
+    assert_eq!(again.outcome, Ok(Outcome::Left(Skipped::Already)));
+    assert_eq!(arriving, once);
+
+    // A Job's pod ends although its sidecar does not.
+    let mut of_job = pod(owned("Job", "night-28345680"), plain());
+    let got = inject_pod(&mut of_job, "shop", &Settings::default());
+    assert_eq!(got.name, "pod shop/cart-5d6c-* (CronJob night)");
+    let native = of_job.pointer("/spec/initContainers/1/restartPolicy");
+    assert_eq!(native, Some(&json!("Always")));
+
+    let mut system = pod(json!({"name": "dns"}), plain());
+    let got = inject_pod(&mut system, "kube-system", &Settings::default());
+    let left = Skipped::SystemNamespace("kube-system".to_owned());
+    assert_eq!(got.outcome, Ok(Outcome::Left(left)));
+    assert_eq!(system, pod(json!({"name": "dns"}), plain()));
 }

@@ -5,3 +5,4 @@ mod world;
 mod objects;
 mod proxies;
 mod kubernetes;
+mod webhooks;

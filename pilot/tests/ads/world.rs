@@ -12,7 +12,9 @@ use lateen_config::{ConfigSet, parse_file};
 use lateen_kubernetes::KubernetesArgs;
 use lateen_service::identity::IdentityArgs;
 use lateen_service::shutdown::Drain;
+use pilot::controller::ControllerArgs;
 use pilot::server::{Config, Pilot};
+use pilot::webhook::WebhookArgs;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
@@ -34,6 +36,8 @@ pub(crate) struct World {
 
 pub(crate) fn config() -> Config {
     Config {
+        webhook: WebhookArgs::default(),
+        controller: ControllerArgs::default(),
         config_dir: None,
         kubernetes: KubernetesArgs::default(),
         bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
