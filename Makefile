@@ -113,6 +113,11 @@ images-check: ## What images are made of, from IMAGE_BIN: each program starts in
 	chroot $$out/proxy /usr/sbin/iptables-save --version; chroot $$out/proxy /usr/sbin/ip -V; \
 	[ ! -e $$out/pilot/bin/sh ]
 
+.PHONY: e2e-cluster
+e2e-cluster: ## lateen install, upgrade and uninstall on the cluster of KUBECONFIG, which must be one for tests
+	@[ -n "$(KUBECONFIG)" ] || { echo "set KUBECONFIG" >&2; exit 1; }
+	LATEEN_E2E_KUBECONFIG=$(KUBECONFIG) $(CARGO) test -p lateen --test cluster -- --nocapture
+
 .PHONY: manifests
 manifests: ## Render install/manifests anew from the chart and the kinds
 	$(CARGO) run -q -p lateen -- crds > install/manifests/crds.yaml.new && mv install/manifests/crds.yaml.new install/manifests/crds.yaml

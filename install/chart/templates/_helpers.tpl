@@ -83,7 +83,6 @@ topologySpreadConstraints:
 - maxSkew: 1
   topologyKey: {{ . }}
   whenUnsatisfiable: ScheduleAnyway
-  matchLabelKeys: [pod-template-hash]
   labelSelector:
     matchLabels: { app: {{ $.app }}, istio.io/rev: {{ include "lateen.rev" $.root }} }
 {{- end }}

@@ -2,18 +2,24 @@
 
 mod adapter;
 mod analyze;
+mod check;
+mod cluster;
+mod completion;
 mod crds;
 mod inject;
+mod install;
+mod output;
 mod proxy_status;
 mod source;
 mod terminal;
 mod test;
 mod up;
 mod validate;
+mod version;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 #[derive(Debug, Parser)]
 #[command(version, about = "Runs and looks after a Lateen mesh")]
@@ -26,6 +32,18 @@ struct Cli {
 enum Command {
     /// Run a whole mesh with a sample application on this machine, until Ctrl-C.
     Up(up::Options),
+    /// Install the mesh in a Kubernetes cluster.
+    Install(install::Options),
+    /// Bring an installation to this version, or to other values.
+    Upgrade(install::UpgradeOptions),
+    /// Take away what `lateen install` applied, and nothing else.
+    Uninstall(install::UninstallOptions),
+    /// Say whether the mesh can be installed in a cluster, or whether what is installed is well.
+    Check(check::Options),
+    /// Show the version of this program, and of every component in a cluster.
+    Version(version::Options),
+    /// Print a script with which a shell completes commands.
+    Completion(completion::Options),
     /// Show for every proxy whether it has taken over what Pilot sent.
     ProxyStatus(proxy_status::Options),
     /// Run unit tests of policy and quota, without a mesh.
@@ -46,6 +64,12 @@ enum Command {
 async fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Up(options) => up::run(options).await.map(done),
+        Command::Install(options) => install::run(options).await,
+        Command::Upgrade(options) => install::upgrade(options).await,
+        Command::Uninstall(options) => install::uninstall(options).await,
+        Command::Check(options) => check::run(options).await,
+        Command::Version(options) => version::run(options).await,
+        Command::Completion(options) => completion::run(&options, Cli::command()),
         Command::ProxyStatus(options) => proxy_status::run(options).await.map(done),
         Command::Test(options) => test::run(&options).map(done),
         Command::Analyze(options) => analyze::run(&options),
@@ -66,4 +90,14 @@ async fn main() -> ExitCode {
 /// What needs no other word than that it has been done.
 fn done((): ()) -> ExitCode {
     ExitCode::SUCCESS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
 }
