@@ -5,6 +5,7 @@
 //! new cluster in its place, which takes over what is remembered of the hosts. A new cluster becomes
 //! visible when it is warm: it has its first endpoints and the secrets it needs.
 
+mod balancing;
 mod config;
 mod dns;
 pub(crate) mod health;

@@ -25,6 +25,7 @@ use lateen_protocols::envoy::{
     google::protobuf as pb,
 };
 
+use super::balancing;
 use crate::{
     balance::{Algorithm, Policy, SlowStart},
     cluster::host::OverrideHealth,
@@ -180,6 +181,7 @@ pub struct Config {
 
 impl Config {
     pub(super) fn read(proto: &Proto) -> Result<Config, ConfigError> {
+        let proto = &*balancing::plain(proto)?;
         refuse_unsupported(proto)?;
         let options = match proto.typed_extension_protocol_options.get(OPTIONS) {
             None => HttpProtocolOptions::default(),
@@ -270,10 +272,6 @@ impl Config {
 fn refuse_unsupported(proto: &Proto) -> Result<(), ConfigError> {
     let unsupported = [
         ("filters", !proto.filters.is_empty()),
-        (
-            "load_balancing_policy",
-            proto.load_balancing_policy.is_some(),
-        ),
         ("upstream_config", proto.upstream_config.is_some()),
         (
             "connection_pool_per_downstream_connection",
@@ -457,7 +455,10 @@ fn policy(proto: &Proto) -> Result<Policy, ConfigError> {
             Algorithm::Maglev { table_size }
         }
         (LbPolicy::LoadBalancingPolicyConfig, _) => {
-            return Err(invalid("lb_policy", "not supported"));
+            return Err(invalid(
+                "lb_policy",
+                "is LOAD_BALANCING_POLICY_CONFIG, and there is no load_balancing_policy",
+            ));
         }
     };
     let slow_start = match proto.lb_config.as_ref() {
