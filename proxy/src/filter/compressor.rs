@@ -360,6 +360,7 @@ fn is_enabled(common: &CommonDirectionConfig) -> bool {
 /// The encoding with the highest quality, the first of equals. Envoy: `chooseEncoding`.
 fn choose(accepted: &[u8]) -> Choice {
     let mut best = (Choice::Invalid, 0.0);
+    let mut refused = false;
     for part in accepted.split(|b| *b == b',') {
         let mut fields = part.split(|b| *b == b';').map(<[u8]>::trim_ascii);
         let choice = match fields.next().unwrap_or_default() {
@@ -379,11 +380,16 @@ fn choose(accepted: &[u8]) -> Choice {
                 }
             }
         };
+        refused |= choice == Choice::Gzip && quality == 0.0;
         if quality > best.1 {
             best = (choice, quality);
         }
     }
-    best.0
+    match best.0 {
+        // "Anything else" is not what was refused by name.
+        Choice::Wildcard if refused => Choice::Invalid,
+        choice => choice,
+    }
 }
 
 fn has_token(headers: &Headers, name: &str, token: &[u8]) -> bool {
@@ -488,6 +494,7 @@ mod tests {
             ("deflate, gzip;q=0.5", Choice::Gzip),
             ("gzip;q=0", Choice::Invalid),
             ("br", Choice::Invalid),
+            ("gzip;q=0, *", Choice::Invalid),
             ("br, *;q=0.5", Choice::Wildcard),
             ("identity, gzip;q=0.5", Choice::Identity),
             ("gzip, identity", Choice::Gzip),
