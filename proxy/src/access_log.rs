@@ -6,8 +6,10 @@ use std::sync::Arc;
 use lateen_protocols::envoy::{
     envoy::{
         config::{accesslog::v3 as proto, core::v3 as core},
+        data::accesslog::v3 as data,
         extensions::access_loggers::{
             file::v3::{FileAccessLog, file_access_log::AccessLogFormat},
+            filters::cel::v3::ExpressionFilter,
             stream::v3::{
                 StderrAccessLog, StdoutAccessLog,
                 stderr_access_log::AccessLogFormat as StderrFormat,
@@ -20,7 +22,9 @@ use lateen_protocols::envoy::{
 use proto::{access_log_filter::FilterSpecifier, comparison_filter::Op};
 
 use crate::{
+    cel::Condition,
     config_error::ConfigError,
+    filter::rbac::MetadataMatch,
     format::{Facts, Format, JsonFormat},
     info::ResponseFlags,
     proto::{Chance, invalid, unpack},
@@ -65,6 +69,11 @@ pub(crate) enum Filter {
     Header(HeaderMatch),
     Flags(Vec<String>),
     Grpc(Vec<i32>, bool),
+    /// Kinds of entries, or all others.
+    Types(Vec<i32>, bool),
+    /// Dynamic metadata; whether a stream without the key is meant.
+    Metadata(Option<MetadataMatch>, bool),
+    Cel(Condition),
 }
 
 impl AccessLog {
@@ -214,13 +223,42 @@ impl Filter {
             Some(FilterSpecifier::GrpcStatusFilter(grpc)) => {
                 Filter::Grpc(grpc.statuses.clone(), grpc.exclude)
             }
-            Some(
-                FilterSpecifier::TraceableFilter(_)
-                | FilterSpecifier::ExtensionFilter(_)
-                | FilterSpecifier::MetadataFilter(_)
-                | FilterSpecifier::LogTypeFilter(_),
-            )
-            | None => return Err(invalid("filter", "not supported")),
+            Some(FilterSpecifier::TraceableFilter(_)) => {
+                return Err(invalid("traceable_filter", "not supported"));
+            }
+            Some(FilterSpecifier::LogTypeFilter(types)) => {
+                for number in &types.types {
+                    data::AccessLogType::try_from(*number)
+                        .map_err(|_| invalid("log_type_filter", format!("{number} is no type")))?;
+                }
+                Filter::Types(types.types.clone(), types.exclude)
+            }
+            Some(FilterSpecifier::MetadataFilter(metadata)) => {
+                let matcher = metadata.matcher.as_ref();
+                Filter::Metadata(
+                    matcher.map(MetadataMatch::of_stream).transpose()?,
+                    metadata
+                        .match_if_key_not_found
+                        .as_ref()
+                        .is_none_or(|v| v.value),
+                )
+            }
+            Some(FilterSpecifier::ExtensionFilter(extension)) => {
+                use proto::extension_filter::ConfigType;
+                let Some(ConfigType::TypedConfig(any)) = extension.config_type.as_ref() else {
+                    return Err(invalid("extension_filter.typed_config", "absent"));
+                };
+                match unpack::<ExpressionFilter>(any)? {
+                    Some(cel) => Filter::Cel(Condition::parse(&cel.expression)?),
+                    None => {
+                        return Err(invalid(
+                            any.type_url.clone(),
+                            "this filter of access logs is not supported",
+                        ));
+                    }
+                }
+            }
+            None => return Err(invalid("filter", "absent")),
         })
     }
 
@@ -246,12 +284,20 @@ impl Filter {
                 .split(',')
                 .any(|flag| flags.iter().any(|f| f == flag)),
             Filter::Grpc(statuses, exclude) => {
-                let status = info.grpc_status.unwrap_or(match info.response_code {
-                    200 => 0,
-                    other => crate::reject::grpc_status_of(other),
-                });
+                let status = info.grpc_status;
+                let status = status.unwrap_or(crate::reject::grpc_status_of(info.response_code));
                 statuses.contains(&status) != *exclude
             }
+            Filter::Types(types, exclude) => {
+                let kind = match facts.request {
+                    Some(_) => data::AccessLogType::DownstreamEnd,
+                    None => data::AccessLogType::TcpConnectionEnd,
+                };
+                types.contains(&i32::from(kind)) != *exclude
+            }
+            Filter::Metadata(None, missing) => *missing,
+            Filter::Metadata(Some(metadata), missing) => metadata.finds(info).unwrap_or(*missing),
+            Filter::Cel(condition) => condition.holds(facts),
         }
     }
 }
@@ -303,7 +349,8 @@ mod tests {
         facts_of(200, |facts| {
             assert!(!bad.holds(facts) && !flagged.holds(facts));
             assert!(Filter::Duration(Op::Le, 20).holds(facts));
-            assert!(Filter::Grpc(vec![0], false).holds(facts));
+            // Not gRPC: what its status means to a gRPC client.
+            assert!(Filter::Grpc(vec![2], false).holds(facts));
         });
         facts_of(503, |facts| {
             assert!(bad.holds(facts) && flagged.holds(facts));

@@ -71,7 +71,7 @@ pub enum HttpFilter {
     /// Cross-origin requests.
     Cors(cors::Cors),
     /// Who may do what.
-    Rbac(rbac::HttpRbac),
+    Rbac(Box<rbac::HttpRbac>),
     /// Waits for the whole body.
     Buffer(buffer::Buffer),
     /// Counts gRPC calls.

@@ -7,7 +7,11 @@ mod time;
 mod value;
 
 use self::command::Command;
-pub use self::{json::JsonFormat, time::iso_time, value::url_encoded_pem};
+pub use self::{
+    json::JsonFormat,
+    time::iso_time,
+    value::{grpc_status_of, headers_bytes, request_bytes, response_bytes, url_encoded_pem},
+};
 use crate::{
     config_error::ConfigError,
     head::{Headers, Known, RequestHead, ResponseHead},

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use lateen_protocols::envoy::google::protobuf as pb;
 use tokio::time::Instant;
 
-use crate::{clock, head::Protocol};
+use crate::{clock, cluster::Host, head::Protocol};
 
 /// Facts of a downstream connection, fixed once it is accepted and its handshake is done.
 #[derive(Debug)]
@@ -216,6 +216,11 @@ impl ResponseFlags {
         self.bits == 0
     }
 
+    /// A bit each, by Envoy's numbers.
+    pub fn bits(self) -> u32 {
+        self.bits
+    }
+
     /// Envoy's short form, in the order in which they were set: `UF,URX`, or `-`.
     pub fn short(self) -> String {
         let mut out = Vec::new();
@@ -270,6 +275,12 @@ pub struct StreamInfo {
     pub upstream_cluster: Option<Arc<str>>,
     /// The host of the last attempt.
     pub upstream_host: Option<SocketAddr>,
+    /// Its name, if it has one.
+    pub upstream_name: Option<Arc<str>>,
+    /// What discovery says of it, by the name of who is to read it.
+    pub upstream_metadata: Option<Arc<HashMap<String, pb::Struct>>>,
+    /// HTTP protocol spoken with it.
+    pub upstream_protocol: Option<Protocol>,
     /// Our address on the upstream connection.
     pub upstream_local: Option<SocketAddr>,
     /// Why connecting failed.
@@ -282,6 +293,8 @@ pub struct StreamInfo {
     pub response_code: u16,
     /// Envoy's `%RESPONSE_CODE_DETAILS%`, e.g. `via_upstream`.
     pub response_code_details: Details,
+    /// Why we closed the connection, where a filter of connections did. Envoy: `%CONNECTION_TERMINATION_DETAILS%`.
+    pub termination_details: Option<Box<str>>,
     /// Why the response is not the upstream's.
     pub flags: ResponseFlags,
     /// Body bytes received from the downstream.
@@ -346,12 +359,16 @@ impl StreamInfo {
             virtual_host: None,
             upstream_cluster: None,
             upstream_host: None,
+            upstream_name: None,
+            upstream_metadata: None,
+            upstream_protocol: None,
             upstream_local: None,
             upstream_transport_failure: None,
             upstream_tls: None,
             upstream_attempts: 0,
             response_code: 0,
             response_code_details: Details::default(),
+            termination_details: None,
             flags: ResponseFlags::default(),
             bytes_received: 0,
             bytes_sent: 0,
@@ -365,6 +382,13 @@ impl StreamInfo {
             metadata: None,
             mixer: None,
         }
+    }
+
+    /// Makes the facts of the upstream those of a host that is about to be asked.
+    pub fn meet(&mut self, host: &Host) {
+        self.upstream_host = host.address.socket();
+        self.upstream_name.clone_from(&host.hostname);
+        self.upstream_metadata.clone_from(&host.metadata);
     }
 
     /// What filters say of the hosts that may serve the stream. Envoy: dynamic metadata `envoy.lb`.

@@ -34,6 +34,7 @@ pub mod upstream;
 pub mod tcp_proxy;
 pub mod access_log;
 pub mod format;
+mod cel;
 pub mod trace;
 pub mod grpc;
 

@@ -4,12 +4,14 @@
 //! (`x-envoy-retry-on` and its kin) for one request. Whether a retry is *possible* (body kept, circuit
 //! breaker) is the router's business.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use lateen_protocols::envoy::envoy::{
     config::route::v3::{
         RetryPolicy as Proto,
-        retry_policy::{retry_host_predicate, retry_priority},
+        retry_policy::{
+            RateLimitedRetryBackOff, ResetHeaderFormat, retry_host_predicate, retry_priority,
+        },
     },
     extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig,
 };
@@ -130,6 +132,8 @@ pub struct RetryPolicy {
     pub per_try_timeout: Option<Duration>,
     /// Waiting between attempts.
     pub back_off: BackOff,
+    /// Waiting as long as the answer says.
+    pub told_back_off: Option<ToldBackOff>,
     /// Statuses for `retriable-status-codes`.
     pub status_codes: Vec<u16>,
     /// Response headers for `retriable-headers`.
@@ -160,9 +164,6 @@ impl RetryPolicy {
             .is_some_and(|d| d.seconds != 0 || d.nanos != 0)
         {
             return Err(invalid("per_try_idle_timeout", "not supported"));
-        }
-        if config.rate_limited_retry_back_off.is_some() {
-            return Err(invalid("rate_limited_retry_back_off", "not supported"));
         }
         if !config.retry_options_predicates.is_empty() {
             return Err(invalid("retry_options_predicates", "not supported"));
@@ -223,6 +224,12 @@ impl RetryPolicy {
             num_retries: config.num_retries.as_ref().map_or(1, |n| n.value),
             per_try_timeout: timeout("per_try_timeout", config.per_try_timeout.as_ref(), None)?,
             back_off: back_off(config)?,
+            told_back_off: config
+                .rate_limited_retry_back_off
+                .as_ref()
+                .map(ToldBackOff::compile)
+                .transpose()
+                .map_err(|error| error.within("rate_limited_retry_back_off"))?,
             status_codes,
             response_headers: headers("retriable_headers", &config.retriable_headers)?,
             request_headers: headers(
@@ -234,6 +241,59 @@ impl RetryPolicy {
             avoid_previous_hosts,
             avoid_previous_priorities,
         })
+    }
+}
+
+/// A wait that an answer's headers ask for. Envoy: `rate_limited_retry_back_off`.
+#[derive(Debug)]
+pub struct ToldBackOff {
+    /// In the order in which they are looked for; whether the value is a point in time (Unix seconds), and not a number
+    /// of seconds.
+    headers: Vec<(Name, bool)>,
+    /// Longer waits are not heeded.
+    max: Duration,
+}
+
+impl ToldBackOff {
+    fn compile(config: &RateLimitedRetryBackOff) -> Result<ToldBackOff, ConfigError> {
+        const DEFAULT_MAX: Duration = Duration::from_secs(300);
+        if config.reset_headers.is_empty() {
+            return Err(invalid("reset_headers", "there are none"));
+        }
+        let mut headers = Vec::with_capacity(config.reset_headers.len());
+        for header in &config.reset_headers {
+            if header.name.is_empty() {
+                return Err(invalid("reset_headers.name", "absent"));
+            }
+            let format = ResetHeaderFormat::try_from(header.format)
+                .map_err(|_| invalid("reset_headers.format", "unknown"))?;
+            headers.push((
+                Name::new(&header.name),
+                format == ResetHeaderFormat::UnixTimestamp,
+            ));
+        }
+        let max = optional_duration("max_interval", config.max_interval.as_ref())?;
+        let max = max.unwrap_or(DEFAULT_MAX);
+        if max.is_zero() {
+            return Err(invalid("max_interval", "must be positive"));
+        }
+        Ok(ToldBackOff { headers, max })
+    }
+
+    /// What the first header with a sensible value asks for, and up to half as much again, so that callers who were
+    /// turned away together do not come back together.
+    fn wait(&self, headers: &Headers, now: SystemTime) -> Option<Duration> {
+        let told = |(name, is_time): &(Name, bool)| {
+            let text = std::str::from_utf8(headers.get(name)?).ok()?;
+            let value = Duration::from_secs(text.trim().parse().ok()?);
+            let wait = match is_time {
+                true => value.checked_sub(now.duration_since(UNIX_EPOCH).ok()?)?,
+                false => value,
+            };
+            Some(wait).filter(|wait| !wait.is_zero() && *wait <= self.max)
+        };
+        let wait = self.headers.iter().find_map(told)?;
+        Some(wait.mul_f64(rand::random_range(1.0..1.5)))
     }
 }
 
@@ -434,6 +494,12 @@ impl<'a> RetryState<'a> {
         let wait = back_off.wait(self.retries);
         self.retries = self.retries.saturating_add(1);
         Some(wait)
+    }
+
+    /// The wait that an answer asks for, where the policy heeds such wishes.
+    pub fn told(&self, headers: &Headers) -> Option<Duration> {
+        let told = self.policy?.told_back_off.as_ref()?;
+        told.wait(headers, SystemTime::now())
     }
 
     /// Retries taken so far.

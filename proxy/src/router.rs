@@ -328,7 +328,11 @@ impl Request<'_> {
                 Ended::Answer(answer) => {
                     let status = answer.head.status;
                     let wanted = attempts.retry.wants_response(status, &answer.head.headers);
-                    match self.grant(attempts, wanted) {
+                    let told = match wanted {
+                        true => attempts.retry.told(&answer.head.headers),
+                        false => None,
+                    };
+                    match self.grant(attempts, wanted, told) {
                         Some(wait) => {
                             attempts.after_timeout = false;
                             attempts.local.cluster.stats.retried(status);
@@ -346,7 +350,7 @@ impl Request<'_> {
                         return Err(downstream_failed(&error));
                     }
                     let wanted = attempts.retry.wants_reset(reset, sent);
-                    match self.grant(attempts, wanted) {
+                    match self.grant(attempts, wanted, None) {
                         Some(wait) => {
                             attempts.after_timeout = false;
                             wait
@@ -358,7 +362,7 @@ impl Request<'_> {
                 }
                 Ended::TimedOut => {
                     let wanted = attempts.retry.wants_reset(Reset::Local, true);
-                    match self.grant(attempts, wanted) {
+                    match self.grant(attempts, wanted, None) {
                         Some(wait) => {
                             attempts.after_timeout = true;
                             wait
@@ -371,8 +375,14 @@ impl Request<'_> {
         }
     }
 
-    /// Whether (and after which wait) the request is sent again; counts and flags why not.
-    fn grant(&self, attempts: &mut Attempts<'_>, wanted: bool) -> Option<Duration> {
+    /// Whether (and after which wait) the request is sent again; counts and flags why not. `told` is the wait that the
+    /// answer asked for.
+    fn grant(
+        &self,
+        attempts: &mut Attempts<'_>,
+        wanted: bool,
+        told: Option<Duration>,
+    ) -> Option<Duration> {
         let cluster = &attempts.local.cluster;
         let stats = &cluster.stats;
         let retried_before = attempts.permit.take().is_some();
@@ -401,8 +411,11 @@ impl Request<'_> {
         };
         attempts.permit = Some(permit);
         stats.upstream_rq_retry.inc();
-        stats.upstream_rq_retry_backoff_exponential.inc();
-        Some(wait)
+        match told {
+            Some(_) => stats.upstream_rq_retry_backoff_ratelimited.inc(),
+            None => stats.upstream_rq_retry_backoff_exponential.inc(),
+        }
+        Some(told.unwrap_or(wait))
     }
 
     /// Picks a host for the next attempt, and makes the request one to it.
@@ -448,6 +461,7 @@ impl Request<'_> {
             if let Some(facts) = lease.facts() {
                 let mut info = self.info.borrow_mut();
                 info.upstream_local = facts.local;
+                info.upstream_protocol = Some(lease.protocol());
                 info.upstream_tls.clone_from(&facts.tls);
             }
             local.cluster.report(host, Outcome::Connected);
@@ -567,7 +581,7 @@ impl Request<'_> {
         let number = attempts.number;
         let mut info = self.info.borrow_mut();
         info.upstream_attempts = number;
-        info.upstream_host = host.address.socket();
+        info.meet(host);
         info.upstream_local = None;
         info.upstream_tls = None;
         if self.policy.include_attempt_count && !self.suppress {

@@ -198,12 +198,7 @@ impl TcpProxy {
             };
             match copy::both(downstream, read, upstream, &limits, tell).await {
                 copy::Ended::Finished => {}
-                copy::Ended::Idle => {
-                    self.stats.idle_timeout.inc();
-                    info.borrow_mut()
-                        .flags
-                        .set(ResponseFlags::STREAM_IDLE_TIMEOUT);
-                }
+                copy::Ended::Idle => self.stats.idle_timeout.inc(),
                 copy::Ended::TooLong => {
                     self.stats.max_downstream_connection_duration.inc();
                     info.borrow_mut().flags.set(ResponseFlags::DURATION_TIMEOUT);
@@ -272,7 +267,7 @@ impl TcpProxy {
             let counted = Counted::new(&local, host.clone(), permit);
             {
                 let mut info = info.borrow_mut();
-                info.upstream_host = host.address.socket();
+                info.meet(&host);
                 info.upstream_attempts = u32::try_from(tried.len())
                     .unwrap_or(u32::MAX)
                     .saturating_add(1);

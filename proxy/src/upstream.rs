@@ -288,7 +288,8 @@ pub(crate) struct LocalCluster {
 struct Balancers {
     version: u64,
     all: Option<Balancer>,
-    subsets: Vec<(SubsetMatch, Option<Balancer>)>,
+    /// By what was asked for: whether it is that subset, and not what stands in for it.
+    subsets: Vec<(SubsetMatch, bool, Option<Balancer>)>,
     /// All hosts, once one was wanted.
     by_address: Option<HashMap<SocketAddr, Arc<Host>>>,
     /// Hosts of an ORIGINAL_DST cluster.
@@ -549,23 +550,34 @@ impl Balancers {
         let known = self
             .subsets
             .iter()
-            .position(|(key, _)| Arc::ptr_eq(key, wanted) || key == wanted);
+            .position(|(key, ..)| Arc::ptr_eq(key, wanted) || key == wanted);
         let index = match known {
             Some(index) => index,
             None => {
-                let balancer = make_subset(cluster, subsets, wanted);
+                let (selected, balancer) = make_subset(cluster, subsets, wanted);
                 if self.subsets.len() >= MAX_SUBSETS {
                     self.subsets.clear();
                 }
-                self.subsets.push((wanted.clone(), balancer));
+                self.subsets.push((wanted.clone(), selected, balancer));
                 self.subsets.len() - 1
             }
         };
-        self.subsets.get_mut(index)?.1.as_mut()
+        let (_, selected, balancer) = self.subsets.get_mut(index)?;
+        match (*selected, &balancer) {
+            (true, _) => cluster.stats.lb_subsets_selected.inc(),
+            (false, Some(_)) => cluster.stats.lb_subsets_fallback.inc(),
+            (false, None) => {}
+        }
+        balancer.as_mut()
     }
 }
 
-fn make_subset(cluster: &Cluster, subsets: &Subsets, wanted: &SubsetMatch) -> Option<Balancer> {
+/// The hosts that were asked for, or what stands in for them; and whether it is the former.
+fn make_subset(
+    cluster: &Cluster,
+    subsets: &Subsets,
+    wanted: &SubsetMatch,
+) -> (bool, Option<Balancer>) {
     let set = cluster.hosts();
     let policy = &cluster.config.policy;
     let selected = subsets
@@ -579,10 +591,13 @@ fn make_subset(cluster: &Cluster, subsets: &Subsets, wanted: &SubsetMatch) -> Op
                 .all(|(key, value)| host.labels.get(key) == Some(value))
         };
         if set.hosts.iter().any(|host| fits(host)) {
-            return Some(Balancer::new(policy, &set, fits, rand::random()));
+            return (
+                true,
+                Some(Balancer::new(policy, &set, fits, rand::random())),
+            );
         }
     }
-    match &subsets.fallback {
+    let instead = match &subsets.fallback {
         Fallback::Refuse => None,
         Fallback::Any => Some(Balancer::new(policy, &set, |_| true, rand::random())),
         Fallback::Default(labels) => {
@@ -593,7 +608,8 @@ fn make_subset(cluster: &Cluster, subsets: &Subsets, wanted: &SubsetMatch) -> Op
             };
             Some(Balancer::new(policy, &set, fits, rand::random()))
         }
-    }
+    };
+    (false, instead)
 }
 
 fn server_name(header: Option<&Name>, head: &RequestHead) -> Option<Arc<str>> {

@@ -256,6 +256,8 @@ pub struct Host {
     pub locality_weight: u32,
     /// `envoy.lb` metadata, for subsets.
     pub labels: BTreeMap<String, pb::Value>,
+    /// All that discovery says of it, by the name of who is to read it; none where there is nothing.
+    pub metadata: Option<Arc<HashMap<String, pb::Struct>>>,
     /// `envoy.lb` / `hash_key`.
     pub hash_key: Option<Arc<str>>,
     /// Which of the cluster's transport sockets it wants.
@@ -296,6 +298,7 @@ impl Host {
             weight: 1,
             priority: 0,
             locality: Arc::default(),
+            metadata: None,
             locality_weight: 0,
             labels: BTreeMap::new(),
             hash_key: None,
@@ -344,6 +347,7 @@ pub(super) struct Spec {
     locality: Arc<Locality>,
     locality_weight: u32,
     labels: BTreeMap<String, pb::Value>,
+    metadata: Option<Arc<HashMap<String, pb::Struct>>>,
     transport: usize,
     reported: Health,
 }
@@ -400,6 +404,11 @@ impl Assignment {
                     locality: locality.clone(),
                     locality_weight,
                     labels: labels(endpoint.metadata.as_ref()),
+                    metadata: endpoint
+                        .metadata
+                        .as_ref()
+                        .filter(|metadata| !metadata.filter_metadata.is_empty())
+                        .map(|metadata| Arc::new(metadata.filter_metadata.clone())),
                     transport: transports
                         .matching(endpoint.metadata.as_ref(), group.metadata.as_ref()),
                     reported: reported(endpoint.health_status()),
@@ -458,6 +467,7 @@ impl Assignment {
                             _ => None,
                         }),
                     labels: spec.labels.clone(),
+                    metadata: spec.metadata.clone(),
                     transport: spec.transport,
                     reported: spec.reported,
                     state,

@@ -151,9 +151,8 @@ impl HttpFilter {
             return Ok(Some(HttpFilter::Cors(cors::Cors::new(scope))));
         }
         if let Some(rbac) = unpack::<RbacProto>(any)? {
-            return Ok(Some(HttpFilter::Rbac(rbac::HttpRbac::compile(
-                &rbac, scope,
-            )?)));
+            let rbac = rbac::HttpRbac::compile(&rbac, scope)?;
+            return Ok(Some(HttpFilter::Rbac(Box::new(rbac))));
         }
         if let Some(buffer) = unpack::<BufferProto>(any)? {
             return Ok(Some(HttpFilter::Buffer(buffer::Buffer::compile(&buffer)?)));

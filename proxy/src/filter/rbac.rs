@@ -11,15 +11,18 @@ use lateen_protocols::envoy::envoy::{
         network::rbac::v3::{Rbac as NetworkProto, rbac::EnforcementType},
     },
 };
-use lateen_protocols::envoy::google::protobuf as pb;
+use lateen_protocols::envoy::{google::protobuf as pb, xds::r#type::matcher::v3::Matcher};
 
 use crate::{
+    cel::Condition,
     config_error::ConfigError,
     filter::{FilterContext, RouteFilterConfig},
+    format::Facts,
     head::RequestHead,
     info::{ConnectionInfo, ResponseFlags, StreamInfo},
     proto::invalid,
     reject::Reject,
+    route::Selected,
     stats::{Counter, Registry, Scope},
 };
 
@@ -29,11 +32,13 @@ const NETWORK: &str = "envoy.filters.network.rbac";
 
 mod metadata;
 mod rule;
+mod tree;
 #[cfg(test)]
 mod tests;
 
-pub(super) use metadata::MetadataMatch;
+pub(crate) use metadata::MetadataMatch;
 use rule::Rule;
+use tree::Tree;
 
 /// The HTTP filter of one connection manager.
 #[derive(Debug)]
@@ -70,12 +75,12 @@ struct Stats {
     shadow: Box<str>,
 }
 
-/// One set of policies.
+/// What decides.
 #[derive(Debug)]
-struct Engine {
-    action: Action,
-    /// In the order of their names, as Envoy has them.
-    policies: Vec<Policy>,
+enum Engine {
+    /// Policies in the order of their names, as Envoy has them, and what the first that matches means.
+    Policies(Action, Vec<Policy>),
+    Tree(Box<Tree>),
 }
 
 #[derive(Debug)]
@@ -83,6 +88,7 @@ struct Policy {
     name: Box<str>,
     permissions: Vec<Rule>,
     principals: Vec<Rule>,
+    condition: Option<Condition>,
 }
 
 /// Whether a request or connection may go on, and the policy that says so.
@@ -99,7 +105,17 @@ struct Subject<'a> {
     request: Option<&'a RequestHead>,
     connection: &'a ConnectionInfo,
     info: &'a StreamInfo,
-    route: Option<&'a crate::route::Route>,
+    route: Option<&'a Selected>,
+}
+
+impl<'a> Subject<'a> {
+    fn facts(&self) -> Facts<'a> {
+        Facts {
+            request: self.request,
+            route: self.route,
+            ..Facts::of_connection(self.info)
+        }
+    }
 }
 
 impl HttpRbac {
@@ -138,7 +154,7 @@ impl HttpRbac {
             request: Some(head),
             connection: &facts.connection,
             info: &facts,
-            route: cx.route(head).map(|selected| selected.route()),
+            route: cx.route(head),
         };
         let (details, shadow) = self.stats.decide(rules, &subject);
         drop(facts);
@@ -164,8 +180,6 @@ impl NetworkRbac {
     /// When a rule is invalid or of a kind that is not supported.
     pub fn compile(config: &NetworkProto, stats: &Registry) -> Result<NetworkRbac, ConfigError> {
         let unsupported = [
-            ("matcher", config.matcher.is_some()),
-            ("shadow_matcher", config.shadow_matcher.is_some()),
             (
                 "enforcement_type",
                 config.enforcement_type() == EnforcementType::Continuous,
@@ -176,18 +190,16 @@ impl NetworkRbac {
         if config.stat_prefix.is_empty() {
             return Err(invalid("stat_prefix", "absent"));
         }
-        let engine = |rules: &Option<proto::Rbac>| {
-            rules
-                .as_ref()
-                .map(|rules| Engine::compile(rules, false))
-                .transpose()
-        };
         let prefix = joined(&config.stat_prefix);
         Ok(NetworkRbac {
             rules: RbacRules {
-                enforced: engine(&config.rules).map_err(|error| error.within("rules"))?,
-                shadow: engine(&config.shadow_rules)
-                    .map_err(|error| error.within("shadow_rules"))?,
+                enforced: Engine::of("", config.matcher.as_ref(), config.rules.as_ref(), false)?,
+                shadow: Engine::of(
+                    "shadow_",
+                    config.shadow_matcher.as_ref(),
+                    config.shadow_rules.as_ref(),
+                    false,
+                )?,
                 each: false,
             },
             stats: Stats::new(
@@ -213,8 +225,7 @@ impl NetworkRbac {
         match details {
             None => true,
             Some(details) => {
-                info.flags.set(ResponseFlags::UNAUTHORIZED_EXTERNAL_SERVICE);
-                info.response_code_details = details.into();
+                info.termination_details = Some(details.into());
                 false
             }
         }
@@ -325,19 +336,14 @@ fn details(policy: Option<&str>) -> String {
 
 impl RbacRules {
     fn compile(config: &HttpProto) -> Result<RbacRules, ConfigError> {
-        refuse(&[
-            ("matcher", config.matcher.is_some()),
-            ("shadow_matcher", config.shadow_matcher.is_some()),
-        ])?;
-        let engine = |rules: &Option<proto::Rbac>| {
-            rules
-                .as_ref()
-                .map(|rules| Engine::compile(rules, true))
-                .transpose()
-        };
         Ok(RbacRules {
-            enforced: engine(&config.rules).map_err(|error| error.within("rules"))?,
-            shadow: engine(&config.shadow_rules).map_err(|error| error.within("shadow_rules"))?,
+            enforced: Engine::of("", config.matcher.as_ref(), config.rules.as_ref(), true)?,
+            shadow: Engine::of(
+                "shadow_",
+                config.shadow_matcher.as_ref(),
+                config.shadow_rules.as_ref(),
+                true,
+            )?,
             each: config.track_per_rule_stats,
         })
     }
@@ -355,6 +361,27 @@ impl RbacRules {
 }
 
 impl Engine {
+    /// A match tree, or else policies. `prefix` stands before the names of the fields; `http` says whether there will
+    /// be requests to look at.
+    fn of(
+        prefix: &str,
+        matcher: Option<&Matcher>,
+        rules: Option<&proto::Rbac>,
+        http: bool,
+    ) -> Result<Option<Engine>, ConfigError> {
+        if let Some(matcher) = matcher {
+            let tree = Tree::compile(matcher, http);
+            let within = |error: ConfigError| error.within(format_args!("{prefix}matcher"));
+            return tree
+                .map(|tree| Some(Engine::Tree(Box::new(tree))))
+                .map_err(within);
+        }
+        rules
+            .map(|rules| Engine::compile(rules, http))
+            .transpose()
+            .map_err(|error| error.within(format_args!("{prefix}rules")))
+    }
+
     /// `http` says whether there will be requests to look at.
     fn compile(rules: &proto::Rbac, http: bool) -> Result<Engine, ConfigError> {
         if rules
@@ -372,17 +399,20 @@ impl Engine {
             policies.push(compiled.map_err(|error| error.within(format_args!("policy {name}")))?);
         }
         policies.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(Engine { action, policies })
+        Ok(Engine::Policies(action, policies))
     }
 
     /// The first policy that matches decides; with none, what is not allowed is denied.
     fn decide(&self, subject: &Subject<'_>) -> Verdict<'_> {
-        let policy = self
-            .policies
+        let (action, policies) = match self {
+            Engine::Policies(action, policies) => (action, policies),
+            Engine::Tree(tree) => return tree.decide(subject),
+        };
+        let policy = policies
             .iter()
             .find(|policy| policy.matches(subject))
             .map(|policy| &*policy.name);
-        let allowed = match self.action {
+        let allowed = match action {
             Action::Allow => policy.is_some(),
             Action::Deny => policy.is_none(),
             Action::Log => true,
@@ -393,10 +423,14 @@ impl Engine {
 
 impl Policy {
     fn compile(name: &str, policy: &proto::Policy, http: bool) -> Result<Policy, ConfigError> {
-        refuse(&[
-            ("condition", policy.condition.is_some()),
-            ("checked_condition", policy.checked_condition.is_some()),
-        ])?;
+        let checked = policy.checked_condition.as_ref();
+        let condition = policy
+            .condition
+            .as_ref()
+            .or_else(|| checked.and_then(|checked| checked.expr.as_ref()))
+            .map(Condition::of_tree)
+            .transpose()
+            .map_err(|error| error.within("condition"))?;
         if policy.permissions.is_empty() {
             return Err(invalid("permissions", "there are none"));
         }
@@ -417,11 +451,16 @@ impl Policy {
                 .map(|principal| Rule::of_principal(principal, http))
                 .collect::<Result<_, _>>()
                 .map_err(|error| error.within("principals"))?,
+            condition,
         })
     }
 
     fn matches(&self, subject: &Subject<'_>) -> bool {
         self.permissions.iter().any(|rule| rule.holds(subject))
             && self.principals.iter().any(|rule| rule.holds(subject))
+            && self
+                .condition
+                .as_ref()
+                .is_none_or(|condition| condition.holds(&subject.facts()))
     }
 }

@@ -2,8 +2,8 @@
 
 use chrono::format::Item;
 
-use super::time::time_format;
-use crate::{config_error::ConfigError, proto::invalid, route::matcher::HeaderKey};
+use super::time::{Point, Precision, Zone, time_format};
+use crate::{config_error::ConfigError, head::Name, proto::invalid, route::matcher::HeaderKey};
 
 #[derive(Debug)]
 pub(super) struct Command {
@@ -45,6 +45,11 @@ pub(super) enum Tls {
     PeerSerial,
     PeerFingerprint,
     PeerCert,
+    PeerSha1,
+    PeerIpSan,
+    PeerEmailSan,
+    PeerFrom,
+    PeerUntil,
     LocalUriSan,
     LocalSubject,
 }
@@ -64,11 +69,22 @@ pub(super) enum GrpcStyle {
     Number,
 }
 
+/// Which path of a request, before or after it was rewritten.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum PathKind {
+    Present,
+    Original,
+    OriginalOrPresent,
+}
+
 #[derive(Debug)]
 pub(super) enum Op {
     Header(Section, HeaderKey, Option<HeaderKey>),
-    StartTime(Option<Vec<Item<'static>>>),
+    StartTime(Option<Vec<Item<'static>>>, Zone),
+    Now(Option<Vec<Item<'static>>>, Zone),
     Span(Span),
+    Between(Point, Point, Precision),
+    HeaderBytes(Section),
     BytesReceived,
     BytesSent,
     Protocol,
@@ -78,6 +94,10 @@ pub(super) enum Op {
     ResponseCodeDetails,
     TransportFailure,
     UpstreamCluster,
+    UpstreamName(Whole),
+    UpstreamProtocol,
+    UpstreamMetadata(Vec<String>),
+    TerminationDetails,
     Address(End, Whole),
     AttemptCount,
     ServerName,
@@ -93,7 +113,8 @@ pub(super) enum Op {
     DynamicMetadata(Vec<String>),
     Environment(Option<String>),
     LocalReply,
-    PathOnly,
+    Path(PathKind, bool),
+    Query,
     QueryParam(String),
     LogType,
     Constant(&'static str),
@@ -163,10 +184,14 @@ impl Op {
                 }
                 Op::Header(section, HeaderKey::new(main), other.map(HeaderKey::new))
             }
-            "START_TIME" => Op::StartTime(match params {
-                None | Some("") => None,
-                Some(format) => Some(time_format(format)?),
-            }),
+            "START_TIME" => Op::StartTime(optional_time_format(params)?, Zone::Utc),
+            "START_TIME_LOCAL" => Op::StartTime(optional_time_format(params)?, Zone::Local),
+            "EMIT_TIME" => Op::Now(optional_time_format(params)?, Zone::Utc),
+            "EMIT_TIME_LOCAL" => Op::Now(optional_time_format(params)?, Zone::Local),
+            "COMMON_DURATION" => between(needs()?)?,
+            "REQUEST_HEADERS_BYTES" => Op::HeaderBytes(Section::Request),
+            "RESPONSE_HEADERS_BYTES" => Op::HeaderBytes(Section::Response),
+            "RESPONSE_TRAILERS_BYTES" => Op::HeaderBytes(Section::Trailers),
             "DURATION" => Op::Span(Span::Total),
             "REQUEST_DURATION" => Op::Span(Span::Request),
             "RESPONSE_DURATION" => Op::Span(Span::Response),
@@ -180,6 +205,10 @@ impl Op {
             "RESPONSE_CODE_DETAILS" => Op::ResponseCodeDetails,
             "UPSTREAM_TRANSPORT_FAILURE_REASON" => Op::TransportFailure,
             "UPSTREAM_CLUSTER" | "UPSTREAM_CLUSTER_RAW" => Op::UpstreamCluster,
+            "UPSTREAM_HOST_NAME" => Op::UpstreamName(W::Address),
+            "UPSTREAM_HOST_NAME_WITHOUT_PORT" => Op::UpstreamName(W::WithoutPort),
+            "UPSTREAM_PROTOCOL" => Op::UpstreamProtocol,
+            "CONNECTION_TERMINATION_DETAILS" => Op::TerminationDetails,
             "UPSTREAM_HOST" | "UPSTREAM_REMOTE_ADDRESS" => {
                 Op::Address(E::UpstreamRemote, W::Address)
             }
@@ -235,6 +264,11 @@ impl Op {
             "DOWNSTREAM_PEER_SERIAL" => Op::Downstream(T::PeerSerial),
             "DOWNSTREAM_PEER_FINGERPRINT_256" => Op::Downstream(T::PeerFingerprint),
             "DOWNSTREAM_PEER_CERT" => Op::Downstream(T::PeerCert),
+            "DOWNSTREAM_PEER_FINGERPRINT_1" => Op::Downstream(T::PeerSha1),
+            "DOWNSTREAM_PEER_IP_SAN" => Op::Downstream(T::PeerIpSan),
+            "DOWNSTREAM_PEER_EMAIL_SAN" => Op::Downstream(T::PeerEmailSan),
+            "DOWNSTREAM_PEER_CERT_V_START" => Op::Downstream(T::PeerFrom),
+            "DOWNSTREAM_PEER_CERT_V_END" => Op::Downstream(T::PeerUntil),
             "DOWNSTREAM_LOCAL_URI_SAN" => Op::Downstream(T::LocalUriSan),
             "DOWNSTREAM_LOCAL_SUBJECT" => Op::Downstream(T::LocalSubject),
             "UPSTREAM_TLS_VERSION" => Op::Upstream(T::Version),
@@ -253,42 +287,45 @@ impl Op {
                 Some(("DYNAMIC", path)) => {
                     Op::DynamicMetadata(path.split(':').map(str::to_owned).collect())
                 }
-                // No other object of ours carries metadata that filters or configuration could set.
-                Some(("CLUSTER" | "UPSTREAM_HOST" | "LISTENER" | "VIRTUAL_HOST", _)) => Op::Absent,
+                Some(("UPSTREAM_HOST", path)) => {
+                    Op::UpstreamMetadata(path.split(':').map(str::to_owned).collect())
+                }
+                // What these carry is not kept.
+                Some(("CLUSTER" | "LISTENER" | "VIRTUAL_HOST", _)) => Op::Absent,
                 _ => return Err(invalid("format", "%METADATA% needs TYPE:NAMESPACE:KEY")),
             },
             "DYNAMIC_METADATA" => {
                 Op::DynamicMetadata(needs()?.split(':').map(str::to_owned).collect())
             }
-            "CLUSTER_METADATA" | "UPSTREAM_METADATA" | "FILTER_STATE" | "UPSTREAM_FILTER_STATE" => {
+            "UPSTREAM_METADATA" => {
+                Op::UpstreamMetadata(needs()?.split(':').map(str::to_owned).collect())
+            }
+            "CLUSTER_METADATA" | "FILTER_STATE" | "UPSTREAM_FILTER_STATE" => {
                 needs()?;
                 Op::Absent
             }
-            "CONNECTION_TERMINATION_DETAILS"
-            | "DOWNSTREAM_TRANSPORT_FAILURE_REASON"
+            "DOWNSTREAM_TRANSPORT_FAILURE_REASON"
             | "TRACE_ID"
             | "DOWNSTREAM_TLS_SESSION_ID"
             | "UPSTREAM_TLS_SESSION_ID"
-            | "CUSTOM_FLAGS"
             | "UPSTREAM_DETECTED_CLOSE_TYPE"
             | "DOWNSTREAM_DETECTED_CLOSE_TYPE" => Op::Absent,
             "ENVIRONMENT" => {
                 Op::Environment(std::env::var_os(needs()?).map(|v| v.to_string_lossy().into()))
             }
             "LOCAL_REPLY_BODY" => Op::LocalReply,
-            "PATH" => match params {
-                Some("NQ" | "NQ:PATH" | "NQ:ORIG_OR_PATH") => Op::PathOnly,
-                None | Some("" | "WQ" | "WQ:PATH" | "WQ:ORIG_OR_PATH") => {
-                    Op::Header(Section::Request, HeaderKey::Path, None)
-                }
-                Some(other) => {
-                    return Err(invalid("format", format!("%PATH({other})% is not known")));
-                }
-            },
+            "PATH" => path(params.unwrap_or_default())?,
+            "QUERY_PARAMS" => Op::Query,
+            "STREAM_ID" => Op::Header(
+                Section::Request,
+                HeaderKey::Header(Name::new("x-request-id")),
+                None,
+            ),
             "QUERY_PARAM" => Op::QueryParam(needs()?.to_owned()),
             "ACCESS_LOG_TYPE" => Op::LogType,
             "UNIQUE_ID" => Op::UniqueId,
-            "UPSTREAM_PROTOCOL" => Op::Absent,
+            // Set by extensions only, of which there is none.
+            "CUSTOM_FLAGS" => Op::Constant(""),
             "TRAFFIC_DIRECTION" => Op::Constant("UNSPECIFIED"),
             _ => {
                 return Err(invalid(
@@ -297,6 +334,59 @@ impl Op {
                 ));
             }
         })
+    }
+}
+
+fn optional_time_format(params: Option<&str>) -> Result<Option<Vec<Item<'static>>>, ConfigError> {
+    match params {
+        None | Some("") => Ok(None),
+        Some(format) => time_format(format).map(Some),
+    }
+}
+
+/// The parameters of `%COMMON_DURATION(START:END:PRECISION)%`.
+fn between(params: &str) -> Result<Op, ConfigError> {
+    let wrong = |why: String| invalid("format", format!("%COMMON_DURATION({params})%: {why}"));
+    let mut parts = params.split(':');
+    let (Some(from), Some(to), precision, None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return Err(wrong("START:END:PRECISION is wanted".to_owned()));
+    };
+    let point = |name: &str| {
+        Point::named(name).ok_or_else(|| {
+            wrong(format!(
+                "the point {name} is not known; known are DS_RX_BEG, DS_RX_END, US_RX_BEG and DS_TX_END"
+            ))
+        })
+    };
+    let precision = match precision {
+        None | Some("ms") => Precision::Milli,
+        Some("us") => Precision::Micro,
+        Some("ns") => Precision::Nano,
+        Some(other) => return Err(wrong(format!("{other} is none of ms, us, ns"))),
+    };
+    Ok(Op::Between(point(from)?, point(to)?, precision))
+}
+
+/// The parameters of `%PATH(QUERY:KIND)%`: with the query (`WQ`, the default) or without (`NQ`); as it is (`PATH`), as
+/// it was (`ORIG`), or as it was where it was rewritten (`ORIG_OR_PATH`, the default).
+fn path(params: &str) -> Result<Op, ConfigError> {
+    let (query, kind) = params.split_once(':').unwrap_or((params, ""));
+    let with_query = match query {
+        "" | "WQ" => Some(true),
+        "NQ" => Some(false),
+        _ => None,
+    };
+    let kind = match kind {
+        "" | "ORIG_OR_PATH" => Some(PathKind::OriginalOrPresent),
+        "PATH" => Some(PathKind::Present),
+        "ORIG" => Some(PathKind::Original),
+        _ => None,
+    };
+    match (with_query, kind) {
+        (Some(query), Some(kind)) => Ok(Op::Path(kind, query)),
+        _ => Err(invalid("format", format!("%PATH({params})% is not known"))),
     }
 }
 

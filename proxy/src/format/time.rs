@@ -7,12 +7,89 @@ use std::{
 };
 
 use chrono::{
-    DateTime, Utc,
+    DateTime, Local, Utc,
     format::{Item, StrftimeItems},
 };
 
 use super::command::excerpt;
-use crate::{config_error::ConfigError, proto::invalid};
+use crate::{config_error::ConfigError, info::StreamInfo, proto::invalid};
+
+/// Whose clock on the wall.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Zone {
+    Utc,
+    /// Of this process (`TZ`, `/etc/localtime`).
+    Local,
+}
+
+impl Zone {
+    /// A time as text; ISO 8601 with milliseconds where no format is given.
+    pub(super) fn show(self, time: SystemTime, items: Option<&[Item<'static>]>) -> String {
+        match (self, items) {
+            (Zone::Utc, None) => iso_time(time),
+            (Zone::Utc, Some(items)) => DateTime::<Utc>::from(time)
+                .format_with_items(items.iter())
+                .to_string(),
+            (Zone::Local, items) => {
+                let time = DateTime::<Local>::from(time);
+                match items {
+                    Some(items) => time.format_with_items(items.iter()).to_string(),
+                    None => time.format("%Y-%m-%dT%H:%M:%S%.3f%z").to_string(),
+                }
+            }
+        }
+    }
+}
+
+/// What `%COMMON_DURATION%` can measure from and to.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Point {
+    RequestBegins,
+    RequestEnds,
+    UpstreamAnswers,
+    ResponseEnds,
+}
+
+impl Point {
+    /// By Envoy's name.
+    pub(super) fn named(name: &str) -> Option<Point> {
+        Some(match name {
+            "DS_RX_BEG" => Point::RequestBegins,
+            "DS_RX_END" => Point::RequestEnds,
+            "US_RX_BEG" => Point::UpstreamAnswers,
+            "DS_TX_END" => Point::ResponseEnds,
+            _ => return None,
+        })
+    }
+
+    /// Since the stream began; `None` if it did not come so far.
+    pub(super) fn of(self, info: &StreamInfo) -> Option<Duration> {
+        match self {
+            Point::RequestBegins => Some(Duration::ZERO),
+            Point::RequestEnds => info.request_end,
+            Point::UpstreamAnswers => info.upstream_first_byte,
+            Point::ResponseEnds => info.response_end,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Precision {
+    Milli,
+    Micro,
+    Nano,
+}
+
+impl Precision {
+    pub(super) fn of(self, span: Duration) -> u64 {
+        let number = match self {
+            Precision::Milli => span.as_millis(),
+            Precision::Micro => span.as_micros(),
+            Precision::Nano => span.as_nanos(),
+        };
+        u64::try_from(number).unwrap_or(u64::MAX)
+    }
+}
 
 thread_local! {
     /// The last second that was written: its number, and its text without the fraction.

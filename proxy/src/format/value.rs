@@ -9,19 +9,18 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use chrono::{DateTime, Utc};
 use lateen_protocols::envoy::google::protobuf as pb;
 use pb::value::Kind;
 use rustls::pki_types::CertificateDer;
 
 use super::{
     Facts,
-    command::{Command, End, GrpcStyle, Op, Section, Span, Tls, Whole},
+    command::{Command, End, GrpcStyle, Op, PathKind, Section, Span, Tls, Whole},
     json::{escape_from, write_json_string},
-    time::write_iso_time,
+    time::{Zone, iso_time, write_iso_time},
 };
 use crate::{
-    head::{Headers, Name, RequestHead},
+    head::{Headers, Known, Name, NameRef, RequestHead, ResponseHead},
     info::{ResponseFlags, StreamInfo, TlsInfo},
     route::matcher::HeaderKey,
     tls::peer::PeerCertificate,
@@ -168,10 +167,9 @@ impl Op {
                 let find = |key: &HeaderKey| header(facts, *section, key);
                 Value::bytes(find(main).or_else(|| other.as_ref().and_then(find)))
             }
-            Op::StartTime(None) => Value::Time(info.start_time),
-            Op::StartTime(Some(items)) => {
-                let time: DateTime<Utc> = info.start_time.into();
-                Value::owned(time.format_with_items(items.iter()).to_string())
+            Op::StartTime(None, Zone::Utc) => Value::Time(info.start_time),
+            Op::StartTime(items, zone) => {
+                Value::owned(zone.show(info.start_time, items.as_deref()))
             }
             Op::Span(span) => span.of(info),
             Op::BytesReceived => Value::Number(info.bytes_received),
@@ -198,6 +196,29 @@ impl Op {
                 },
                 *whole,
             ),
+            Op::UpstreamName(whole) => host_name(info, *whole),
+            Op::UpstreamProtocol => Value::of(info.upstream_protocol.map(|p| p.as_str())),
+            Op::TerminationDetails => match info.termination_details.as_deref() {
+                Some(details) => Value::of(Some(details)),
+                None => Value::Absent,
+            },
+            Op::HeaderBytes(section) => Value::Number(match section {
+                Section::Request => facts.request.map_or(0, request_bytes),
+                Section::Response => facts.response.map_or(0, response_bytes),
+                Section::Trailers => facts.trailers.map_or(0, headers_bytes),
+            }),
+            Op::Query => Value::bytes(
+                facts
+                    .request
+                    .and_then(RequestHead::query)
+                    .filter(|query| !query.is_empty())
+                    .map(Cow::Borrowed),
+            ),
+            Op::Now(items, zone) => Value::owned(zone.show(SystemTime::now(), items.as_deref())),
+            Op::Between(from, to, precision) => match (from.of(info), to.of(info)) {
+                (Some(from), Some(to)) => Value::Number(precision.of(to.saturating_sub(from))),
+                _ => Value::Absent,
+            },
             Op::AttemptCount => Value::Number(info.upstream_attempts.into()),
             Op::FilterChain => Value::of(info.connection.filter_chain.as_deref()),
             Op::ServerName => Value::of(info.connection.requested_server_name.as_deref()),
@@ -205,7 +226,7 @@ impl Op {
             Op::VirtualHost => Value::of(info.virtual_host.as_deref()),
             Op::Hostname(name) => Value::of(Some(name)),
             Op::ConnectionId => Value::Number(info.connection.id),
-            Op::GrpcStatus(style) => match (grpc_status(facts), style) {
+            Op::GrpcStatus(style) => match (grpc_status_of(facts), style) {
                 (None, _) => Value::Absent,
                 (Some(code), GrpcStyle::Number) => match u64::try_from(code) {
                     Ok(code) => Value::Number(code),
@@ -230,9 +251,13 @@ impl Op {
                 Some(all) => metadata(all, path),
                 None => Value::Absent,
             },
+            Op::UpstreamMetadata(path) => match &info.upstream_metadata {
+                Some(all) => metadata(all, path),
+                None => Value::Absent,
+            },
             Op::Environment(value) => Value::of(value.as_deref()),
             Op::LocalReply => Value::Text(Cow::Borrowed(facts.local_reply.as_bytes())),
-            Op::PathOnly => Value::bytes(facts.request.map(|head| Cow::Borrowed(head.path_only()))),
+            Op::Path(which, query) => Value::bytes(path(facts, *which, *query)),
             Op::QueryParam(name) => Value::bytes(
                 facts
                     .request
@@ -244,7 +269,7 @@ impl Op {
             ),
             Op::LogType if facts.request.is_some() => Value::of(Some("DownstreamEnd")),
             Op::LogType => Value::of(Some("TcpConnectionEnd")),
-            Op::Constant(text) => Value::of(Some(text)),
+            Op::Constant(text) => Value::Text(Cow::Borrowed(text.as_bytes())),
             Op::UniqueId => Value::owned(uuid::Uuid::new_v4().to_string()),
             Op::Absent => Value::Absent,
         }
@@ -270,9 +295,32 @@ fn header<'a>(facts: &Facts<'a>, section: Section, key: &HeaderKey) -> Option<Co
     value.filter(|value| !value.is_empty())
 }
 
+/// Bytes of names and values. Envoy: `HeaderMap::byteSize`.
+pub fn headers_bytes(headers: &Headers) -> u64 {
+    let each = |(name, value): (NameRef<'_>, &[u8])| name.as_bytes().len() + value.len();
+    headers.iter().map(each).sum::<usize>() as u64
+}
+
+/// Bytes of names and values of a request's head, pseudo headers among them.
+pub fn request_bytes(head: &RequestHead) -> u64 {
+    let pseudo = [
+        (":method", &head.method),
+        (":scheme", &head.scheme),
+        (":authority", &head.authority),
+        (":path", &head.path),
+    ];
+    let pseudo = pseudo.iter().map(|(name, value)| name.len() + value.len());
+    pseudo.sum::<usize>() as u64 + headers_bytes(&head.headers)
+}
+
+/// Bytes of names and values of a response's head, the status among them.
+pub fn response_bytes(head: &ResponseHead) -> u64 {
+    (":status".len() + 3) as u64 + headers_bytes(&head.headers)
+}
+
 /// What the response to a gRPC request says, or else what its status means to a gRPC client. Envoy:
 /// `Grpc::Common::getGrpcStatus`.
-fn grpc_status(facts: &Facts<'_>) -> Option<i32> {
+pub fn grpc_status_of(facts: &Facts<'_>) -> Option<i32> {
     if !facts.request?.is_grpc() {
         return None;
     }
@@ -325,6 +373,22 @@ impl Tls {
                 Some(der) => Value::owned(url_encoded_pem(der)),
                 None => Value::Absent,
             },
+            Tls::PeerSha1 => match &tls.peer_certificate_der {
+                Some(der) => Value::owned(sha1(der)),
+                None => Value::Absent,
+            },
+            Tls::PeerIpSan => listed(peer(tls), |peer| {
+                peer.ip_sans.iter().map(ToString::to_string).collect()
+            }),
+            Tls::PeerEmailSan => listed(peer(tls), |peer| {
+                peer.email_sans.iter().map(ToString::to_string).collect()
+            }),
+            Tls::PeerFrom => peer(tls).map_or(Value::Absent, |peer| {
+                Value::owned(iso_time(peer.not_before))
+            }),
+            Tls::PeerUntil => {
+                peer(tls).map_or(Value::Absent, |peer| Value::owned(iso_time(peer.not_after)))
+            }
             Tls::LocalUriSan => Value::of(tls.local_uri_san.as_deref()),
             Tls::LocalSubject => Value::of(tls.local_subject.as_deref()),
         }
@@ -335,6 +399,56 @@ impl Tls {
 fn peer(tls: &TlsInfo) -> Option<Arc<PeerCertificate>> {
     let der = CertificateDer::from(tls.peer_certificate_der.as_deref()?);
     PeerCertificate::of(&der).ok()
+}
+
+/// SHA-1 in hex: a name of a certificate that old logs have, no proof of anything.
+fn sha1(bytes: &[u8]) -> String {
+    use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
+    let digest = digest(&SHA1_FOR_LEGACY_USE_ONLY, bytes);
+    let hex = digest.as_ref().iter().map(|byte| format!("{byte:02x}"));
+    hex.collect()
+}
+
+/// Names joined by commas.
+fn listed<'a>(
+    peer: Option<Arc<PeerCertificate>>,
+    names: impl FnOnce(&PeerCertificate) -> Vec<String>,
+) -> Value<'a> {
+    match peer.map(|peer| names(&peer)) {
+        Some(names) if !names.is_empty() => Value::owned(names.join(",")),
+        _ => Value::Absent,
+    }
+}
+
+/// The name of the host that served, or else its address.
+fn host_name(info: &StreamInfo, whole: Whole) -> Value<'_> {
+    match &info.upstream_name {
+        Some(name) => Value::of(Some(match whole {
+            Whole::WithoutPort => name.rsplit_once(':').map_or(&**name, |(name, _)| name),
+            Whole::Address | Whole::Port => name,
+        })),
+        None => address(info.upstream_host, whole),
+    }
+}
+
+/// The path of the request as it is, or as it was before it was rewritten.
+fn path<'a>(facts: &Facts<'a>, kind: PathKind, with_query: bool) -> Option<Cow<'a, [u8]>> {
+    let head = facts.request?;
+    let present = || &*head.path;
+    let original = || head.headers.known(Known::XEnvoyOriginalPath);
+    let path = match kind {
+        PathKind::Present => present(),
+        PathKind::Original => original()?,
+        PathKind::OriginalOrPresent => original().unwrap_or_else(present),
+    };
+    let end = match with_query {
+        true => path.len(),
+        false => path
+            .iter()
+            .position(|b| matches!(b, b'?' | b'#'))
+            .unwrap_or(path.len()),
+    };
+    Some(Cow::Borrowed(&path[..end])).filter(|path| !path.is_empty())
 }
 
 /// A certificate as Envoy puts it into `x-forwarded-client-cert`: PEM, URL encoded.

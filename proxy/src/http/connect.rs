@@ -62,7 +62,7 @@ pub(super) async fn end(
     };
     {
         let mut info = info.borrow_mut();
-        info.upstream_host = host.address.socket();
+        info.meet(&host);
         info.upstream_attempts = 1;
     }
     match connect(&local.cluster, &host, None, None).await {

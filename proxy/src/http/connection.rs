@@ -326,6 +326,11 @@ impl Start {
                 }
                 // Saying nothing is idling; a preface that trickles in is a head that does.
                 Poll::Pending => match ready!(cx.poll_end(*since, deadline, task)) {
+                    // Who has said nothing has nothing to wait for.
+                    End::Closing if since.is_none() => {
+                        stats.cx_destroy_local.inc();
+                        return Poll::Ready(None);
+                    }
                     End::Closing => {}
                     End::Head | End::Gone => {
                         stats.cx_destroy_local.inc();

@@ -71,7 +71,7 @@ impl Request<'_> {
                     if let Some((local, host)) = &*self.current.borrow() {
                         local.cluster.report(host, Outcome::TimedOut);
                     }
-                    if let Some(wait) = self.grant(attempts, true) {
+                    if let Some(wait) = self.grant(attempts, true, None) {
                         retried = true;
                         attempts.after_timeout = true;
                         again = Some(Box::pin(sleep(wait)));
@@ -103,8 +103,8 @@ impl Request<'_> {
                 self.hedged.borrow_mut().retain(|(of, _)| *of != number);
             }
             let may_retry = number == attempts.number && !retried;
-            let mut another = |attempts: &mut Attempts<'_>, wanted: bool| {
-                let wait = self.grant(attempts, wanted)?;
+            let mut another = |attempts: &mut Attempts<'_>, wanted: bool, told| {
+                let wait = self.grant(attempts, wanted, told)?;
                 clock.limit = None;
                 retried = true;
                 attempts.after_timeout = false;
@@ -115,7 +115,11 @@ impl Request<'_> {
                 Ended::Answer(answer) => {
                     let status = answer.head.status;
                     let wanted = attempts.retry.wants_response(status, &answer.head.headers);
-                    if may_retry && another(attempts, wanted).is_some() {
+                    let told = match wanted {
+                        true => attempts.retry.told(&answer.head.headers),
+                        false => None,
+                    };
+                    if may_retry && another(attempts, wanted, told).is_some() {
                         attempts.local.cluster.stats.retried(status);
                         continue;
                     }
@@ -136,7 +140,7 @@ impl Request<'_> {
                         return Err(downstream_failed(&error));
                     }
                     let wanted = attempts.retry.wants_reset(reset, sent);
-                    if may_retry && another(attempts, wanted).is_some() {
+                    if may_retry && another(attempts, wanted, None).is_some() {
                         continue;
                     }
                     (reset, transport)
@@ -173,6 +177,6 @@ impl Request<'_> {
 
     /// Makes the facts those of the attempt that counts.
     fn settle(&self, host: &Host) {
-        self.info.borrow_mut().upstream_host = host.address.socket();
+        self.info.borrow_mut().meet(host);
     }
 }

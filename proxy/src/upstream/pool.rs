@@ -25,7 +25,7 @@ use crate::{
     circuit::{Circuit, Permit, Resource},
     clock,
     cluster::{Cluster, Host, Transport},
-    head::{RequestHead, ResponseHead},
+    head::{Protocol, RequestHead, ResponseHead},
     info::TlsInfo,
     retry::Reset,
     timer::Deadline,
@@ -754,6 +754,14 @@ impl Lease {
         match &self.conn {
             Conn::H1(loan) => loan.conn.as_ref().map(|conn| &conn.facts),
             Conn::H2(slot) => Some(slot.facts()),
+        }
+    }
+
+    /// What is spoken with the upstream.
+    pub(crate) fn protocol(&self) -> Protocol {
+        match &self.conn {
+            Conn::H1(_) => Protocol::Http11,
+            Conn::H2(_) => Protocol::Http2,
         }
     }
 

@@ -19,7 +19,7 @@ use crate::{
 
 /// Envoy's `MetadataMatcher`, compiled.
 #[derive(Debug)]
-pub(in crate::filter) struct MetadataMatch {
+pub(crate) struct MetadataMatch {
     of_route: bool,
     filter: String,
     path: Vec<String>,
@@ -43,9 +43,7 @@ enum ValueMatch {
 
 impl MetadataMatch {
     /// A condition on dynamic metadata.
-    pub(in crate::filter) fn of_stream(
-        matcher: &proto::MetadataMatcher,
-    ) -> Result<Self, ConfigError> {
+    pub(crate) fn of_stream(matcher: &proto::MetadataMatcher) -> Result<Self, ConfigError> {
         MetadataMatch::compile(matcher, false).map_err(|error| error.within("metadata"))
     }
 
@@ -93,6 +91,13 @@ impl MetadataMatch {
         };
         let value = all.and_then(|all| self.find(all.get(&self.filter)?));
         value.is_some_and(|kind| self.value.matches(kind)) != self.invert
+    }
+
+    /// Whether dynamic metadata has the value; `None` if the key is absent.
+    pub(crate) fn finds(&self, info: &StreamInfo) -> Option<bool> {
+        let all = info.metadata.as_deref()?;
+        let kind = self.find(all.get(&self.filter)?)?;
+        Some(self.value.matches(kind) != self.invert)
     }
 
     fn find<'a>(&self, fields: &'a pb::Struct) -> Option<&'a Kind> {

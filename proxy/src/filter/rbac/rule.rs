@@ -16,6 +16,7 @@ use crate::{
     info::TlsInfo,
     proto::invalid,
     route::{
+        Selected,
         matcher::{HeaderMatch, StringMatch},
         template::Template,
     },
@@ -181,7 +182,9 @@ impl Rule {
                 };
                 range.contains(address)
             }
-            Rule::Metadata(metadata) => metadata.holds(subject.route, subject.info),
+            Rule::Metadata(metadata) => {
+                metadata.holds(subject.route.map(Selected::route), subject.info)
+            }
         }
     }
 }

@@ -264,7 +264,7 @@ fn what_cannot_be_judged_is_refused() {
     }
     assert!(compile("policies: {p: {permissions: [{any: true}]}}").is_err());
     let condition = "policies: {p: {permissions: [{any: true}], principals: [{any: true}], \
-                     condition: {const_expr: {bool_value: true}}}}";
+                     condition: {comprehension_expr: {iter_var: x}}}}";
     let error = compile(condition).unwrap_err();
     assert!(error.contains("condition"), "{error}");
 }
@@ -282,12 +282,86 @@ async fn a_connection_is_refused_with_the_policy_in_its_details() {
     let mut info = stream(None);
     assert!(!filter.admits(&mut info));
     assert_eq!(
-        info.response_code_details,
-        "rbac_access_denied_matched_policy[block]"
+        info.termination_details.as_deref(),
+        Some("rbac_access_denied_matched_policy[block]")
     );
-    assert_eq!(info.flags, ResponseFlags::UNAUTHORIZED_EXTERNAL_SERVICE);
+    assert!(info.flags.is_empty());
     let value = |name: &str| stats.value(name).unwrap_or(0);
     assert_eq!(value("tcp.rbac.denied"), 1);
     assert_eq!(value("tcp.rbac.allowed"), 0);
     assert_eq!(value("tcp.rbac.s.shadow_denied"), 1);
+}
+
+#[tokio::test]
+async fn a_condition_is_asked_when_a_policy_matches() {
+    let path = "{select_expr: {operand: {ident_expr: {name: request}}, field: path}}";
+    let yaml = format!(
+        "action: DENY\npolicies: {{p: {{permissions: [{{any: true}}], principals: [{{any: true}}], condition: \
+         {{call_expr: {{function: '_==_', args: [{path}, {{const_expr: {{string_value: /a}}}}]}}}}}}}}"
+    );
+    let engine = compile(&yaml).unwrap();
+    let info = stream(None);
+    for (path, allowed) in [("/a", false), ("/b", true)] {
+        let head = head(path, &[]);
+        let verdict = engine.decide(&subject(Some(&head), &info));
+        assert_eq!(verdict.allowed, allowed, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_tree_gives_the_first_action_it_comes_to() {
+    const HEADER: &str = "typed_config: {'@type': type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput, \
+                          header_name: x-who}";
+    let action = |name: &str, action: &str| {
+        format!(
+            "action: {{name: a, typed_config: {{'@type': type.googleapis.com/envoy.config.rbac.v3.Action, name: {name}, \
+             action: {action}}}}}"
+        )
+    };
+    let compile = |yaml: &str| {
+        let matcher: Matcher = json::from_yaml(yaml).unwrap();
+        Tree::compile(&matcher, true)
+    };
+    let by_name = format!(
+        "matcher_tree: {{input: {{name: h, {HEADER}}}, prefix_match_map: {{map: {{admin: {{{}}}, admin-ro: {{{}}}}}}}}}\n\
+         on_no_match: {{{}}}",
+        action("all", "ALLOW"),
+        action("read-only", "DENY"),
+        action("rest", "LOG"),
+    );
+    let one = |value: &str, then: &str| {
+        format!(
+            "{{predicate: {{single_predicate: {{input: {{name: h, {HEADER}}}, value_match: {{exact: {value}}}}}}}, on_match: {{{then}}}}}"
+        )
+    };
+    let list = format!(
+        "matcher_list: {{matchers: [{}, {}]}}",
+        one(
+            "bob",
+            &format!("keep_matching: true, {}", action("noted", "DENY"))
+        ),
+        one("bob", &action("bob", "ALLOW")),
+    );
+    let info = stream(None);
+    let decide = |tree: &Tree, who: Option<&str>| {
+        let who: Vec<_> = who.map(|who| ("x-who", who)).into_iter().collect();
+        let head = head("/", &who);
+        let verdict = tree.decide(&subject(Some(&head), &info));
+        (verdict.allowed, verdict.policy.map(str::to_owned))
+    };
+    let named = |allowed: bool, name: &str| (allowed, Some(name.to_owned()));
+    let tree = compile(&by_name).unwrap();
+    assert_eq!(decide(&tree, Some("admin-x")), named(true, "all"));
+    assert_eq!(decide(&tree, Some("admin-ro-x")), named(false, "read-only"));
+    assert_eq!(decide(&tree, Some("x")), named(true, "rest"));
+    assert_eq!(decide(&tree, None), named(true, "rest"));
+    let tree = compile(&list).unwrap();
+    assert_eq!(decide(&tree, Some("bob")), named(true, "bob"));
+    assert_eq!(decide(&tree, Some("eve")), (false, None));
+    // What the tree cannot look at.
+    let odd = by_name.replace(
+        "HttpRequestHeaderMatchInput",
+        "HttpResponseHeaderMatchInput",
+    );
+    assert!(compile(&odd).is_err());
 }
