@@ -403,8 +403,7 @@ mod tests {
     #[test]
     fn the_namespace_comes_first_and_webhooks_last() {
         let chart = Chart::ours().unwrap();
-        let chosen = json!({"injection": {"enabled": true}, "validation": {"enabled": true}});
-        let values = chart.values("default", &[chosen]).unwrap();
+        let values = chart.values("default", &[]).unwrap();
         let objects = objects(&chart, &values, false).unwrap();
         let kind = |at: usize| objects[at]["kind"].as_str().unwrap();
         assert_eq!(kind(0), "Namespace");

@@ -77,13 +77,7 @@ fn install_upgrade_uninstall_leaves_nothing() {
     let cluster = Cluster(kubeconfig);
     let before = cluster.everything();
 
-    let webhooks = [
-        "--set",
-        "injection.enabled=true",
-        "--set",
-        "validation.enabled=true",
-    ];
-    let install: Vec<&str> = [&["install"], &FLAGS[..], &webhooks].concat();
+    let install: Vec<&str> = [&["install"], &FLAGS[..]].concat();
     cluster.good(&install);
     let deployments = ["get", "deployments", "-n", "istio-system", "-o", "name"];
     let running = cluster.kubectl(&deployments);

@@ -13,9 +13,7 @@ import yaml
 INSTALL = pathlib.Path(__file__).resolve().parents[2]
 CHART = INSTALL / "chart"
 CASES = {name: {} for name in ("minimal", "default", "demo", "production")}
-WEBHOOKS = {"injection": {"enabled": True}, "validation": {"enabled": True}}
-CASES["webhooks"] = WEBHOOKS
-CASES["revision-canary"] = WEBHOOKS | {"revision": "canary"}
+CASES["revision-canary"] = {"revision": "canary"}
 
 
 def key(document):

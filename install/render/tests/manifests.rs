@@ -38,17 +38,8 @@ fn all() -> Vec<(String, Vec<Value>)> {
         .iter()
         .map(|profile| ((*profile).to_owned(), objects(profile, &[])))
         .collect();
-    let webhooks = json!({"injection": {"enabled": true}, "validation": {"enabled": true}});
-    let more = [
-        ("webhooks", webhooks.clone()),
-        ("revision-canary", json!({"revision": "canary"})),
-    ];
-    for (name, values) in more {
-        all.push((
-            name.to_owned(),
-            objects("default", &[webhooks.clone(), values]),
-        ));
-    }
+    let revision = objects("default", &[json!({"revision": "canary"})]);
+    all.push(("revision-canary".to_owned(), revision));
     all
 }
 
