@@ -133,6 +133,8 @@ impl<'a> Written<'a> {
 pub struct Headers {
     text: Vec<u8>,
     list: Vec<Entry>,
+    /// It was read as lines of HTTP/1: what is added is a line, too, to be written with the others around it.
+    lines: bool,
     /// The well-known names in the list: asking for one that is not there, as is done many times a
     /// request, looks at nothing else.
     present: KnownSet,
@@ -203,7 +205,7 @@ impl Headers {
         Headers {
             text: Vec::with_capacity(capacity * 40),
             list: Vec::with_capacity(capacity),
-            present: KnownSet::default(),
+            ..Headers::default()
         }
     }
 
@@ -212,7 +214,7 @@ impl Headers {
         Headers {
             text: Vec::with_capacity(text),
             list: Vec::with_capacity(entries),
-            present: KnownSet::default(),
+            ..Headers::default()
         }
     }
 
@@ -239,6 +241,7 @@ impl Headers {
     /// The text in which the places are, `more` bytes beside. Names become lower case if `upper` says
     /// that some are not.
     pub(crate) fn set_text(&mut self, text: &[u8], more: usize, upper: bool) {
+        self.lines = true;
         self.text = Vec::with_capacity(text.len() + more);
         self.text.extend_from_slice(text);
         if upper {
@@ -297,10 +300,46 @@ impl Headers {
 
     /// Adds a value after the existing ones.
     pub fn append(&mut self, name: impl Into<Name>, value: impl AsRef<[u8]>) {
-        match name.into() {
-            Name::Known(known) => self.append_lower(Some(known), b"", value.as_ref()),
-            Name::Other(text) => self.append_lower(None, &text, value.as_ref()),
+        let (name, value) = (name.into(), value.as_ref());
+        if self.lines && self.append_line(&name, value) {
+            return;
         }
+        match name {
+            Name::Known(known) => self.append_lower(Some(known), b"", value),
+            Name::Other(text) => self.append_lower(None, &text, value),
+        }
+    }
+
+    /// Adds a header as a line, if it is one.
+    fn append_line(&mut self, name: &Name, value: &[u8]) -> bool {
+        let known = match name {
+            Name::Known(known) => Some(*known),
+            Name::Other(_) => None,
+        };
+        let name = name.as_bytes();
+        let end = self.text.len() + name.len() + value.len() + 4;
+        if known.is_none() && swar::breaks_line(name)
+            || swar::breaks_line(value)
+            || u32::try_from(end).is_err()
+        {
+            return false;
+        }
+        let name_at = offset(self.text.len());
+        let (name_len, value_len) = (offset(name.len()), offset(value.len()));
+        self.text.reserve(name.len() + value.len() + 4);
+        self.text.extend_from_slice(name);
+        self.text.extend_from_slice(b": ");
+        self.text.extend_from_slice(value);
+        self.text.extend_from_slice(b"\r\n");
+        self.add(Entry {
+            known,
+            line: true,
+            name_at,
+            name_len,
+            value_at: name_at + name_len + 2,
+            value_len,
+        });
+        true
     }
 
     /// Adds a header as it stands on the wire if `keep` says so once it knows the name.
@@ -449,6 +488,15 @@ impl Headers {
             .map(|entry| (name_ref(&self.text, entry), self.value(entry)))
     }
 
+    /// The names that are not well known, in order.
+    #[inline]
+    pub fn other_names(&self) -> impl Iterator<Item = &[u8]> {
+        self.list
+            .iter()
+            .filter(|entry| entry.known.is_none())
+            .map(|entry| self.name(entry))
+    }
+
     /// All entries in order, as they are to be written in HTTP/1.
     #[inline]
     pub(crate) fn written(&self) -> impl Iterator<Item = Written<'_>> {
@@ -487,6 +535,7 @@ impl Headers {
     pub fn clear(&mut self) {
         self.text.clear();
         self.list.clear();
+        self.lines = false;
         self.present = KnownSet::default();
     }
 

@@ -62,6 +62,14 @@ pub(crate) fn any(text: &[u8], bad: impl Fn(u64) -> u64) -> bool {
         != 0
 }
 
+/// Whether there is a CR, LF or NUL, which would end a line or be no part of one.
+#[inline]
+pub(crate) fn breaks_line(text: &[u8]) -> bool {
+    // Tabs, which values may have, are told from them by a second look.
+    any(text, |word| below(word, b'\r' + 1))
+        && text.iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0))
+}
+
 /// Whether both are the same: words that overlap, and no call for what is short.
 #[inline]
 pub(crate) fn same(one: &[u8], other: &[u8]) -> bool {

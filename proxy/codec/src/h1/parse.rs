@@ -247,7 +247,8 @@ impl<'a> Fields<'a> {
                 headers.add_place(known, place);
             }
         })?;
-        headers.set_text(lines.get(..len)?, ADDED_BYTES, upper);
+        // Without the empty line at its end, so that what is added follows at once.
+        headers.set_text(lines.get(..len.checked_sub(2)?)?, ADDED_BYTES, upper);
         Some(Fields {
             headers,
             noted,

@@ -985,6 +985,7 @@ fn what_would_be_read_otherwise_is_not_written() {
         ("GET", "/", "x", "y\r\nz: a"),
         ("GET", "/", "x", "y\n"),
         ("GET", "/", "x", "y\0"),
+        ("GET", "/", "x", "a tab\tand later an end of line\n"),
         ("GET", "/", "x\r\nz", "y"),
     ] {
         let mut out = BytesMut::from("before");
@@ -995,6 +996,11 @@ fn what_would_be_read_otherwise_is_not_written() {
         );
         assert_eq!(out, "before", "{method:?} {path:?} {name:?} {value:?}");
     }
+    let mut head = head_of("GET", "/", &[("x", "y\tz")]);
+    write_request(&mut BytesMut::new(), &head, Framing::None).unwrap();
+    head.authority = "a\r\nx: y".into();
+    let written = write_request(&mut BytesMut::new(), &head, Framing::None);
+    assert_eq!(written, Err(WriteError));
     let mut trailers = Headers::default();
     trailers.append(Name::new("x"), "y\r\n\r\nHTTP/1.1 200 OK");
     let mut out = BytesMut::new();

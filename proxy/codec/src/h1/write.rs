@@ -69,11 +69,9 @@ pub fn write_request(
     head_out.put(&head.method);
     head_out.put(b" ");
     head_out.put(target);
-    head_out.put(b" HTTP/1.1\r\n");
-    head_out.checked();
-    head_out.put(b"host: ");
-    head_out.put(&head.authority);
-    head_out.end_line();
+    head_out.put(b" HTTP/1.1\r\nhost: ");
+    head_out.foreign(&head.authority);
+    head_out.put(b"\r\n");
     let length = match framing {
         Framing::None => Length::Is(0),
         Framing::Length(length) => Length::Is(length),
@@ -88,7 +86,7 @@ pub fn write_request(
                 b"GET" | b"HEAD" | b"DELETE" | b"TRACE" | b"CONNECT"
             );
             if !found.content_length && !bodiless {
-                head_out.line(b"content-length: 0\r\n");
+                head_out.put(b"content-length: 0\r\n");
             }
         }
         Framing::Length(length) => {
@@ -96,11 +94,11 @@ pub fn write_request(
                 head_out.content_length(length);
             }
         }
-        Framing::Chunked => head_out.line(b"transfer-encoding: chunked\r\n"),
+        Framing::Chunked => head_out.put(b"transfer-encoding: chunked\r\n"),
         Framing::UntilClose => {}
     }
     if found.upgrade && !found.connection {
-        head_out.line(b"connection: Upgrade\r\n");
+        head_out.put(b"connection: Upgrade\r\n");
     }
     head_out.finish()
 }
@@ -130,7 +128,6 @@ pub fn write_response(
             head_out.put(b"\r\n");
         }
     }
-    head_out.checked();
     let keeps = reply.connection == Connection::Unsaid;
     let lengthless = matches!(head.status, 100..=199 | 204);
     let length = match framing {
@@ -147,21 +144,21 @@ pub fn write_response(
         // As Envoy: the body that GET would give has chunks.
         Framing::None if reply.to_head => {
             if !reply.http_10 {
-                head_out.line(b"transfer-encoding: chunked\r\n");
+                head_out.put(b"transfer-encoding: chunked\r\n");
             }
         }
-        Framing::None => head_out.line(b"content-length: 0\r\n"),
+        Framing::None => head_out.put(b"content-length: 0\r\n"),
         Framing::Length(length) => head_out.content_length(length),
-        Framing::Chunked => head_out.line(b"transfer-encoding: chunked\r\n"),
+        Framing::Chunked => head_out.put(b"transfer-encoding: chunked\r\n"),
         Framing::UntilClose => {}
     }
     match reply.connection {
         Connection::Unsaid if found.upgrade && !found.connection && head.status == 101 => {
-            head_out.line(b"connection: Upgrade\r\n");
+            head_out.put(b"connection: Upgrade\r\n");
         }
         Connection::Unsaid => {}
-        Connection::KeepAlive => head_out.line(b"connection: keep-alive\r\n"),
-        Connection::Close => head_out.line(b"connection: close\r\n"),
+        Connection::KeepAlive => head_out.put(b"connection: keep-alive\r\n"),
+        Connection::Close => head_out.put(b"connection: close\r\n"),
     }
     head_out.finish()
 }
@@ -244,11 +241,7 @@ struct Found {
 struct HeadWriter<'a> {
     out: &'a mut BytesMut,
     start: usize,
-    /// Up to here it is known to have the lines that were meant.
-    checked: usize,
-    /// Lines from there on.
-    lines: usize,
-    /// There are others.
+    /// A part would have made other lines.
     broken: bool,
 }
 
@@ -256,31 +249,24 @@ impl<'a> HeadWriter<'a> {
     /// Makes room once for `extra` bytes and the headers.
     fn begin(out: &'a mut BytesMut, extra: usize, headers: &Headers) -> HeadWriter<'a> {
         out.reserve(extra + headers.written_len());
-        let start = out.len();
         HeadWriter {
+            start: out.len(),
             out,
-            start,
-            checked: start,
-            lines: 0,
             broken: false,
         }
     }
 
+    /// Writes what is known to be right.
     #[inline]
     fn put(&mut self, bytes: &[u8]) {
         self.out.extend_from_slice(bytes);
     }
 
+    /// Writes a part of a line that came from elsewhere.
     #[inline]
-    fn end_line(&mut self) {
-        self.put(b"\r\n");
-        self.lines += 1;
-    }
-
-    /// A whole line, with its end.
-    fn line(&mut self, line: &[u8]) {
-        self.put(line);
-        self.lines += 1;
+    fn foreign(&mut self, bytes: &[u8]) {
+        self.broken |= swar::breaks_line(bytes);
+        self.put(bytes);
     }
 
     /// Writes the headers: those that were read as lines in runs, as they stand.
@@ -315,10 +301,13 @@ impl<'a> HeadWriter<'a> {
                 None => {
                     self.read_lines(headers, run);
                     run = 0..0;
-                    self.put(header.name());
+                    match header.known() {
+                        Some(known) => self.put(known.as_str().as_bytes()),
+                        None => self.foreign(header.name()),
+                    }
                     self.put(b": ");
-                    self.put(header.value());
-                    self.end_line();
+                    self.foreign(header.value());
+                    self.put(b"\r\n");
                 }
             }
         }
@@ -330,32 +319,14 @@ impl<'a> HeadWriter<'a> {
     #[inline]
     fn read_lines(&mut self, headers: &Headers, run: Range<usize>) {
         if !run.is_empty() {
-            self.check();
             self.put(headers.text().get(run).unwrap_or_default());
-            self.checked();
-        }
-    }
-
-    /// What was written so far is known to be right.
-    #[inline]
-    fn checked(&mut self) {
-        self.checked = self.out.len();
-        self.lines = 0;
-    }
-
-    /// Looks whether what was not checked has a CR, LF or NUL that is not the end of a line.
-    #[inline]
-    fn check(&mut self) {
-        let fresh = self.out.get(self.checked..).unwrap_or_default();
-        if !fresh.is_empty() {
-            self.broken |= breaks(fresh) != 2 * self.lines;
         }
     }
 
     fn content_length(&mut self, length: u64) {
         self.put(b"content-length: ");
         self.decimal(length);
-        self.end_line();
+        self.put(b"\r\n");
     }
 
     fn decimal(&mut self, number: u64) {
@@ -375,7 +346,6 @@ impl<'a> HeadWriter<'a> {
 
     /// Ends the head, unless it has lines that were not meant.
     fn finish(mut self) -> Result<(), WriteError> {
-        self.check();
         if self.broken {
             self.out.truncate(self.start);
             return Err(WriteError);
@@ -397,31 +367,6 @@ const DECIDED: KnownSet = KnownSet::of(&[
 /// Whether there are no spaces and control characters.
 fn visible(text: &[u8]) -> bool {
     !swar::any(text, |word| swar::below(word, b'!'))
-}
-
-/// How many CR, LF and NUL there are.
-fn breaks(text: &[u8]) -> usize {
-    let is = |byte: u8| u8::from((byte == b'\r') | (byte == b'\n') | (byte == 0));
-    let mut all = 0;
-    // So that no count overflows; the inner loops are vector instructions.
-    for text in text.chunks(16 * 255) {
-        let (blocks, rest) = text.as_chunks::<16>();
-        let mut counts = [0u8; 16];
-        for block in blocks {
-            for (count, byte) in counts.iter_mut().zip(block) {
-                *count += is(*byte);
-            }
-        }
-        all += counts
-            .iter()
-            .map(|count| usize::from(*count))
-            .sum::<usize>();
-        all += rest
-            .iter()
-            .map(|byte| usize::from(is(*byte)))
-            .sum::<usize>();
-    }
-    all
 }
 
 /// Envoy's phrase for a status; "Unknown" for one that has none.
