@@ -4,7 +4,7 @@ use super::{
     Name, huffman,
     table::{Dynamic, LARGEST, OVERHEAD, STATIC},
 };
-use crate::head::Known;
+use crate::head::{Known, KnownSet};
 
 /// Places of the memory of what is in the table. Two that fall together cost some compression only.
 const PLACES: usize = 64;
@@ -32,20 +32,6 @@ fn policy(name: Name, value: &[u8]) -> Policy {
             Known::Authorization => Policy::Secret,
             Known::Cookie if value.len() < 20 => Policy::Secret,
             Known::Cookie | Known::SetCookie => Policy::Watch,
-            Known::ContentLength
-            | Known::GrpcTimeout
-            | Known::Location
-            | Known::Date
-            | Known::B3
-            | Known::XB3SpanId
-            | Known::XB3TraceId
-            | Known::XB3ParentSpanId
-            | Known::TraceParent
-            | Known::TraceState
-            | Known::XClientTraceId
-            | Known::XEnvoyUpstreamServiceTime
-            | Known::XIstioAttributes
-            | Known::XRequestId => Policy::Vary,
             Known::XForwardedFor
             | Known::Forwarded
             | Known::Referer
@@ -87,9 +73,42 @@ fn policy(name: Name, value: &[u8]) -> Policy {
             | Known::XForwardedClientCert
             | Known::XForwardedHost
             | Known::XForwardedProto => Policy::Keep,
+            // Those of `VARY`.
+            Known::ContentLength
+            | Known::GrpcTimeout
+            | Known::Location
+            | Known::Date
+            | Known::B3
+            | Known::XB3SpanId
+            | Known::XB3TraceId
+            | Known::XB3ParentSpanId
+            | Known::TraceParent
+            | Known::TraceState
+            | Known::XClientTraceId
+            | Known::XEnvoyUpstreamServiceTime
+            | Known::XIstioAttributes
+            | Known::XRequestId => Policy::Vary,
         },
     }
 }
+
+/// Those whose value is new each time.
+const VARY: KnownSet = KnownSet::of(&[
+    Known::ContentLength,
+    Known::GrpcTimeout,
+    Known::Location,
+    Known::Date,
+    Known::B3,
+    Known::XB3SpanId,
+    Known::XB3TraceId,
+    Known::XB3ParentSpanId,
+    Known::TraceParent,
+    Known::TraceState,
+    Known::XClientTraceId,
+    Known::XEnvoyUpstreamServiceTime,
+    Known::XIstioAttributes,
+    Known::XRequestId,
+]);
 
 /// The static entry with this name, from 1; 0 is none.
 fn static_name(name: Name) -> usize {
@@ -240,7 +259,12 @@ impl Encoder {
     /// Appends a header with a well-known name.
     #[inline]
     pub fn known(&mut self, known: Known, value: &[u8], out: &mut Vec<u8>) {
-        if !self.repeats(known as u8, value, out) {
+        let done = if VARY.contains(known) {
+            self.varies(known, value, out)
+        } else {
+            self.repeats(known as u8, value, out)
+        };
+        if !done {
             let text = known.as_str().as_bytes();
             self.unlike_the_last(Name::Known(known), text, value, out);
         }
@@ -270,6 +294,26 @@ impl Encoder {
             integer(out, 0x80, 7, STATIC.len() + 1 + place);
         }
         holds
+    }
+
+    /// Appends a header whose value is not looked for, if its name is in a table.
+    fn varies(&self, known: Known, value: &[u8], out: &mut Vec<u8>) -> bool {
+        let mut index = static_name(Name::Known(known));
+        if index == 0 {
+            let last = self
+                .memory
+                .as_ref()
+                .and_then(|memory| memory.last.get(usize::from(known as u8)));
+            let Some(last) = last else { return false };
+            let place = usize::from(self.added.wrapping_sub(*last));
+            if !self.table.has_name(place, known as u8) {
+                return false;
+            }
+            index = STATIC.len() + 1 + place;
+        }
+        integer(out, 0x00, 4, index);
+        self.string(value, out);
+        true
     }
 
     fn unlike_the_last(&mut self, name: Name, text: &[u8], value: &[u8], out: &mut Vec<u8>) {
@@ -430,4 +474,17 @@ fn hash(seed: u64, text: &[u8]) -> u64 {
             .fold(0, |tail, byte| (tail << 8) | u64::from(*byte)),
     };
     (hash.rotate_left(23) ^ tail).wrapping_mul(MIX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_whose_values_vary_are_those_of_the_policy() {
+        for known in Known::ALL {
+            let varies = policy(Name::Known(*known), b"") == Policy::Vary;
+            assert_eq!(VARY.contains(*known), varies, "{}", known.as_str());
+        }
+    }
 }

@@ -221,6 +221,16 @@ impl Dynamic {
                 .is_some_and(|text| swar::same(text, value))
     }
 
+    /// Whether the entry that was added as the `index`th last has the name of this number.
+    #[inline]
+    pub(super) fn has_name(&self, index: usize, number: u8) -> bool {
+        self.entries
+            .len()
+            .checked_sub(index + 1)
+            .and_then(|index| self.entries.get(index))
+            .is_some_and(|entry| entry.number == number)
+    }
+
     /// Adds an entry, after those it pushes out. One that is larger than the table empties it. Whether it
     /// is in.
     pub(super) fn insert(&mut self, name: Name, text: &[u8], value: &[u8], valid: bool) -> bool {
