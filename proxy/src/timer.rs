@@ -26,6 +26,10 @@ const SLOTS: usize = 1 << LEVEL_BITS;
 const LEVELS: usize = 7;
 /// 292 years. Later deadlines are kept here and looked at again, should anybody be there.
 const LAST_TICK: u64 = (1 << (LEVEL_BITS * LEVELS as u32)) - 1;
+/// Nodes kept where they are when their deadlines end, for the next ones.
+const SPARE: usize = 256;
+/// How many of them are looked at for one that suits.
+const LOOKS: usize = 4;
 /// No node.
 const NONE: u32 = u32::MAX;
 /// The `slot` of a node that is in no list.
@@ -211,9 +215,33 @@ struct Worker {
     /// The tick the driver sleeps until; `u64::MAX` when it waits for a timer to be set.
     armed: u64,
     driver: Option<Waker>,
+    /// Nodes of nobody that stay in their slots, and the times they were set to. Nearly all deadlines of requests
+    /// are for later than those that have just ended: they need not be put into the wheel, only moved when it
+    /// comes to them.
+    spare: Vec<(u32, Instant)>,
 }
 
 impl Worker {
+    /// A node that becomes due no later than `at`.
+    fn take_spare(&mut self, at: Instant) -> Option<(u32, Instant)> {
+        let from = self.spare.len().saturating_sub(LOOKS);
+        let found = self.spare[from..]
+            .iter()
+            .rposition(|(_, noted)| *noted <= at)?;
+        Some(self.spare.swap_remove(from + found))
+    }
+
+    /// Takes the node of a deadline that has ended; see [`Wheel::release`].
+    fn give_back(&mut self, key: u32, noted: Instant) -> Option<Waker> {
+        // Without a driver nothing turns the wheel.
+        if self.driven && self.spare.len() < SPARE {
+            self.spare.push((key, noted));
+            self.wheel.node(key).waker.take()
+        } else {
+            self.wheel.release(key)
+        }
+    }
+
     /// The first tick that begins at or after `at`.
     fn tick(&self, at: Instant) -> u64 {
         const ROUND_UP: u64 = (1 << TICK_BITS) - 1;
@@ -264,6 +292,7 @@ thread_local! {
             driven: false,
             armed: u64::MAX,
             driver: None,
+            spare: Vec::new(),
         })
     };
 }
@@ -323,6 +352,10 @@ impl Drop for Driver {
         let waker = WORKER.try_with(|worker| {
             let mut worker = worker.try_borrow_mut().ok()?;
             worker.driven = false;
+            for (key, _) in std::mem::take(&mut worker.spare) {
+                // Nobody's: it has no waker.
+                drop(worker.wheel.release(key));
+            }
             worker.driver.take()
         });
         drop(waker);
@@ -350,6 +383,9 @@ impl Deadline {
     /// Outside of a tokio runtime.
     pub fn set(&mut self, at: Instant) {
         self.at = Some(at);
+        if self.node.is_none() {
+            self.node = WORKER.with_borrow_mut(|worker| worker.take_spare(at));
+        }
         if self.node.is_none_or(|(_, noted)| at < noted) {
             self.note(at);
         }
@@ -426,10 +462,10 @@ impl Deadline {
 
 impl Drop for Deadline {
     fn drop(&mut self) {
-        if let Some((key, _)) = self.node {
+        if let Some((key, noted)) = self.node {
             // The last waker of a task may be the task's end, which may have timers of its own: it is
             // dropped when the wheel is free again. A thread that ends has no wheel any more.
-            let waker = WORKER.try_with(|worker| worker.borrow_mut().wheel.release(key));
+            let waker = WORKER.try_with(|worker| worker.borrow_mut().give_back(key, noted));
             drop(waker);
         }
     }

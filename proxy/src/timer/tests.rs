@@ -142,6 +142,7 @@ fn a_tick_is_as_long_as_it_says() {
         driven: true,
         armed: 0,
         driver: None,
+        spare: Vec::new(),
     };
     assert_eq!(worker.tick(epoch), 0);
     assert_eq!(worker.tick(epoch + Duration::from_nanos(1)), 1);
