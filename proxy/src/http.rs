@@ -41,6 +41,7 @@ mod connection;
 mod h1;
 mod h2;
 mod output;
+mod late;
 mod stream;
 pub mod mutate;
 mod connect;

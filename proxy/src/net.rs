@@ -111,6 +111,23 @@ impl Transport {
         }
     }
 
+    /// Whether [`Transport::try_write`] is of use.
+    #[inline]
+    pub fn is_plain_tcp(&self) -> bool {
+        matches!(self, Transport::Tcp(_))
+    }
+
+    /// Writes what a plain socket takes of `buf` at once; nobody is woken when it takes more.
+    ///
+    /// # Errors
+    /// What the socket says; that it would block, of all that is none.
+    pub fn try_write(&self, buf: &[u8]) -> io::Result<usize> {
+        match self {
+            Transport::Tcp(s) => s.try_write(buf),
+            _ => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
     /// Sends what is held back. Plain sockets hold back nothing.
     ///
     /// # Errors

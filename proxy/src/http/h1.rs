@@ -4,7 +4,7 @@
 use std::{
     cell::RefCell,
     future::poll_fn,
-    io,
+    io::{self, IoSlice},
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker, ready},
@@ -20,6 +20,7 @@ use tokio::{net::TcpStream, time::Instant};
 use super::{
     ConnectionContext,
     connection::{End, Fate, LINGER_BYTES},
+    late::{self, Late},
     output::Output,
     record::Record,
     stream::{self, Broken, Downstream, Early, Outgoing, Progress, Request},
@@ -45,6 +46,9 @@ const READ_BODY: usize = 64 * 1024;
 /// Bytes of a response that wait for the socket before its body is asked for more.
 const WRITE_AHEAD: usize = 64 * 1024;
 
+/// Bytes of answers that leave at the end of the turn; more are written by the connection.
+const LATE: usize = 16 * 1024;
+
 /// Serves a connection to its end. `input` is what was read of it already.
 pub(super) fn serve(
     cx: Rc<ConnectionContext>,
@@ -63,6 +67,9 @@ pub(super) fn serve(
             broken: None,
             reading: false,
             driver: None,
+            late: BytesMut::new(),
+            late_soon: false,
+            task: None,
         })),
         cx,
         out: Output::default(),
@@ -116,6 +123,13 @@ struct Wire {
     reading: bool,
     /// The driver, when it relies on the body to see what happens.
     driver: Option<Waker>,
+    /// Answers that leave at the end of the turn, before all else that is written; without memory while there
+    /// are none.
+    late: BytesMut,
+    /// The end of the turn has not come yet.
+    late_soon: bool,
+    /// The driver, to be told when not all of them has left.
+    task: Option<Waker>,
 }
 
 /// What a request's body found out about the downstream.
@@ -153,6 +167,30 @@ impl Wire {
         Poll::Ready(Ok(n))
     }
 
+    /// Writes what was to leave late; ready when there is nothing of it any more.
+    fn poll_late(&mut self, task: &mut Context<'_>) -> Poll<()> {
+        while !self.late.is_empty() {
+            match ready!(self.io.poll_write(task, &[IoSlice::new(&self.late)])) {
+                // Reading tells that the peer has gone.
+                Ok(0) | Err(_) => self.late.clear(),
+                Ok(n) => self.left_late(n),
+            }
+        }
+        self.end_late();
+        Poll::Ready(())
+    }
+
+    fn left_late(&mut self, n: usize) {
+        self.late.advance(n);
+        self.cx.manager.stats.cx_tx_bytes_total.add(n as u64);
+    }
+
+    fn end_late(&mut self) {
+        if self.late.capacity() > 0 {
+            stock::put(std::mem::take(&mut self.late));
+        }
+    }
+
     fn cut(&mut self, cut: Cut) {
         self.broken = Some(cut);
         self.wake();
@@ -162,6 +200,26 @@ impl Wire {
         self.reading = false;
         if let Some(driver) = self.driver.take() {
             driver.wake();
+        }
+    }
+}
+
+impl Late for RefCell<Wire> {
+    fn write(&self) {
+        let wire = &mut *self.borrow_mut();
+        wire.late_soon = false;
+        if wire.late.is_empty() {
+            // It went before another answer.
+            return;
+        }
+        if let Ok(n) = wire.io.try_write(&wire.late) {
+            wire.left_late(n);
+        }
+        if wire.late.is_empty() {
+            wire.end_late();
+        } else if let Some(task) = wire.task.take() {
+            // The driver sees to the rest.
+            task.wake();
         }
     }
 }
@@ -216,13 +274,25 @@ impl Connection {
                     Err(error) => return Poll::Ready(Some(Next::refuse(error))),
                 }
             }
-            match wire.poll_fill(READ_AHEAD, task) {
+            // A peer that does not take our answers is not read from.
+            let mut filled = if wire.late_soon || wire.poll_late(task).is_ready() {
+                wire.poll_fill(READ_AHEAD, task)
+            } else {
+                Poll::Pending
+            };
+            if matches!(filled, Poll::Ready(Ok(0) | Err(_))) && wire.poll_late(task).is_pending() {
+                filled = Poll::Pending;
+            }
+            match filled {
                 Poll::Ready(Ok(0) | Err(_)) => {
                     stats.cx_destroy_remote.inc();
                     return Poll::Ready(None);
                 }
                 Poll::Ready(Ok(_)) => self.fresh = true,
                 Poll::Pending => {
+                    if wire.late_soon && wire.task.is_none() {
+                        wire.task = Some(task.waker().clone());
+                    }
                     match ready!(self.cx.poll_end(self.head_since, &mut self.deadline, task)) {
                         End::Closing => {}
                         End::Gone => {
@@ -246,6 +316,7 @@ impl Connection {
 
     /// Has a request served and sends the answer.
     async fn exchange(&mut self, mut record: Box<Record>, meta: RequestMeta) -> After {
+        self.recall();
         if meta.expect_continue {
             let manager = &self.cx.manager;
             match &mut record.request {
@@ -296,6 +367,14 @@ impl Connection {
         }
     }
 
+    /// Takes answers back that have not left yet: what is said from now on follows them.
+    fn recall(&mut self) {
+        let mut wire = self.wire.borrow_mut();
+        if !wire.late.is_empty() {
+            self.out.begin_with(std::mem::take(&mut wire.late));
+        }
+    }
+
     /// The body of the request whose head has just been read.
     fn body(&mut self, record: &Record, framing: Framing) -> Body {
         let mut wire = self.wire.borrow_mut();
@@ -338,6 +417,7 @@ impl Connection {
 
     /// Answers what is no request.
     async fn refuse(&mut self, reject: Reject) -> After {
+        self.recall();
         let record = Record::open(&self.cx, Protocol::Http11);
         if reject
             .flags
@@ -371,8 +451,12 @@ impl Connection {
             Ok(sending) => sending,
             Err(after) => return after,
         };
-        // What the tasks that are ready now have to say goes out together: a peer that was woken for the first
-        // answer still runs when the others come, and need not be woken again.
+        if fate == Fate::Stays && self.leaves_late(&mut sending) {
+            sending.record.complete();
+            self.fresh = true;
+            return After::Next;
+        }
+        // As `late` has it, for what is longer.
         let mut gathered = false;
         let sent = poll_fn(|task| {
             if !std::mem::replace(&mut gathered, true) {
@@ -409,6 +493,35 @@ impl Connection {
                 After::Gone
             }
         }
+    }
+
+    /// Has a short response leave at the end of the turn, if nothing can come between.
+    fn leaves_late(&mut self, sending: &mut Sending) -> bool {
+        if sending.tunnel || sending.close || !sending.body.is_whole() {
+            return false;
+        }
+        if !self.wire.borrow().io.is_plain_tcp() {
+            return false;
+        }
+        let mut task = Context::from_waker(Waker::noop());
+        while !sending.ended {
+            match sending.body.poll_frame(&mut task) {
+                Poll::Pending => return false,
+                Poll::Ready(frame) => sending.take(frame, &mut self.out, &self.cx),
+            }
+        }
+        if sending.broken {
+            return false;
+        }
+        let Some(text) = self.out.take_short(LATE) else {
+            return false;
+        };
+        let mut wire = self.wire.borrow_mut();
+        wire.late = text;
+        if !std::mem::replace(&mut wire.late_soon, true) {
+            late::put(self.wire.clone());
+        }
+        true
     }
 
     /// Writes the head of a response into the output.

@@ -49,6 +49,18 @@ impl Output {
         self.pieces.push_back((before, data));
     }
 
+    /// All that waits, if it is not much and all of it text.
+    pub(super) fn take_short(&mut self, most: usize) -> Option<BytesMut> {
+        let short = self.pieces.is_empty() && !self.text.is_empty() && self.text.len() <= most;
+        short.then(|| std::mem::take(&mut self.text))
+    }
+
+    /// Has `text` leave before all that is to come. Nothing may wait.
+    pub(super) fn begin_with(&mut self, text: BytesMut) {
+        debug_assert!(self.is_empty(), "what waits would leave after it");
+        self.text = text;
+    }
+
     /// Number of bytes that wait.
     pub(super) fn waiting(&self) -> usize {
         self.waiting + self.text.len()

@@ -167,6 +167,12 @@ impl Tcp {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
+    /// Writes what the socket takes of `buf` at once; nobody is woken later.
+    #[inline]
+    pub(super) fn try_write(&self, buf: &[u8]) -> io::Result<usize> {
+        self.stream.try_write(buf)
+    }
+
     /// The socket, for what has nothing to do with reading.
     pub(super) fn raw(&mut self) -> &mut TcpStream {
         &mut self.stream

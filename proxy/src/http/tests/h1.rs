@@ -540,3 +540,49 @@ async fn connections_are_counted_by_who_ended_them_and_when() {
         .wait_for(&format!("{listener}worker_0.downstream_cx_active"), 0)
         .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_reads_late_or_says_no_more_gets_all_answers() {
+    const REQUEST: &[u8] = b"GET /hello HTTP/1.1\r\nhost: a\r\n\r\n";
+    const LAST: &[u8] = b"GET /none HTTP/1.1\r\nhost: a\r\n\r\n";
+    // More than sockets and all that the proxy keeps can hold; and so few that nothing is held up.
+    for requests in [60_000, 1] {
+        let proxy = Proxy::start();
+        let address = proxy.listen("l", &http(DIRECT, ""));
+        let (mut reading, mut writing) = TcpStream::connect(address).await.unwrap().into_split();
+        let writer = tokio::spawn(async move {
+            for _ in 0..requests / 100 {
+                writing.write_all(&REQUEST.repeat(100)).await.unwrap();
+            }
+            writing.write_all(LAST).await.unwrap();
+            writing.shutdown().await.unwrap();
+        });
+        if requests > 1 {
+            // Until it stands still.
+            let mut before = 0;
+            loop {
+                tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+                let now = proxy.counter("http.t.downstream_rq_completed");
+                if now == before && now > 0 {
+                    break;
+                }
+                before = now;
+            }
+            assert!(before < requests, "{before}");
+        }
+        let mut all = String::new();
+        timeout(LIMIT, reading.read_to_string(&mut all))
+            .await
+            .unwrap()
+            .unwrap();
+        writer.await.unwrap();
+        let good = all.matches("HTTP/1.1 200 OK").count();
+        assert_eq!(good as u64, requests / 100 * 100, "{}", all.len());
+        let (_, last) = all.rsplit_once("HTTP/1.1 ").unwrap();
+        assert!(last.starts_with("404"), "{last}");
+        proxy
+            .wait_for("http.t.downstream_cx_tx_bytes_total", all.len() as u64)
+            .await;
+        proxy.wait_for("http.t.downstream_cx_active", 0).await;
+    }
+}
