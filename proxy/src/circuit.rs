@@ -146,11 +146,7 @@ pub struct Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let counted = self.circuit.counted(self.resource);
-        let before = counted.current.fetch_sub(1, Relaxed);
-        let open = before > counted.max;
-        self.circuit
-            .changed(self.resource, before.saturating_sub(1), open);
+        self.circuit.give_back(self.resource);
     }
 }
 
@@ -206,6 +202,23 @@ impl Circuit {
 
     /// One unit, unless the breaker is open.
     pub fn try_acquire(self: &Arc<Circuit>, resource: Resource) -> Option<Permit> {
+        self.take(resource).then(|| Permit {
+            circuit: self.clone(),
+            resource,
+        })
+    }
+
+    /// Gives back what was taken by [`Circuit::take`].
+    pub(crate) fn give_back(&self, resource: Resource) {
+        let counted = self.counted(resource);
+        let before = counted.current.fetch_sub(1, Relaxed);
+        let open = before > counted.max;
+        self.changed(resource, before.saturating_sub(1), open);
+    }
+
+    /// As [`Circuit::try_acquire`], for who holds the circuit anyway and gives back in a drop of its own. Whether
+    /// there was one.
+    pub(crate) fn take(&self, resource: Resource) -> bool {
         let counted = self.counted(resource);
         let max = match (resource, self.budget) {
             (Resource::Retries, Some(budget)) => self.retry_budget(budget),
@@ -218,13 +231,10 @@ impl Circuit {
             Ok(before) => self.changed(resource, before + 1, before + 1 >= max),
             Err(_) => {
                 self.gauges.open(self.high, resource).set(1);
-                return None;
+                return false;
             }
         }
-        Some(Permit {
-            circuit: self.clone(),
-            resource,
-        })
+        true
     }
 
     /// One unit beyond any limit: the one connection that keeps waiting requests from waiting for ever.

@@ -89,7 +89,10 @@ pub async fn forward_informed(
     let worker = WorkerClusters::of(&shared.clusters);
     let suppress = {
         let mut info = info.borrow_mut();
-        info.upstream_cluster = Some(target.cluster.clone());
+        let known = info.upstream_cluster.as_ref();
+        if !known.is_some_and(|name| Arc::ptr_eq(name, &target.cluster)) {
+            info.upstream_cluster = Some(target.cluster.clone());
+        }
         info.suppress_envoy_headers
     };
     let Some(local) = worker.get(&target.cluster) else {

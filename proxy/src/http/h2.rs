@@ -28,7 +28,7 @@ use crate::{
     body::{Body, BodyError, Frame, Source},
     boxed::boxed,
     clock,
-    head::{Headers, Known, Protocol, ResponseHead},
+    head::{Headers, Known, KnownSet, Protocol, ResponseHead},
     net::{Transport, stock},
     timer::Deadline,
 };
@@ -39,6 +39,10 @@ const READS: usize = 8;
 const SLICES: usize = 64;
 /// Places for streams kept while there is no stream: a connection that waits holds little.
 const KEPT: usize = 4;
+
+/// What of a response's head only HTTP/1 has.
+const OF_HTTP_1: KnownSet =
+    KnownSet::of(&[Known::Connection, Known::Upgrade, Known::TransferEncoding]);
 
 type Stream = Pin<Box<dyn Future<Output = ()>>>;
 
@@ -770,12 +774,7 @@ async fn answer(
     let Some(head) = &mut record.response else {
         return;
     };
-    head.headers.retain(|name, _| {
-        !matches!(
-            name.known(),
-            Some(Known::Connection | Known::Upgrade | Known::TransferEncoding)
-        )
-    });
+    head.headers.remove_all(OF_HTTP_1);
     let end = !tunnel && body.is_end_stream();
     let responded = shared.codec.borrow_mut().respond(stream, head, end);
     shared.touch();

@@ -56,16 +56,19 @@ impl StreamLimits {
     }
 
     fn next(&self) -> Option<(Instant, Expired)> {
-        let idle = self
-            .idle
-            .get()
-            .map(|idle| (self.activity.get() + idle, Expired::Idle));
-        let request = self.request.get().map(|at| (at, Expired::Request));
-        let whole = self.whole.get().map(|at| (at, Expired::Whole));
-        [idle, request, whole]
-            .into_iter()
-            .flatten()
-            .min_by_key(|(at, _)| *at)
+        let idle = self.idle.get();
+        let mut first = idle.map(|idle| (self.activity.get() + idle, Expired::Idle));
+        for (at, which) in [
+            (self.request.get(), Expired::Request),
+            (self.whole.get(), Expired::Whole),
+        ] {
+            if let Some(at) = at
+                && first.is_none_or(|(first, _)| at < first)
+            {
+                first = Some((at, which));
+            }
+        }
+        first
     }
 
     /// Ready when a limit has run out. `deadline` is the one that the stream waits with.

@@ -6,7 +6,7 @@ use std::{
     cell::Cell,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     sync::LazyLock,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -17,6 +17,7 @@ use lateen_protocols::envoy::envoy::{
         PathWithEscapedSlashesAction as Slashes, ServerHeaderTransformation as ServerHeader,
     },
 };
+use tokio::time::Instant;
 
 use crate::{
     clock,
@@ -196,6 +197,9 @@ impl ConnectionManager {
     }
 
     fn strip_host(&self, head: &mut RequestHead, port: u16) {
+        if self.strip_port == StripPort::Keep && !self.strip_trailing_dot {
+            return;
+        }
         let host = without_port(&head.authority).len();
         let given = &head.authority[host..];
         let strip = match self.strip_port {
@@ -286,10 +290,10 @@ impl ConnectionManager {
 
     /// Takes away what only trusted clients may say.
     fn sanitize(&self, headers: &mut Headers, origin: &Origin) {
-        let any = headers.iter().any(|(name, _)| match name.known() {
-            Some(known) => OF_ENVOY.contains(known),
-            None => name.as_bytes().starts_with(b"x-envoy-"),
-        });
+        let any = !headers.present().and(OF_ENVOY).is_empty()
+            || headers
+                .other_names()
+                .any(|name| name.starts_with(b"x-envoy-"));
         if any {
             headers.retain(|name, _| {
                 let name = name.as_bytes();
@@ -423,26 +427,37 @@ fn request_id() -> [u8; 36] {
 /// Adds `date`, whose text is made once a second.
 fn append_date(headers: &mut Headers) {
     thread_local! {
-        static DATE: Cell<(u64, [u8; 29])> = const { Cell::new((u64::MAX, [0; 29])) };
+        /// When it was made, and until when it is good.
+        static DATE: Cell<Option<(Instant, Instant, [u8; 29])>> = const { Cell::new(None) };
     }
-    let now = clock::wall()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
-    let (mut second, mut text) = DATE.get();
-    if second != now {
-        second = now;
-        let date = i64::try_from(now)
-            .ok()
-            .and_then(|seconds| DateTime::from_timestamp(seconds, 0))
-            .unwrap_or_default()
-            .format("%a, %d %b %Y %H:%M:%S GMT")
-            .to_string();
-        if let Ok(date) = date.as_bytes().try_into() {
-            text = date;
-        }
-        DATE.set((second, text));
-    }
+    let now = clock::now();
+    let known = DATE
+        .get()
+        .filter(|(from, until, _)| (*from..*until).contains(&now));
+    let text = known.map_or_else(
+        || {
+            let since = clock::wall()
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .unwrap_or_default();
+            let rest = Duration::from_nanos(1_000_000_000 - u64::from(since.subsec_nanos()));
+            let text = date(since.as_secs());
+            DATE.set(Some((now, now + rest, text)));
+            text
+        },
+        |(_, _, text)| text,
+    );
     headers.append(Known::Date, text);
+}
+
+/// RFC 9110 §5.6.7.
+fn date(unix_seconds: u64) -> [u8; 29] {
+    let date = i64::try_from(unix_seconds)
+        .ok()
+        .and_then(|seconds| DateTime::from_timestamp(seconds, 0))
+        .unwrap_or_default()
+        .format("%a, %d %b %Y %H:%M:%S GMT")
+        .to_string();
+    date.as_bytes().try_into().unwrap_or([b'0'; 29])
 }
 
 fn append_via(headers: &mut Headers, via: &Bytes) {

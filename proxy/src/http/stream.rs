@@ -22,7 +22,7 @@ use crate::{
     clock,
     filter::{FilterContext, ResponseContext},
     format::{Facts, grpc_status},
-    head::{Headers, Known, RequestHead, ResponseHead},
+    head::{Headers, Known, KnownSet, RequestHead, ResponseHead},
     info::ResponseFlags,
     reject::Reject,
     route::{Action, RouteTable, Selected, Unmatched},
@@ -523,13 +523,20 @@ impl Outgoing {
 /// Takes hop-by-hop headers from a response, but for those of an upgrade, and a length that none of its
 /// status may have. Headers that `connection` names stay, as in Envoy: clients depend on what they get from it.
 fn strip_hop_by_hop(head: &mut ResponseHead) {
+    const ALWAYS: KnownSet = KnownSet::of(&[
+        Known::KeepAlive,
+        Known::ProxyConnection,
+        Known::TransferEncoding,
+    ]);
+    const UNLESS_SWITCHING: KnownSet = KnownSet::of(&[Known::Connection, Known::Upgrade]);
     let status = head.status;
-    head.headers.retain(|name, _| match name.known() {
-        Some(Known::KeepAlive | Known::ProxyConnection | Known::TransferEncoding) => false,
-        Some(Known::Connection | Known::Upgrade) => status == 101,
-        Some(Known::ContentLength) => status >= 200 && status != 204,
-        _ => true,
-    });
+    head.headers.remove_all(ALWAYS);
+    if status != 101 {
+        head.headers.remove_all(UNLESS_SWITCHING);
+    }
+    if status < 200 || status == 204 {
+        head.headers.remove_known(Known::ContentLength);
+    }
 }
 
 /// Notes the trailers of a response.

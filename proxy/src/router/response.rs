@@ -49,20 +49,19 @@ pub(super) fn finish(
     let now = clock::now();
     let replay = request.replay;
     let ended = replay.0.ended_at();
+    let began = ended.unwrap_or(now);
+    let time = now.saturating_duration_since(began);
     // There will be no other attempt; mirrors still need what was kept.
     if request.policy.mirrors.is_empty() {
         replay.0.stop_keeping();
     }
-    if let Some(ended) = ended
-        && !request.suppress
-    {
-        let ms = u64::try_from(now.duration_since(ended).as_millis()).unwrap_or(u64::MAX);
+    if ended.is_some() && !request.suppress {
         head.headers
-            .set(Known::XEnvoyUpstreamServiceTime, Decimal::of(ms));
+            .set(Known::XEnvoyUpstreamServiceTime, Decimal::of(millis(time)));
     }
     let mut info = request.info.borrow_mut();
     info.flags.set(flags);
-    info.upstream_first_byte = Some(now.duration_since(info.start));
+    info.upstream_first_byte = Some(now.saturating_duration_since(info.start));
     info.response_code_details = "via_upstream".into();
     info.grpc_status = body
         .trailers()
@@ -78,10 +77,9 @@ pub(super) fn finish(
     drop(info);
     let tunnelled = request.upgrade && (head.status == 101 || request.connect && head.status < 300);
     local.cluster.stats.answered(head.status, request.caller);
-    let began = ended.unwrap_or(now);
     if body.is_whole() && !tunnelled {
         // The rest of the request, if there is any, goes with `replay`.
-        record_time(&local, now.duration_since(began));
+        record_time(&local, time);
         return (head, body);
     }
     if request.upgrade {
@@ -108,8 +106,14 @@ pub(super) fn finish(
 }
 
 fn record_time(local: &LocalCluster, time: Duration) {
-    let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    local.cluster.stats.upstream_rq_time.record(ms);
+    local.cluster.stats.upstream_rq_time.record(millis(time));
+}
+
+/// Whole milliseconds, without the long arithmetic of `as_millis`.
+fn millis(time: Duration) -> u64 {
+    time.as_secs()
+        .saturating_mul(1000)
+        .saturating_add(u64::from(time.subsec_millis()))
 }
 
 struct Watched {

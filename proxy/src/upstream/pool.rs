@@ -184,7 +184,6 @@ pub(crate) struct Lease {
 /// Counts one request while it is under way.
 pub(super) struct RequestGuard {
     pool: Rc<Pool>,
-    _permit: Permit,
 }
 
 impl RequestGuard {
@@ -196,6 +195,7 @@ impl RequestGuard {
 
 impl Drop for RequestGuard {
     fn drop(&mut self) {
+        self.pool.circuit.give_back(Resource::Requests);
         self.pool.cluster.stats.upstream_rq_active.dec();
         self.pool.host.state.request_ended();
     }
@@ -445,16 +445,13 @@ impl Pool {
 
     fn lease(self: &Rc<Pool>, conn: Conn) -> Result<Lease, Refusal> {
         let stats = &self.cluster.stats;
-        let Some(permit) = self.circuit.try_acquire(Resource::Requests) else {
+        if !self.circuit.take(Resource::Requests) {
             return Err(Refusal::Overflow);
-        };
+        }
         stats.upstream_rq_total.inc();
         stats.upstream_rq_active.inc();
         self.host.state.request_began();
-        let guard = RequestGuard {
-            pool: self.clone(),
-            _permit: permit,
-        };
+        let guard = RequestGuard { pool: self.clone() };
         Ok(Lease { conn, guard })
     }
 
