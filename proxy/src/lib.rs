@@ -29,6 +29,7 @@ pub mod cluster;
 pub mod balance;
 pub mod outlier;
 pub mod pages;
+pub mod allocator;
 pub mod circuit;
 pub mod upstream;
 pub mod tcp_proxy;

@@ -7,6 +7,7 @@ use clap::Parser;
 use lateen_service::{identity::Source, shutdown};
 use proxy::{
     agent,
+    allocator::Allocator,
     config::{Command, Mode, Options, WaitArgs},
     iptables,
     logging::Logging,
@@ -15,7 +16,7 @@ use proxy::{
 };
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Allocator = Allocator;
 
 /// For xDS, admin, secrets and export; the data path has threads of its own.
 const MAIN_THREADS: usize = 2;

@@ -424,7 +424,9 @@ impl Request<'_> {
     /// Picks a host for the next attempt, and makes the request one to it.
     fn start(&self, attempts: &mut Attempts<'_>, head: &mut RequestHead) -> Result<Goal, Reject> {
         // The cluster may have been replaced while an earlier attempt ran.
-        if let Some(present) = self.worker.get(&self.target.cluster) {
+        if attempts.number > 0
+            && let Some(present) = self.worker.get(&self.target.cluster)
+        {
             attempts.local = present;
         }
         if let Some((_, host)) = self.current.take() {

@@ -300,44 +300,38 @@ impl Headers {
 
     /// Adds a value after the existing ones.
     pub fn append(&mut self, name: impl Into<Name>, value: impl AsRef<[u8]>) {
-        let (name, value) = (name.into(), value.as_ref());
-        if self.lines && self.append_line(&name, value) {
-            return;
-        }
-        match name {
-            Name::Known(known) => self.append_lower(Some(known), b"", value),
+        let value = value.as_ref();
+        match name.into() {
+            Name::Known(known) => self.append_known(known, value),
             Name::Other(text) => self.append_lower(None, &text, value),
         }
     }
 
+    fn append_known(&mut self, known: Known, value: &[u8]) {
+        if !(self.lines && self.append_line(known, value)) {
+            self.append_lower(Some(known), b"", value);
+        }
+    }
+
     /// Adds a header as a line, if it is one.
-    fn append_line(&mut self, name: &Name, value: &[u8]) -> bool {
-        let known = match name {
-            Name::Known(known) => Some(*known),
-            Name::Other(_) => None,
-        };
-        let name = name.as_bytes();
-        let end = self.text.len() + name.len() + value.len() + 4;
-        if known.is_none() && swar::breaks_line(name)
-            || swar::breaks_line(value)
-            || u32::try_from(end).is_err()
-        {
+    fn append_line(&mut self, known: Known, value: &[u8]) -> bool {
+        let begin = known.begins_line();
+        let at = self.text.len();
+        if at + begin.len() + value.len() + 2 > u32::MAX as usize || swar::breaks_line(value) {
             return false;
         }
-        let name_at = offset(self.text.len());
-        let (name_len, value_len) = (offset(name.len()), offset(value.len()));
-        self.text.reserve(name.len() + value.len() + 4);
-        self.text.extend_from_slice(name);
-        self.text.extend_from_slice(b": ");
+        self.text.reserve(begin.len() + value.len() + 2);
+        self.text.extend_from_slice(begin);
         self.text.extend_from_slice(value);
         self.text.extend_from_slice(b"\r\n");
+        // Not longer than the text.
         self.add(Entry {
-            known,
+            known: Some(known),
             line: true,
-            name_at,
-            name_len,
-            value_at: name_at + name_len + 2,
-            value_len,
+            name_at: at as u32,
+            name_len: begin.len() as u32 - 2,
+            value_at: (at + begin.len()) as u32,
+            value_len: value.len() as u32,
         });
         true
     }
@@ -653,6 +647,11 @@ impl RequestHead {
     pub fn path_only(&self) -> &[u8] {
         let end = swar::find_either(&self.path, b'?', b'#').unwrap_or(self.path.len());
         &self.path[..end]
+    }
+
+    /// Whether there is a `#` in the path, which no request may have.
+    pub fn has_fragment(&self) -> bool {
+        swar::find_either(&self.path, b'#', b'#').is_some()
     }
 
     /// What follows the first `?`.

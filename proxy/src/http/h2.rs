@@ -452,11 +452,11 @@ impl Driver {
         let stats = &self.cx.manager.stats;
         loop {
             let mut codec = self.shared.codec.borrow_mut();
-            let mut slices = [IoSlice::new(&[]); SLICES];
-            let filled = codec.output(&mut slices);
-            if filled == 0 {
+            if !codec.has_output() {
                 break;
             }
+            let mut slices = [IoSlice::new(&[]); SLICES];
+            let filled = codec.output(&mut slices);
             let written = self
                 .io
                 .poll_write(task, slices.get(..filled).unwrap_or_default());

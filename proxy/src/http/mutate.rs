@@ -331,7 +331,7 @@ impl ConnectionManager {
             ));
         }
         // A fragment is for the client alone: a route could take it for a part of the path, an upstream for none.
-        if head.path.contains(&b'#') {
+        if head.has_fragment() {
             return Err(unfit_path());
         }
         if !(self.normalize_path || self.merge_slashes || self.acts_on_escaped_slashes()) {
@@ -410,18 +410,34 @@ impl ConnectionManager {
 
 /// A random UUID (version 4) in text.
 fn request_id() -> [u8; 36] {
-    /// Where the digits of each byte stand.
-    const AT: [usize; 16] = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
-    const HEX: &[u8; 16] = b"0123456789abcdef";
     let mut bits: u128 = rand::random();
     bits &= !(0xf << 76 | 0xc << 60);
     bits |= 0x4 << 76 | 0x8 << 60;
-    let mut text = [b'-'; 36];
-    for (byte, at) in bits.to_be_bytes().into_iter().zip(AT) {
-        text[at] = HEX[usize::from(byte >> 4)];
-        text[at + 1] = HEX[usize::from(byte & 0xf)];
+    let mut digits = [0; 32];
+    let (words, _) = digits.as_chunks_mut::<8>();
+    for (word, shift) in words.iter_mut().zip([96, 64, 32, 0]) {
+        *word = hex((bits >> shift) as u32);
     }
+    let mut text = [b'-'; 36];
+    text[..8].copy_from_slice(&digits[..8]);
+    text[9..13].copy_from_slice(&digits[8..12]);
+    text[14..18].copy_from_slice(&digits[12..16]);
+    text[19..23].copy_from_slice(&digits[16..20]);
+    text[24..].copy_from_slice(&digits[20..]);
     text
+}
+
+/// The digits of a number, all at once.
+fn hex(number: u32) -> [u8; 8] {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    // Each digit into a byte of its own, the highest into the highest.
+    let mut word = u64::from(number);
+    word = (word | word << 16) & 0x0000_ffff_0000_ffff;
+    word = (word | word << 8) & 0x00ff_00ff_00ff_00ff;
+    word = (word | word << 4) & 0x0f0f_0f0f_0f0f_0f0f;
+    // 1 in each byte that is above nine.
+    let letters = (word + 6 * ONES) >> 4 & ONES;
+    (word + u64::from(b'0') * ONES + letters * u64::from(b'a' - b'0' - 10)).to_be_bytes()
 }
 
 /// Adds `date`, whose text is made once a second.
@@ -610,6 +626,22 @@ mod tests {
             assert_eq!(got.as_deref(), want, "{path}");
         }
         assert_eq!(unescape_slashes(b"/a%2fb%5Cc%20"), b"/a/b\\c%20");
+    }
+
+    #[test]
+    fn digits_are_those_of_the_number() {
+        for number in [
+            0,
+            1,
+            9,
+            0xa,
+            0x0f1e_2d3c,
+            0x1234_5678,
+            0x9abc_def0,
+            u32::MAX,
+        ] {
+            assert_eq!(hex(number), *format!("{number:08x}").as_bytes());
+        }
     }
 
     #[test]

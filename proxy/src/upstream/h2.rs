@@ -590,12 +590,9 @@ impl Driver {
     /// Writes all there is, or all that the socket takes.
     fn write(&mut self, cx: &mut Context<'_>) -> Result<(), ()> {
         let mut state = self.conn.state.borrow_mut();
-        loop {
+        while state.codec.has_output() {
             let mut slices = [IoSlice::new(&[]); SLICES];
             let count = state.codec.output(&mut slices);
-            if count == 0 {
-                break;
-            }
             let slices = slices.get(..count).unwrap_or_default();
             match self.transport.poll_write(cx, slices) {
                 Poll::Pending => return Ok(()),

@@ -15,6 +15,7 @@ macro_rules! well_known {
         }
 
         static TEXTS: [&str; Known::ALL.len()] = [$($text),+];
+        static LINES: [&str; Known::ALL.len()] = [$(concat!($text, ": ")),+];
         // A set of names is a number.
         const _: () = assert!(Known::ALL.len() <= 64);
     };
@@ -86,6 +87,12 @@ impl Known {
     #[inline]
     pub const fn as_str(self) -> &'static str {
         TEXTS[self as usize]
+    }
+
+    /// The name and what follows it in a line of HTTP/1.
+    #[inline]
+    pub(super) fn begins_line(self) -> &'static [u8] {
+        LINES[self as usize].as_bytes()
     }
 
     /// Bytes of the longest name.
