@@ -3,6 +3,8 @@
 //! What the tasks that are ready now have to say goes out together: a peer that was woken for the first answer still
 //! runs when the others come, and need not be woken again. One task of the worker writes for all; who had something
 //! to say is not polled a second time for it.
+//!
+//! The list holds each connection once, and a connection has no more than 16 KiB to say this way: it is bounded by them.
 
 use std::{
     cell::RefCell,
