@@ -141,11 +141,12 @@ impl Cluster {
         let Some(api) = self.api(key).await? else {
             return Ok(None);
         };
-        let found = api.get_opt(&key.name).await;
-        let found = found.map_err(|error| refused(error, &format!("cannot read {key}")))?;
-        found
-            .map(|object| serde_json::to_value(object).context("the API server sends no JSON"))
-            .transpose()
+        match api.get(&key.name).await {
+            Ok(object) => Ok(Some(serde_json::to_value(object)?)),
+            // Also of a kind whose definition has just gone.
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+            Err(error) => Err(refused(error, &format!("cannot read {key}"))),
+        }
     }
 
     /// All objects of the kind of `key`, in all namespaces.

@@ -9,6 +9,7 @@ mod crds;
 mod inject;
 mod install;
 mod output;
+mod proxy_config;
 mod proxy_status;
 mod source;
 mod terminal;
@@ -46,6 +47,8 @@ enum Command {
     Completion(completion::Options),
     /// Show for every proxy whether it has taken over what Pilot sent.
     ProxyStatus(proxy_status::Options),
+    /// Show what a proxy has loaded: listeners, routes, clusters, endpoints, secrets, bootstrap, levels of its log.
+    ProxyConfig(proxy_config::Options),
     /// Run unit tests of policy and quota, without a mesh.
     Test(test::Options),
     /// Say what is wrong with configuration taken together, with Istio's codes.
@@ -71,6 +74,7 @@ async fn main() -> ExitCode {
         Command::Version(options) => version::run(options).await,
         Command::Completion(options) => completion::run(&options, Cli::command()),
         Command::ProxyStatus(options) => proxy_status::run(options).await.map(done),
+        Command::ProxyConfig(options) => proxy_config::run(options).await,
         Command::Test(options) => test::run(&options).map(done),
         Command::Analyze(options) => analyze::run(&options),
         Command::Adapter(options) => adapter::run(&options).map(done),

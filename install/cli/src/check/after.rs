@@ -110,7 +110,7 @@ async fn validator(cluster: &mut Cluster, key: &Key, object: &Value) -> anyhow::
     if !has_roots(object) {
         return Ok(Finding::failed("webhooks", format!("{key}: {NO_ROOTS}")));
     }
-    // Let in by its definition's schema, and wrong by our rules: a port of a Gateway needs a protocol that exists.
+    // Let in by the schema of its definition, and wrong by our rules: a weight below zero.
     let wrong = json!({
         "apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
         "metadata": {"name": "lateen-check", "namespace": "istio-system"},
@@ -140,7 +140,7 @@ async fn injector(cluster: &mut Cluster, key: &Key, object: &Value) -> anyhow::R
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": "lateen-check", "namespace": "default", "labels": label},
-        "spec": {"containers": [{"name": "app", "image": "app"}]},
+        "spec": {"serviceAccountName": "default", "containers": [{"name": "app", "image": "app"}]},
     });
     Ok(match dry_run(cluster, &pod).await? {
         Ok(pod) => {
