@@ -130,7 +130,7 @@ async fn wait(cluster: &mut Cluster, keys: &[Key], deadline: Instant) -> anyhow:
             cluster
                 .wait(key, deadline, |object| object.is_none())
                 .await?,
-            "{key} is still there; does something hold it (finalizers), or is nobody there to end it? Run this again"
+            "{key} is still there; does something hold it (finalizers), or is nobody there to end it?"
         );
     }
     Ok(())
