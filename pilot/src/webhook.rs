@@ -33,8 +33,9 @@ use lateen_service::shutdown::Drain;
 use lateen_service::tls;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_stream::StreamExt as _;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use self::admission::Review;
@@ -50,6 +51,8 @@ const REVIEWS: usize = 32;
 const READING_KIB: usize = 64 * 1024;
 /// A review must have come whole, and been answered, within this time: an API server's own default is 10 s.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Told to stop, it goes on for so long: until then API servers may not have heard of it, and they ask only once.
+const LINGER: Duration = Duration::from_secs(3);
 /// Head of a request, in bytes.
 const HEAD_LIMIT: usize = 16 * 1024;
 /// Requests at once on one connection.
@@ -132,7 +135,7 @@ pub fn settings(
     Ok(file::follow(files, read, drain)?)
 }
 
-/// Serves on a listener that is bound, until the drain stops; requests under way are finished.
+/// Serves on a listener that is bound, until a little after the drain stops; requests under way are finished.
 pub fn serve(
     listener: TcpListener,
     certificate: &Certificate,
@@ -147,7 +150,13 @@ pub fn serve(
         judging: Semaphore::new(REVIEWS),
     });
     let incoming = tls::serve(listener, certificate.server_config());
-    let (stopping, tasks) = (drain.token(), drain.clone());
+    let (asked, stopping, tasks) = (drain.stopping(), CancellationToken::new(), drain.clone());
+    let stop = stopping.clone();
+    drain.spawn(async move {
+        asked.await;
+        sleep(LINGER).await;
+        stop.cancel();
+    });
     drain.spawn(async move {
         let mut incoming = pin!(incoming);
         loop {
@@ -169,11 +178,7 @@ pub fn serve(
 }
 
 impl Webhooks {
-    async fn connection(
-        self: Arc<Self>,
-        connection: tls::Conn,
-        stopping: &tokio_util::sync::CancellationToken,
-    ) {
+    async fn connection(self: Arc<Self>, connection: tls::Conn, stopping: &CancellationToken) {
         let service = service_fn(move |request| {
             let webhooks = self.clone();
             async move { Ok::<_, Infallible>(webhooks.answer(request).await) }

@@ -220,13 +220,18 @@ async fn reviews_are_answered_over_tls() {
         metrics.contains("\nsidecar_injection_failure_total 0\n"),
         "{metrics}"
     );
+    // It is to stop: who has not heard of that yet is answered all the same.
+    drain.begin();
+    assert_eq!(image(&next).await, "proxy:2");
     assert!(drain.finish(Duration::from_secs(5)).await);
+    assert!(next.post(address, "/", json, "").await.is_err());
 }
 
 #[tokio::test]
 async fn no_certificate_is_said_at_the_start() {
+    let folder = tempfile::tempdir().unwrap();
     let config = Config {
-        config_dir: Some(std::env::temp_dir()),
+        config_dir: Some(folder.path().to_owned()),
         webhook: WebhookArgs {
             webhooks: true,
             ..WebhookArgs::default()
@@ -420,5 +425,5 @@ async fn the_one_that_leads_writes() {
     until(async || cart()["observedGeneration"] == 3).await;
     assert!(accepted(&cart()).is_some_and(|one| one["status"] == "True"));
     assert!(leads(&second).await);
-    second.drain.finish(Duration::from_secs(5)).await;
+    assert!(second.drain.finish(Duration::from_secs(5)).await);
 }
