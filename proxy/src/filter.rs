@@ -16,6 +16,7 @@ use crate::{
     shared::Shared,
 };
 
+pub mod bandwidth_limit;
 pub(crate) mod bucket;
 pub mod buffer;
 mod compile;
@@ -35,6 +36,7 @@ pub mod health_check;
 pub mod jwt_authn;
 pub mod local_ratelimit;
 pub mod lua;
+mod pace;
 mod per_cluster;
 pub mod ratelimit;
 pub mod rbac;
@@ -74,6 +76,8 @@ pub enum HttpFilter {
     Rbac(Box<rbac::HttpRbac>),
     /// Waits for the whole body.
     Buffer(buffer::Buffer),
+    /// Slows bodies.
+    BandwidthLimit(Box<bandwidth_limit::BandwidthLimit>),
     /// Counts gRPC calls.
     GrpcStats(Box<grpc_stats::GrpcStats>),
     /// Serves browsers' gRPC.
@@ -152,6 +156,8 @@ pub enum RouteFilterConfig {
     RateLimit(Arc<ratelimit::RateLimitRoute>),
     /// Of the external authorization filter.
     ExtAuthz(Arc<ext_authz::ExtAuthzRoute>),
+    /// Of the bandwidth limit, in place of the filter's.
+    BandwidthLimit(Arc<bandwidth_limit::BandwidthLimit>),
     /// Of the Mixer filter.
     Mixer(Arc<mixer::Service>),
 }
@@ -190,6 +196,7 @@ pub struct ResponseContext<'a> {
 /// What filters keep from the request to the end of the stream. Dropped with the stream.
 #[derive(Debug, Default)]
 pub struct FilterState {
+    bandwidth: Option<bandwidth_limit::SharedSpent>,
     compressor: Option<compressor::Choice>,
     cors: Option<cors::Allowed>,
     fault: Option<fault::Active>,
@@ -266,6 +273,7 @@ impl HttpFilters {
                     boxed(|| limit.on_request(cx, head)).await?;
                 }
                 HttpFilter::HealthCheck(check) => check.on_request(cx, head)?,
+                HttpFilter::BandwidthLimit(limit) => limit.on_request(cx, head, body),
                 HttpFilter::Buffer(buffer) => {
                     boxed(|| buffer.on_request(cx, head, body)).await?;
                 }
@@ -450,8 +458,17 @@ impl Entry {
                     rules.on_response(cx, own, head);
                 }
             }
-            HttpFilter::Fault(_)
-            | HttpFilter::Rbac(_)
+            HttpFilter::Fault(_) => {
+                if let Some(active) = &state.fault {
+                    active.on_response(body);
+                }
+            }
+            HttpFilter::BandwidthLimit(limit) => {
+                if let Some(own) = self.runs(cx) {
+                    limit.on_response(own, state, body);
+                }
+            }
+            HttpFilter::Rbac(_)
             | HttpFilter::Buffer(_)
             | HttpFilter::JwtAuthn(_)
             | HttpFilter::Csrf(_)
@@ -483,6 +500,7 @@ impl HttpFilter {
             | HttpFilter::Cors(_)
             | HttpFilter::Rbac(_)
             | HttpFilter::Buffer(_)
+            | HttpFilter::BandwidthLimit(_)
             | HttpFilter::HeaderMutation(_)
             | HttpFilter::Compressor(_)
             | HttpFilter::Lua(_)

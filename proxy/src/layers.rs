@@ -13,7 +13,7 @@ use std::{
 use lateen_protocols::envoy::{
     envoy::config::{
         bootstrap::v3::{LayeredRuntime, runtime_layer::LayerSpecifier},
-        core::v3::RuntimeFractionalPercent,
+        core::v3::{RuntimeFeatureFlag, RuntimeFractionalPercent},
     },
     google::protobuf::{Struct, Value, value::Kind},
 };
@@ -38,13 +38,24 @@ pub struct RuntimeLayers(Mutex<State>);
 struct State {
     layers: Vec<Layer>,
     /// What compiled configuration watches, by key.
-    watched: HashMap<String, Weak<AtomicU64>>,
+    watched: HashMap<(Meaning, String), Weak<AtomicU64>>,
 }
 
 struct Layer {
     name: String,
     admin: bool,
     values: BTreeMap<String, Text>,
+}
+
+/// As what a value is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Meaning {
+    /// A fraction, in parts of a million.
+    Fraction,
+    /// A whole number.
+    Number,
+    /// `true` (1) or `false` (0).
+    Truth,
 }
 
 /// A value as text and, for a fraction, in parts of a million.
@@ -101,19 +112,46 @@ impl RuntimeLayers {
             .map(|percent| percent.runtime_key.as_str())
             .unwrap_or_default();
         Fraction {
-            watched: (!key.is_empty()).then(|| self.watch(key)),
+            watched: (!key.is_empty()).then(|| self.watch(key, Meaning::Fraction)),
             default,
         }
     }
 
-    fn watch(&self, key: &str) -> Arc<AtomicU64> {
+    /// A fraction that follows `key`; without a value there it is the default of whoever asks.
+    pub fn fraction_at(&self, key: &str, default: Chance) -> Fraction {
+        Fraction {
+            watched: Some(self.watch(key, Meaning::Fraction)),
+            default,
+        }
+    }
+
+    /// A whole number that follows `key`.
+    pub fn number_at(&self, key: &str) -> Number {
+        Number {
+            watched: self.watch(key, Meaning::Number),
+        }
+    }
+
+    /// A switch that follows its key; without one it is the default value, or `default` if there is none.
+    pub fn flag(&self, flag: Option<&RuntimeFeatureFlag>, default: bool) -> Flag {
+        let key = flag.map_or("", |flag| flag.runtime_key.as_str());
+        Flag {
+            watched: (!key.is_empty()).then(|| self.watch(key, Meaning::Truth)),
+            default: flag
+                .and_then(|flag| flag.default_value.as_ref())
+                .map_or(default, |value| value.value),
+        }
+    }
+
+    fn watch(&self, key: &str, meaning: Meaning) -> Arc<AtomicU64> {
         let mut state = self.lock();
-        if let Some(found) = state.watched.get(key).and_then(Weak::upgrade) {
+        let place = (meaning, key.to_owned());
+        if let Some(found) = state.watched.get(&place).and_then(Weak::upgrade) {
             return found;
         }
         state.watched.retain(|_, cell| cell.strong_count() > 0);
-        let cell = Arc::new(AtomicU64::new(state.parts(key)));
-        state.watched.insert(key.to_owned(), Arc::downgrade(&cell));
+        let cell = Arc::new(AtomicU64::new(state.read(key, meaning)));
+        state.watched.insert(place, Arc::downgrade(&cell));
         cell
     }
 
@@ -135,9 +173,9 @@ impl RuntimeLayers {
                 return Err("The admin layer is full");
             }
         }
-        for (key, cell) in &state.watched {
+        for ((meaning, key), cell) in &state.watched {
             if let Some(cell) = cell.upgrade() {
-                cell.store(state.parts(key), Relaxed);
+                cell.store(state.read(key, *meaning), Relaxed);
             }
         }
         Ok(())
@@ -199,13 +237,18 @@ impl fmt::Debug for RuntimeLayers {
 }
 
 impl State {
-    fn parts(&self, key: &str) -> u64 {
-        self.layers
-            .iter()
-            .rev()
-            .find_map(|layer| layer.values.get(key))
-            .and_then(|value| value.parts)
-            .map_or(UNSET, u64::from)
+    /// The value that counts; `UNSET` if there is none, or it makes no sense as what it is read.
+    fn read(&self, key: &str, meaning: Meaning) -> u64 {
+        let mut layers = self.layers.iter().rev();
+        let Some(value) = layers.find_map(|layer| layer.values.get(key)) else {
+            return UNSET;
+        };
+        let text = value.text.trim();
+        match meaning {
+            Meaning::Fraction => value.parts.map_or(UNSET, u64::from),
+            Meaning::Number => text.parse().unwrap_or(UNSET),
+            Meaning::Truth => text.parse().map_or(UNSET, |truth: bool| u64::from(truth)),
+        }
     }
 }
 
@@ -313,6 +356,45 @@ impl Fraction {
     pub fn hits(&self) -> bool {
         self.chance().hits()
     }
+
+    /// The same with another default.
+    #[must_use]
+    pub fn or(&self, default: Chance) -> Fraction {
+        Fraction {
+            watched: self.watched.clone(),
+            default,
+        }
+    }
+}
+
+/// A whole number that a runtime key gives.
+#[derive(Clone, Debug)]
+pub struct Number {
+    watched: Arc<AtomicU64>,
+}
+
+impl Number {
+    /// The number at this moment, if there is one.
+    pub fn get(&self) -> Option<u64> {
+        Some(self.watched.load(Relaxed)).filter(|number| *number != UNSET)
+    }
+}
+
+/// A switch that a runtime key may override.
+#[derive(Clone, Debug)]
+pub struct Flag {
+    watched: Option<Arc<AtomicU64>>,
+    default: bool,
+}
+
+impl Flag {
+    /// Whether it is on at this moment.
+    pub fn is_on(&self) -> bool {
+        match self.watched.as_ref().map(|cell| cell.load(Relaxed)) {
+            None | Some(UNSET) => self.default,
+            Some(truth) => truth != 0,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -354,6 +436,29 @@ mod tests {
         );
         set("x.y", "").unwrap();
         assert_eq!(y.chance(), Chance(100_000));
+    }
+
+    #[test]
+    fn numbers_and_switches_follow_their_keys() {
+        let layers = layers(
+            "layers: [{name: a, static_layer: {n: 7, t: false}}, {name: b, admin_layer: {}}]",
+        )
+        .unwrap();
+        let flag: RuntimeFeatureFlag =
+            lateen_protocols::json::from_yaml("{runtime_key: t, default_value: true}").unwrap();
+        let (number, flag) = (layers.number_at("n"), layers.flag(Some(&flag), true));
+        // One key may be read as several things.
+        let fraction = layers.fraction_at("n", Chance::NEVER);
+        assert_eq!((number.get(), flag.is_on()), (Some(7), false));
+        assert_eq!(fraction.chance(), Chance(70_000));
+        for (key, value) in [("n", "x"), ("t", "1")] {
+            layers
+                .modify(&[(key.to_owned(), value.to_owned())])
+                .unwrap();
+        }
+        assert_eq!((number.get(), flag.is_on()), (None, true));
+        assert_eq!(fraction.or(Chance(3)).chance(), Chance(3));
+        assert!(layers.flag(None, true).is_on());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::{
 /// The bucket; full when it is made.
 #[derive(Debug)]
 pub(crate) struct TokenBucket {
-    most: u32,
+    most: f64,
     per_second: f64,
     made: Instant,
     /// Seconds after `made` when the bucket was last empty, or would have been; bits of an `f64`.
@@ -55,11 +55,49 @@ impl TokenBucket {
             ));
         }
         Ok(TokenBucket {
-            most: config.max_tokens,
+            most: f64::from(config.max_tokens),
             per_second: f64::from(tokens) / interval.as_secs_f64(),
             made: clock::now(),
             empty: AtomicU64::new(f64::NEG_INFINITY.to_bits()),
         })
+    }
+
+    /// A bucket that holds what comes in a second, and now `first` of it.
+    pub(crate) fn of_second(per_second: f64, first: f64) -> TokenBucket {
+        TokenBucket {
+            most: per_second,
+            per_second,
+            made: clock::now(),
+            empty: AtomicU64::new((-first / per_second).to_bits()),
+        }
+    }
+
+    /// Leaves `count` tokens in it, whatever there were.
+    pub(crate) fn leave(&self, count: f64) {
+        let empty = self.now() - count / self.per_second;
+        self.empty.store(empty.to_bits(), Relaxed);
+    }
+
+    /// Takes as many whole tokens as there are, up to `count`; gives how many.
+    #[allow(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "whole, and between 0 and `count`, which counts bytes in memory"
+    )]
+    pub(crate) fn take_some(&self, count: u64) -> u64 {
+        let now = self.now();
+        let some = |empty: u64| {
+            let left = self.at(now, f64::from_bits(empty));
+            (left, left.min(count as f64).floor().max(0.0))
+        };
+        let taken = |empty: u64| {
+            let (left, taken) = some(empty);
+            (taken > 0.0).then(|| (now - (left - taken) / self.per_second).to_bits())
+        };
+        self.empty
+            .fetch_update(Relaxed, Relaxed, taken)
+            .map_or(0, |before| some(before).1 as u64)
     }
 
     /// Takes `count` tokens, if there are so many.
@@ -76,8 +114,13 @@ impl TokenBucket {
     }
 
     /// How many tokens there may be.
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "whole and positive; too many are the most that can be told"
+    )]
     pub(crate) fn most(&self) -> u32 {
-        self.most
+        self.most as u32
     }
 
     /// Tokens per second.
@@ -106,7 +149,7 @@ impl TokenBucket {
     }
 
     fn at(&self, now: f64, empty: f64) -> f64 {
-        ((now - empty) * self.per_second).min(f64::from(self.most))
+        ((now - empty) * self.per_second).min(self.most)
     }
 
     fn now(&self) -> f64 {
@@ -144,6 +187,18 @@ mod tests {
         tokio::time::advance(Duration::from_secs(1000)).await;
         assert_eq!(bucket.left(), 2);
         assert!(!bucket.take(3) && bucket.take(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_bucket_gives_what_it_has() {
+        let bucket = TokenBucket::of_second(1000.0, 50.0);
+        assert_eq!((bucket.take_some(40), bucket.take_some(40)), (40, 10));
+        assert_eq!(bucket.take_some(1), 0);
+        tokio::time::advance(Duration::from_millis(100)).await;
+        assert_eq!(bucket.take_some(1000), 100);
+        tokio::time::advance(Duration::from_secs(10)).await;
+        bucket.leave(5.0);
+        assert_eq!(bucket.take_some(1000), 5);
     }
 
     #[test]

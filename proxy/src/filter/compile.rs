@@ -7,6 +7,7 @@ use lateen_protocols::envoy::{
         config::route::v3 as route_proto,
         extensions::filters::{
             http::{
+                bandwidth_limit::v3::BandwidthLimit as BandwidthProto,
                 buffer::v3::{Buffer as BufferProto, BufferPerRoute},
                 compressor::v3::{Compressor as CompressorProto, CompressorPerRoute},
                 cors::v3::{Cors as CorsProto, CorsPolicy},
@@ -38,10 +39,10 @@ use lateen_protocols::envoy::{
 use lateen_protocols::istio::mixer::v1::config::client::{HttpClientConfig, ServiceConfig};
 
 use super::{
-    Entry, HttpFilter, HttpFilters, RouteFilterConfig, RouterOptions, buffer, compressor, cors,
-    csrf, ext_authz, fault, grpc_http1_bridge, grpc_stats, grpc_web, header_mutation,
-    header_to_metadata, health_check, jwt_authn, local_ratelimit, lua, ratelimit, rbac,
-    set_metadata, stateful_session,
+    Entry, HttpFilter, HttpFilters, RouteFilterConfig, RouterOptions, bandwidth_limit, buffer,
+    compressor, cors, csrf, ext_authz, fault, grpc_http1_bridge, grpc_stats, grpc_web,
+    header_mutation, header_to_metadata, health_check, jwt_authn, local_ratelimit, lua, ratelimit,
+    rbac, set_metadata, stateful_session,
 };
 use crate::{
     config_error::ConfigError,
@@ -144,7 +145,9 @@ impl HttpFilter {
     ) -> Result<Option<HttpFilter>, ConfigError> {
         if let Some(fault) = unpack::<HttpFault>(any)? {
             return Ok(Some(HttpFilter::Fault(fault::Fault::compile(
-                &fault, scope,
+                &fault,
+                scope,
+                &shared.layers,
             )?)));
         }
         if unpack::<CorsProto>(any)?.is_some() {
@@ -156,6 +159,10 @@ impl HttpFilter {
         }
         if let Some(buffer) = unpack::<BufferProto>(any)? {
             return Ok(Some(HttpFilter::Buffer(buffer::Buffer::compile(&buffer)?)));
+        }
+        if let Some(limit) = unpack::<BandwidthProto>(any)? {
+            let limit = bandwidth_limit::BandwidthLimit::compile(&limit, shared, false)?;
+            return Ok(Some(HttpFilter::BandwidthLimit(Box::new(limit))));
         }
         if let Some(stats) = unpack::<GrpcStatsProto>(any)? {
             let stats = grpc_stats::GrpcStats::compile(&stats)?;
@@ -251,7 +258,7 @@ impl RouteFilterConfig {
         }
         if let Some(fault) = unpack::<HttpFault>(any)? {
             return Ok(Some(RouteFilterConfig::Fault(Arc::new(
-                fault::FaultRules::compile(&fault)?,
+                fault::FaultRules::compile(&fault, &shared.layers)?,
             ))));
         }
         if let Some(policy) = unpack::<CorsPolicy>(any)? {
@@ -266,6 +273,10 @@ impl RouteFilterConfig {
         }
         if let Some(buffer) = unpack::<BufferPerRoute>(any)? {
             return buffer::Buffer::compile_route(&buffer).map(Some);
+        }
+        if let Some(limit) = unpack::<BandwidthProto>(any)? {
+            let limit = bandwidth_limit::BandwidthLimit::compile(&limit, shared, true)?;
+            return Ok(Some(RouteFilterConfig::BandwidthLimit(Arc::new(limit))));
         }
         if let Some(mutation) = unpack::<HeaderMutationPerRoute>(any)? {
             let mutations = header_mutation::Mutations::compile_route(&mutation)?;
