@@ -10,7 +10,7 @@ use self::command::Command;
 pub use self::{
     json::JsonFormat,
     time::iso_time,
-    value::{grpc_status_of, headers_bytes, request_bytes, response_bytes, url_encoded_pem},
+    value::{grpc_status_of, headers_bytes, pem, request_bytes, response_bytes, url_encoded_pem},
 };
 use crate::{
     config_error::ConfigError,

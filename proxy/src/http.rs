@@ -165,17 +165,6 @@ impl ConnectionManager {
         let scope = shared.stats.scope(&format!("http.{}.", config.stat_prefix));
         let http1 = config.http_protocol_options.clone().unwrap_or_default();
         let common = config.common_http_protocol_options.unwrap_or_default();
-        let mut client_cert_details = config.set_current_client_cert_details.unwrap_or_default();
-        if client_cert_details.chain
-            || client_cert_details.issuer
-            || client_cert_details.format != 0
-        {
-            return Err(invalid(
-                "set_current_client_cert_details",
-                "chain, issuer and JSON are not supported",
-            ));
-        }
-        client_cert_details.chain = false;
         let mut upgrades = Vec::new();
         for upgrade in &config.upgrade_configs {
             if !upgrade.filters.is_empty() {
@@ -226,7 +215,7 @@ impl ConnectionManager {
             preserve_request_id: config.preserve_external_request_id,
             request_id_in_response: config.always_set_request_id_in_response,
             client_cert: config.forward_client_cert_details(),
-            client_cert_details,
+            client_cert_details: config.set_current_client_cert_details.unwrap_or_default(),
             upgrades,
             normalize_path: truth(config.normalize_path.as_ref(), false),
             merge_slashes: config.merge_slashes,

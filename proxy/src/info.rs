@@ -62,8 +62,12 @@ pub struct TlsInfo {
     pub peer_dns_sans: Vec<Arc<str>>,
     /// PEM of the peer's certificate, made when somebody needs it (XFCC `Cert`).
     pub peer_certificate_der: Option<Bytes>,
+    /// What the peer sent after its certificate, DER, in its order.
+    pub peer_chain_der: Vec<Bytes>,
     /// URI SAN of our own certificate.
     pub local_uri_san: Option<Arc<str>>,
+    /// URI SANs of our own certificate after the first.
+    pub local_more_uri_sans: Vec<Arc<str>>,
     /// Subject of our own certificate.
     pub local_subject: Option<Arc<str>>,
 }

@@ -43,7 +43,7 @@ use crate::{
     secret::{Certificate, SecretSlot, SecretStore, Trust},
 };
 use hello::Hello;
-use peer::PeerCertificate;
+pub(crate) use peer::PeerCertificate;
 pub use stream::TlsStream;
 use verify::{ClientRules, NoVerification, Rules, ServerRules};
 
@@ -876,15 +876,15 @@ fn info(connection: &CommonState, verified: bool, local: Option<&PeerCertificate
     };
     if let Some(local) = local {
         info.local_uri_san = local.uri_sans.first().cloned();
+        info.local_more_uri_sans = local.uri_sans.iter().skip(1).cloned().collect();
         info.local_subject = Some(local.subject.clone());
     }
     // What a peer says of itself is nothing until somebody we trust has signed it.
-    let leaf = connection
-        .peer_certificates()
-        .and_then(<[_]>::first)
-        .filter(|_| verified);
-    if let Some((leaf, peer)) = leaf.and_then(|leaf| Some((leaf, PeerCertificate::of(leaf).ok()?)))
+    let chain = connection.peer_certificates().filter(|_| verified);
+    if let Some((leaf, rest)) = chain.and_then(<[_]>::split_first)
+        && let Ok(peer) = PeerCertificate::of(leaf)
     {
+        info.peer_chain_der = rest.iter().map(|der| Bytes::copy_from_slice(der)).collect();
         info.peer_uri_san = peer.uri_sans.first().cloned();
         info.peer_more_uri_sans = peer.uri_sans.iter().skip(1).cloned().collect();
         info.peer_subject = Some(peer.subject.clone());

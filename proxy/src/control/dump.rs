@@ -8,7 +8,7 @@ use lateen_protocols::json as proto_json;
 use serde_json::{Map, Value, json};
 
 use super::{Control, Failure, Item, Kind, Listener, State};
-use crate::secret::Source;
+use crate::{format::pem, secret::Source};
 use std::sync::Arc;
 
 /// What to show; empty means all but endpoints.
@@ -286,16 +286,6 @@ fn secrets(control: &Control, state: &State) -> Value {
     put(&mut object, "dynamic_active_secrets", active);
     put(&mut object, "dynamic_warming_secrets", warming);
     Value::Object(object)
-}
-
-fn pem(der: &[u8]) -> String {
-    let text = BASE64_STANDARD.encode(der);
-    let mut out = String::from("-----BEGIN CERTIFICATE-----\n");
-    for line in text.as_bytes().chunks(64) {
-        out.extend(line.iter().map(|b| char::from(*b)));
-        out.push('\n');
-    }
-    out + "-----END CERTIFICATE-----\n"
 }
 
 /// Fields whose value is a secret, wherever they stand.

@@ -451,6 +451,18 @@ fn path<'a>(facts: &Facts<'a>, kind: PathKind, with_query: bool) -> Option<Cow<'
     Some(Cow::Borrowed(&path[..end])).filter(|path| !path.is_empty())
 }
 
+/// A certificate in PEM.
+pub fn pem(der: &[u8]) -> String {
+    use base64::Engine as _;
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let mut out = String::from("-----BEGIN CERTIFICATE-----\n");
+    for line in text.as_bytes().chunks(64) {
+        out.extend(line.iter().map(|b| char::from(*b)));
+        out.push('\n');
+    }
+    out + "-----END CERTIFICATE-----\n"
+}
+
 /// A certificate as Envoy puts it into `x-forwarded-client-cert`: PEM, URL encoded.
 pub fn url_encoded_pem(der: &[u8]) -> String {
     use base64::Engine as _;

@@ -178,10 +178,18 @@ fn rfc2253(name: &X509Name<'_>) -> String {
     parts.join(",")
 }
 
+/// As OpenSSL prints it: what is not printable ASCII is the hex of its bytes.
 fn escape(value: &str) -> String {
     let mut out = String::with_capacity(value.len());
     let last = value.chars().count().saturating_sub(1);
     for (index, c) in value.chars().enumerate() {
+        if !c.is_ascii() || c.is_ascii_control() {
+            let mut bytes = [0; 4];
+            for byte in c.encode_utf8(&mut bytes).bytes() {
+                out.push_str(&format!("\\{byte:02X}"));
+            }
+            continue;
+        }
         let edge_space = c == ' ' && (index == 0 || index == last);
         if matches!(c, ',' | '+' | '"' | '\\' | '<' | '>' | ';')
             || edge_space
