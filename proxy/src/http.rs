@@ -48,6 +48,7 @@ mod connect;
 mod local_reply;
 mod limits;
 mod record;
+mod redirect;
 mod stats;
 pub mod cert;
 #[cfg(test)]

@@ -20,6 +20,7 @@ mod compile;
 mod conditions;
 mod domains;
 pub mod headers;
+pub mod internal_redirect;
 pub mod matcher;
 pub mod policy;
 mod rewrite;

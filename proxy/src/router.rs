@@ -69,22 +69,35 @@ pub async fn forward(
     body: Body,
     info: &SharedInfo,
 ) -> Result<(ResponseHead, Body), Reject> {
-    forward_informed(shared, policy, target, &mut head, body, info, &|_| {}).await
+    let hooks = Hooks {
+        on_informational: &|_| {},
+        follow: &mut |_, _, _| false,
+    };
+    forward_informed(shared, policy, target, &mut head, body, info, hooks).await
 }
 
-/// As [`forward`], and hands on each `1xx` response that comes before the final one. The head is changed
-/// to what was sent upstream last.
+/// What is told of a request before its final response.
+pub(crate) struct Hooks<'a> {
+    /// Each `1xx` response.
+    pub(crate) on_informational: OnInformational<'a>,
+    /// A redirect that the route's policy looks at; the request, and its body if all of it has come and was
+    /// kept. Says whether it is followed: then the response is of no more interest.
+    pub(crate) follow: &'a mut dyn FnMut(&ResponseHead, &mut RequestHead, Option<Body>) -> bool,
+}
+
+/// As [`forward`], with the `hooks` told. The head is changed to what was sent upstream last. Of a response
+/// that is followed the head alone is given.
 ///
 /// # Errors
 /// The local reply when there is no upstream response.
-pub async fn forward_informed(
+pub(crate) async fn forward_informed(
     shared: &Arc<Shared>,
     policy: &ForwardPolicy,
     target: &Target,
     head: &mut RequestHead,
     body: Body,
     info: &SharedInfo,
-    on_informational: &dyn Fn(ResponseHead),
+    hooks: Hooks<'_>,
 ) -> Result<(ResponseHead, Body), Reject> {
     let worker = WorkerClusters::of(&shared.clusters);
     let suppress = {
@@ -104,7 +117,8 @@ pub async fn forward_informed(
     let caller = caller(head, &info.borrow());
     let kind = Upgrade::of(head);
     let upgrade = kind != Upgrade::None;
-    let keep = !upgrade && (retry.is_enabled() || !policy.mirrors.is_empty());
+    let keep = !upgrade
+        && (retry.is_enabled() || !policy.mirrors.is_empty() || policy.internal_redirect.is_some());
     let limit = policy
         .buffer_limit
         .unwrap_or(local.cluster.config.buffer_limit);
@@ -136,7 +150,7 @@ pub async fn forward_informed(
         current: RefCell::default(),
         hedged: RefCell::default(),
         left: upgrade.then(Rc::default),
-        on_informational,
+        on_informational: hooks.on_informational,
     };
     let mut attempts = Attempts {
         local,
@@ -168,6 +182,15 @@ pub async fn forward_informed(
     };
     match result {
         Ok(mut answer) => {
+            let redirects = policy.internal_redirect.as_deref();
+            if redirects.is_some_and(|redirects| redirects.handles(answer.head.status)) {
+                let stats = &answer.local.cluster.stats;
+                if (hooks.follow)(&answer.head, head, request.replay.0.entire()) {
+                    stats.upstream_internal_redirect_succeeded_total.inc();
+                    return Ok((answer.head, Body::empty()));
+                }
+                stats.upstream_internal_redirect_failed_total.inc();
+            }
             if let Some(cookie) = hashed.set_cookie {
                 answer.head.headers.append(Known::SetCookie, cookie);
             }

@@ -1,6 +1,6 @@
 //! What is written down of one stream when it ends: statistics, access log, Mixer report, trace.
 
-use std::{borrow::Cow, cell::RefCell, rc::Rc};
+use std::{borrow::Cow, cell::RefCell, rc::Rc, time::Duration};
 
 use super::{ConnectionContext, limits::StreamLimits};
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
     format::Facts,
     head::{Headers, Known, Protocol, RequestHead, ResponseHead},
     info::{ResponseFlags, StreamInfo},
-    route::{Action, ForwardPolicy, Selected},
+    route::{Action, ForwardPolicy, Selected, internal_redirect::Taken},
     router::SharedInfo,
     trace::Trace,
 };
@@ -36,6 +36,8 @@ pub(super) struct Record {
     pub(super) local_reply: Cow<'static, str>,
     /// Whether the request is gRPC.
     pub(super) grpc: bool,
+    /// Redirects that were followed to come here.
+    pub(super) redirects: Taken,
     /// What `%RESPONSE_CODE_DETAILS%` says if the downstream leaves.
     pub(super) left: &'static str,
     written: bool,
@@ -70,6 +72,7 @@ impl Record {
                 trace: None,
                 local_reply: Cow::Borrowed(""),
                 grpc: false,
+                redirects: Taken::default(),
                 left: "downstream_remote_disconnect",
                 written: false,
             },
@@ -100,7 +103,7 @@ impl Record {
 
     /// The route's limit on the life of the stream; `None` leaves the connection manager's. Envoy:
     /// `ActiveStream::refreshDurationTimeout`.
-    fn longest(&self, policy: &ForwardPolicy) -> Option<Option<std::time::Duration>> {
+    fn longest(&self, policy: &ForwardPolicy) -> Option<Option<Duration>> {
         let asked = self.request.as_ref().and_then(RequestHead::grpc_timeout);
         let Some((asked, most)) = asked.zip(policy.grpc_duration_max) else {
             return policy.max_stream_duration;
@@ -150,6 +153,28 @@ impl Record {
         self.write(Ending::Cut);
     }
 
+    /// The response is a redirect that is followed, with `resent` bytes: the stream is written down and gives
+    /// its place to another, of the same request, with the head that it has by now. The limits in time go on.
+    pub(super) fn follow(&mut self, response: ResponseHead, resent: u64) {
+        let mut next = Record::open(&self.cx, self.protocol);
+        next.request.clone_from(&self.request);
+        next.limits = self.limits.clone();
+        next.redirects = std::mem::take(&mut self.redirects);
+        {
+            let mut info = self.info.borrow_mut();
+            info.response_code = response.status;
+            info.response_code_details = "internal_redirect".into();
+            let mut next = next.info.borrow_mut();
+            next.downstream_remote = info.downstream_remote;
+            // As Envoy, where the new stream receives the body once more.
+            next.bytes_received = info.bytes_received + resent;
+            next.request_end = Some(Duration::ZERO);
+        }
+        self.response = Some(response);
+        self.write(Ending::Followed);
+        *self = *next;
+    }
+
     fn write(&mut self, ending: Ending) {
         if std::mem::replace(&mut self.written, true) {
             return;
@@ -160,7 +185,7 @@ impl Record {
         let ended = info.start + elapsed;
         info.response_end = Some(elapsed);
         match ending {
-            Ending::Cut => {}
+            Ending::Cut | Ending::Followed => {}
             // As Envoy, which resets a stream whose request has not come to its end.
             Ending::Whole if info.request_end.is_none() => stats.rq_rx_reset.inc(),
             Ending::Whole => {}
@@ -182,7 +207,9 @@ impl Record {
             if matches!(ending, Ending::Cut | Ending::Whole) {
                 stats.rq_completed.inc();
             }
-            stats.count_status(info.response_code);
+            if !matches!(ending, Ending::Followed) {
+                stats.count_status(info.response_code);
+            }
         }
         stats
             .rq_time
@@ -220,6 +247,8 @@ enum Ending {
     Whole,
     /// With a response that we cut.
     Cut,
+    /// With a redirect that another stream follows.
+    Followed,
     /// The downstream left.
     Left,
     /// The downstream made no sense.

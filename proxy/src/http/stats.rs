@@ -71,6 +71,11 @@ stats! {
     rq_redirect: counter = "rq_redirect",
     rq_direct_response: counter = "rq_direct_response",
     router_rq_total: counter = "rq_total",
+    redirect_bad_location: counter = "passthrough_internal_redirect_bad_location",
+    redirect_unsafe_scheme: counter = "passthrough_internal_redirect_unsafe_scheme",
+    redirect_too_many: counter = "passthrough_internal_redirect_too_many_redirects",
+    redirect_no_route: counter = "passthrough_internal_redirect_no_route",
+    redirect_predicate: counter = "passthrough_internal_redirect_predicate",
 }
 
 /// `http2.*`: what the codec counts, under Envoy's names.

@@ -16,6 +16,7 @@ use super::{
     ConnectionManager, connect,
     limits::{Expired, StreamLimits},
     record::Record,
+    redirect::Judge,
 };
 use crate::{
     body::Body,
@@ -26,7 +27,7 @@ use crate::{
     info::ResponseFlags,
     reject::Reject,
     route::{Action, RouteTable, Selected, Unmatched},
-    router::{self, SharedInfo},
+    router::{self, Hooks, SharedInfo},
     timer::Deadline,
 };
 
@@ -168,12 +169,45 @@ pub(super) fn refuse(record: Box<Record>, reject: Reject) -> Outgoing {
     finish(record, Err(reject))
 }
 
-/// Decides what is answered: a filter, the route, or the upstream.
+/// Decides what is answered, at the end of all redirects that are followed here.
 async fn respond(
     record: &mut Record,
     request: Request,
     early: &Early,
 ) -> Result<(ResponseHead, Body), Reject> {
+    let mut body = match respond_once(record, request, None, early).await? {
+        Answered::Response(head, body) => return Ok((head, body)),
+        Answered::Redirected(body, internal) => (body, internal),
+    };
+    loop {
+        let request = Request {
+            body: body.0,
+            upgrade: None,
+            host_given: true,
+        };
+        // Boxed, as it is rare.
+        let again = Box::pin(respond_once(record, request, Some(body.1), early));
+        body = match again.await? {
+            Answered::Response(head, body) => return Ok((head, body)),
+            Answered::Redirected(body, internal) => (body, internal),
+        };
+    }
+}
+
+enum Answered {
+    Response(ResponseHead, Body),
+    /// The request is another one now, with this body; and whether it came from inside the mesh.
+    Redirected(Body, bool),
+}
+
+/// Decides what is answered: a filter, the route, or the upstream. `redirected` is whether the request came
+/// from inside the mesh, if it is a redirect that is followed: it is not received, but made anew.
+async fn respond_once(
+    record: &mut Record,
+    request: Request,
+    redirected: Option<bool>,
+    early: &Early,
+) -> Result<Answered, Reject> {
     let Request {
         mut body,
         upgrade,
@@ -183,13 +217,19 @@ async fn respond(
     let manager = &cx.manager;
     let head = record.request.as_mut().ok_or_else(Reject::no_route)?;
     record.grpc = head.is_grpc();
-    let origin = manager.prepare_request(head, host_given, &cx)?;
-    record.info.borrow_mut().downstream_remote = origin.remote;
+    let internal = match redirected {
+        Some(internal) => internal,
+        None => {
+            let origin = manager.prepare_request(head, host_given, &cx)?;
+            record.info.borrow_mut().downstream_remote = origin.remote;
+            origin.internal
+        }
+    };
     let Some(table) = manager.table() else {
         manager.stats.no_route.inc();
         return Err(Reject::no_route());
     };
-    let selected = table.select(head, cx.info.tls.as_deref(), origin.internal);
+    let selected = table.select(head, cx.info.tls.as_deref(), internal);
     if let Some(tracer) = &manager.tracer {
         record.trace = Some(tracer.start(head, selected.as_ref().ok()));
     }
@@ -200,7 +240,7 @@ async fn respond(
             return Err(no_route(manager, unmatched, head));
         }
     };
-    if !origin.internal {
+    if !internal {
         for name in selected.internal_only() {
             head.headers.remove(name);
         }
@@ -211,7 +251,7 @@ async fn respond(
         manager.stats.cx_upgrades_total.inc();
     }
     if !manager.filters.is_empty() {
-        run_filters(record, manager, &table, origin.internal, &mut body).await?;
+        run_filters(record, manager, &table, internal, &mut body).await?;
         if let (Some(name), Some(selected)) = (&upgrade, &record.route) {
             // A filter may have moved the request to another route.
             allow_upgrade(manager, selected, name)?;
@@ -224,7 +264,7 @@ async fn respond(
     match &selected.route().action {
         Action::Direct { status, body } => {
             manager.stats.rq_direct_response.inc();
-            direct(*status, body)
+            direct(*status, body).map(|(head, body)| Answered::Response(head, body))
         }
         Action::Redirect(redirect) => {
             manager.stats.rq_redirect.inc();
@@ -263,8 +303,29 @@ async fn respond(
             if policy.ends_connect && upgrade.as_deref() == Some("connect") {
                 // Boxed, as it is rare and large.
                 let end = connect::end(&manager.shared, policy, &target, head, body, &record.info);
-                return Box::pin(end).await;
+                let (head, body) = Box::pin(end).await?;
+                return Ok(Answered::Response(head, body));
             }
+            let mut again = None;
+            let mut follow = |response: &ResponseHead, head: &mut RequestHead, body| {
+                again = policy.internal_redirect.as_deref().and_then(|redirects| {
+                    let judge = Judge {
+                        policy: redirects,
+                        table: &table,
+                        left: selected,
+                        tls: cx.info.tls.as_deref(),
+                        internal,
+                        stats: &manager.stats,
+                        info: &record.info,
+                    };
+                    judge.follow(response, head, body, &mut record.redirects)
+                });
+                again.is_some()
+            };
+            let hooks = Hooks {
+                on_informational: &|head| early.put(head),
+                follow: &mut follow,
+            };
             let (mut head, mut body) = router::forward_informed(
                 &manager.shared,
                 policy,
@@ -272,9 +333,13 @@ async fn respond(
                 head,
                 body,
                 &record.info,
-                &|head| early.put(head),
+                hooks,
             )
             .await?;
+            if let Some(body) = again {
+                record.follow(head, body.exact_length().unwrap_or(0));
+                return Ok(Answered::Redirected(body, internal));
+            }
             if manager.filters.holds_response(&record.state) {
                 // Boxed, as it is rare.
                 let filters = &manager.filters;
@@ -287,7 +352,7 @@ async fn respond(
                 let held = filters.hold_response(&cx, &mut record.state, &mut head, &mut body);
                 Box::pin(held).await?;
             }
-            Ok((head, body))
+            Ok(Answered::Response(head, body))
         }
     }
 }

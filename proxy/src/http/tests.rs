@@ -4,6 +4,7 @@ mod conformance;
 mod h1;
 mod h2;
 mod pace;
+mod redirect;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty, Full};

@@ -21,7 +21,7 @@ use crate::{
     layers::{Fraction, RuntimeLayers},
     proto::{Chance, invalid, optional_duration, timeout},
     retry::RetryPolicy,
-    route::{headers::HeaderOps, matcher::RegexRewrite},
+    route::{headers::HeaderOps, internal_redirect::InternalRedirect, matcher::RegexRewrite},
 };
 
 /// Timeout of a route that names none. Envoy: `RouteAction.timeout`.
@@ -78,6 +78,8 @@ pub struct ForwardPolicy {
     pub include_is_timeout_retry: bool,
     /// Most body bytes kept for retries and mirrors.
     pub buffer_limit: Option<u64>,
+    /// Which redirects are followed here.
+    pub internal_redirect: Option<Box<InternalRedirect>>,
 }
 
 /// Labels a host must carry (`envoy.lb` metadata), sorted by key.
@@ -308,6 +310,12 @@ impl ForwardPolicy {
             include_attempt_count_in_response: vhost.include_attempt_count_in_response,
             include_is_timeout_retry: vhost.include_is_timeout_retry_header,
             buffer_limit,
+            internal_redirect: action
+                .internal_redirect_policy
+                .as_ref()
+                .map(|policy| InternalRedirect::compile(policy).map(Box::new))
+                .transpose()
+                .map_err(|error| error.within("internal_redirect_policy"))?,
         })
     }
 
@@ -343,10 +351,6 @@ fn refuse_unsupported(action: &proto::RouteAction) -> Result<(), ConfigError> {
             action.retry_policy_typed_config.is_some(),
         ),
         ("path_rewrite", !action.path_rewrite.is_empty()),
-        (
-            "internal_redirect_policy",
-            action.internal_redirect_policy.is_some(),
-        ),
         ("early_data_policy", action.early_data_policy.is_some()),
     ];
     match unsupported.iter().find(|(_, present)| *present) {

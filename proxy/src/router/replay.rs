@@ -116,6 +116,19 @@ impl Replay {
         })
     }
 
+    /// All of the body, if it has come entirely and was kept.
+    pub(super) fn entire(&self) -> Option<Body> {
+        match &self.0 {
+            Kind::Whole { too_long: true, .. } => None,
+            Kind::Whole { body, .. } => body.try_clone(),
+            Kind::Parts(inner) => {
+                let inner = inner.borrow();
+                let came = matches!(inner.end, End::Came(_)) && !inner.lost;
+                came.then(|| frames(inner.kept.clone()))
+            }
+        }
+    }
+
     /// The body itself, for an upgraded stream that is not replayed.
     pub(super) fn take_source(&self) -> Body {
         match &self.0 {

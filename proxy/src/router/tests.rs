@@ -1091,7 +1091,12 @@ fn answers_before_the_final_one_are_handed_on() {
             &mut head("GET", "/", &[]),
             Body::empty(),
             &new_info(),
-            &|head| told.borrow_mut().push((head.status, head.headers.len())),
+            Hooks {
+                on_informational: &|head| {
+                    told.borrow_mut().push((head.status, head.headers.len()));
+                },
+                follow: &mut |_, _, _| false,
+            },
         )
         .await;
         assert_eq!(answer.unwrap().0.status, 204);
