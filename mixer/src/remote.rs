@@ -6,11 +6,14 @@
 //! It takes at most what the handler's connection or the caller allows. What goes wrong is an error of that call,
 //! and the rule's fail mode says what that means. Reports are queued and sent in batches ([`report`]).
 //!
+//! Servers that compiled adapters ask over HTTP/1.1 ([`http1`]) are reached with the same credentials.
+//!
 //! reference: istio.io/api `mixer/adapter/model/v1beta1`.
 
 mod breaker;
 mod channel;
 mod credentials;
+pub(crate) mod http1;
 mod oauth;
 mod report;
 mod session;
@@ -125,7 +128,8 @@ impl Process {
     /// A file of the connection cannot be used.
     pub fn build(name: &Arc<str>, signature: &Signature, env: Env) -> Result<Self, String> {
         let connection = &signature.connection;
-        let (credentials, tls) = Credentials::load(connection)?;
+        let (credentials, tls) =
+            Credentials::load(&connection.address, &connection.authentication, b"h2")?;
         let link = Arc::new(Link::new(&connection.address, tls)?);
         let credentials = Arc::new(credentials);
         credentials.watch(&link, &env)?;

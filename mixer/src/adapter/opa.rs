@@ -20,7 +20,10 @@ use lateen_adapter::{
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 
-use self::{embedded::Embedded, remote::Remote};
+use self::{
+    embedded::Embedded,
+    remote::{Question, Remote},
+};
 
 /// The adapter.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +39,8 @@ struct Params {
     fail_close: Option<bool>,
     #[serde(alias = "server_url")]
     server_url: String,
+    /// As in the connection of an adapter process.
+    authentication: Json,
     #[serde(alias = "valid_duration", deserialize_with = "params::duration")]
     valid_duration: Duration,
 }
@@ -45,8 +50,25 @@ enum Engine {
     Remote(Box<Remote>),
 }
 
+/// The engine as far as it can be told without the files that it names.
+enum Plan {
+    Embedded(Box<Embedded>),
+    Remote(Box<Question>),
+}
+
+impl Plan {
+    fn build(self, env: &Env) -> Result<Engine, String> {
+        match self {
+            Plan::Embedded(embedded) => Ok(Engine::Embedded(embedded)),
+            Plan::Remote(question) => {
+                Remote::build(*question, env).map(|remote| Engine::Remote(Box::new(remote)))
+            }
+        }
+    }
+}
+
 impl Params {
-    fn engine(&self) -> Result<Engine, String> {
+    fn plan(&self) -> Result<Plan, String> {
         let path = self.check_method.strip_prefix("data.").unwrap_or_default();
         let is_path = |part: &str| {
             !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
@@ -59,9 +81,13 @@ impl Params {
         }
         match (self.policy.as_slice(), self.server_url.as_str()) {
             ([], "") => Err("policy: there is none, and no serverUrl".to_owned()),
-            ([], url) => Remote::new(url, path).map(|remote| Engine::Remote(Box::new(remote))),
+            ([], url) => Question::new(url, path, &self.authentication)
+                .map(|question| Plan::Remote(Box::new(question))),
+            (_, "") if !self.authentication.is_null() => {
+                Err("authentication: it is for a serverUrl, and there is none".to_owned())
+            }
             (policies, "") => Embedded::new(policies, &self.check_method)
-                .map(|embedded| Engine::Embedded(Box::new(embedded))),
+                .map(|embedded| Plan::Embedded(Box::new(embedded))),
             _ => Err("policy: either policies or a serverUrl, not both".to_owned()),
         }
     }
@@ -77,14 +103,15 @@ impl Adapter for Opa {
     }
 
     fn validate(&self, candidate: &Candidate<'_>) -> Vec<String> {
-        let engine = params::parse::<Params>(candidate.params).and_then(|p| p.engine());
-        engine.err().into_iter().collect()
+        let plan = params::parse::<Params>(candidate.params).and_then(|p| p.plan());
+        plan.err().into_iter().collect()
     }
 
     fn build(&self, candidate: &Candidate<'_>, env: Env) -> Result<Handler, BuildError> {
         let params = params::parse::<Params>(candidate.params).map_err(BuildError)?;
+        let plan = params.plan().map_err(BuildError)?;
         Ok(Handler::new().with_check(Arc::new(Judge {
-            engine: params.engine().map_err(BuildError)?,
+            engine: plan.build(&env).map_err(BuildError)?,
             fail_close: params.fail_close,
             valid_duration: params.valid_duration,
             failures: env.counter("policy_failures"),

@@ -14,8 +14,10 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 
+use super::credentials::Renew;
+
 /// Longest wait for a connection, TCP and TLS together.
-const CONNECT: Duration = Duration::from_secs(2);
+pub(super) const CONNECT: Duration = Duration::from_secs(2);
 /// A connection that says nothing for so long is asked whether it lives, and given up when it does not.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
@@ -27,7 +29,7 @@ pub(super) struct TlsSettings {
 }
 
 /// Any stream.
-trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// The channel that calls take. Nothing is dialled before the first call.
@@ -49,9 +51,11 @@ impl Link {
     pub(super) fn channel(&self) -> Channel {
         Channel::clone(&self.channel.load())
     }
+}
 
-    /// Has calls from now on use a new connection with `tls`. Calls under way end on the old one.
-    pub(super) fn replace(&self, tls: TlsSettings) -> Result<(), String> {
+impl Renew for Link {
+    /// Calls under way end on the old connection.
+    fn renew(&self, tls: TlsSettings) -> Result<(), String> {
         let channel = dial(&self.address, Some(tls))?;
         self.channel.store(Arc::new(channel));
         Ok(())
@@ -74,7 +78,11 @@ fn dial(address: &str, tls: Option<TlsSettings>) -> Result<Channel, String> {
     Ok(endpoint.connect_with_connector_lazy(connect))
 }
 
-async fn connect(address: Arc<str>, tls: Option<TlsSettings>) -> io::Result<TokioIo<Box<dyn Io>>> {
+/// Dials `address`, which is `HOST:PORT`.
+pub(super) async fn connect(
+    address: Arc<str>,
+    tls: Option<TlsSettings>,
+) -> io::Result<TokioIo<Box<dyn Io>>> {
     let stream = TcpStream::connect(&*address).await?;
     stream.set_nodelay(true)?;
     let stream: Box<dyn Io> = match tls {

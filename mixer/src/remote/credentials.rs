@@ -18,12 +18,8 @@ use tonic::{
 };
 use zeroize::Zeroizing;
 
-use super::{
-    channel::{Link, TlsSettings},
-    oauth::Tokens,
-    tls,
-};
-use crate::config::remote::handler::{AuthHeader, Authentication, Connection};
+use super::{channel::TlsSettings, oauth::Tokens, tls};
+use crate::config::remote::handler::{AuthHeader, Authentication};
 
 /// How often files are looked at. A change is in force after this time.
 const LOOK: Duration = Duration::from_secs(1);
@@ -121,20 +117,33 @@ enum Token {
     OAuth(Box<Tokens>),
 }
 
+/// Who dials anew when TLS changes.
+pub(super) trait Renew: Send + Sync + 'static {
+    /// Has calls from now on use new connections with `tls`.
+    fn renew(&self, tls: TlsSettings) -> Result<(), String>;
+}
+
 /// The credentials of one connection.
 pub(super) struct Credentials {
-    connection: Connection,
+    /// `HOST:PORT`.
+    address: String,
+    authentication: Authentication,
+    /// For ALPN.
+    protocol: &'static [u8],
     material: Mutex<Arc<Material>>,
     place: Place,
     token: Token,
 }
 
 impl Credentials {
-    /// Reads the files of `connection`.
-    pub(super) fn load(connection: &Connection) -> Result<(Self, Option<TlsSettings>), String> {
-        let authentication = &connection.authentication;
+    /// Reads the files of `authentication`, for connections to `address` (`HOST:PORT`) that speak `protocol`.
+    pub(super) fn load(
+        address: &str,
+        authentication: &Authentication,
+        protocol: &'static [u8],
+    ) -> Result<(Self, Option<TlsSettings>), String> {
         let material = Material::read(authentication)?;
-        let settings = tls::settings(authentication, &material, &connection.address)?;
+        let settings = tls::settings(authentication, &material, address, protocol)?;
         let mut place = Place {
             header: MetadataKey::from_static("authorization"),
             prefix: "",
@@ -156,7 +165,9 @@ impl Credentials {
             }
         }
         let credentials = Self {
-            connection: connection.clone(),
+            address: address.to_owned(),
+            authentication: authentication.clone(),
+            protocol,
             material: Mutex::new(Arc::new(material)),
             place,
             token,
@@ -170,8 +181,8 @@ impl Credentials {
     }
 
     /// Looks at the files from now on, and fetches tokens.
-    pub(super) fn watch(self: &Arc<Self>, link: &Arc<Link>, env: &Env) -> Result<(), String> {
-        if self.connection.authentication == Authentication::Plain {
+    pub(super) fn watch(self: &Arc<Self>, link: &Arc<impl Renew>, env: &Env) -> Result<(), String> {
+        if self.authentication == Authentication::Plain {
             return Ok(());
         }
         let spawn = |task| env.spawn(task).map_err(|error| error.to_string());
@@ -191,19 +202,19 @@ impl Credentials {
             let mut last_problem = None;
             loop {
                 sleep(LOOK).await;
-                match owner.look(&link).await {
+                match owner.look(&*link).await {
                     Ok(false) => {}
                     Ok(true) => {
                         reloaded.inc();
                         last_problem = None;
-                        tracing::info!(address = owner.connection.address, "credentials changed");
+                        tracing::info!(address = owner.address, "credentials changed");
                     }
                     // Files are not replaced all at once: what is in force stays.
                     Err(problem) => {
                         if last_problem.as_ref() != Some(&problem) {
                             refused.inc();
                             tracing::warn!(
-                                address = owner.connection.address,
+                                address = owner.address,
                                 problem,
                                 "credentials changed and cannot be used; the former ones stay"
                             );
@@ -216,8 +227,8 @@ impl Credentials {
     }
 
     /// Takes what the files hold now. `true`: it is something else.
-    async fn look(&self, link: &Link) -> Result<bool, String> {
-        let authentication = self.connection.authentication.clone();
+    async fn look(&self, link: &impl Renew) -> Result<bool, String> {
+        let authentication = self.authentication.clone();
         let read = tokio::task::spawn_blocking(move || Material::read(&authentication)).await;
         let material = read.map_err(|error| error.to_string())??;
         let before = self.material();
@@ -232,10 +243,13 @@ impl Credentials {
             && before.chain == material.chain
             && before.key == material.key;
         if !is_tls_same {
-            let connection = &self.connection;
-            let settings =
-                tls::settings(&connection.authentication, &material, &connection.address)?;
-            settings.map_or(Ok(()), |settings| link.replace(settings))?;
+            let settings = tls::settings(
+                &self.authentication,
+                &material,
+                &self.address,
+                self.protocol,
+            )?;
+            settings.map_or(Ok(()), |settings| link.renew(settings))?;
         }
         if let (Token::File(place), Some(token)) = (&self.token, token) {
             place.store(Arc::new(token));
@@ -248,23 +262,31 @@ impl Credentials {
         Ok(true)
     }
 
-    /// Adds the token to a call. Waits for one that is on its way.
-    pub(super) async fn sign(
+    /// The header that carries the token; `None`: there is no token. Waits for one that is on its way.
+    pub(super) async fn header(
         &self,
-        request: &mut Request<Bytes>,
         deadline: Instant,
-    ) -> Result<(), String> {
+    ) -> Result<Option<(&MetadataKey<Ascii>, MetadataValue<Ascii>)>, String> {
         let value = match &self.token {
-            Token::Nothing => return Ok(()),
+            Token::Nothing => return Ok(None),
             Token::File(token) => MetadataValue::clone(&token.load()),
             Token::OAuth(tokens) => {
                 let token = tokens.token(deadline).await?;
                 self.place.value(token.as_bytes())?
             }
         };
-        request
-            .metadata_mut()
-            .insert(self.place.header.clone(), value);
+        Ok(Some((&self.place.header, value)))
+    }
+
+    /// Adds the token to a call. Waits for one that is on its way.
+    pub(super) async fn sign(
+        &self,
+        request: &mut Request<Bytes>,
+        deadline: Instant,
+    ) -> Result<(), String> {
+        if let Some((header, value)) = self.header(deadline).await? {
+            request.metadata_mut().insert(header.clone(), value);
+        }
         Ok(())
     }
 

@@ -19,11 +19,13 @@ const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// How a name says that it is an identity.
 const SPIFFE: &str = "spiffe://";
 
-/// The settings for `HOST:PORT` by the configuration and the files it names; `None`: no TLS.
+/// The settings for `HOST:PORT` by the configuration and the files it names; `None`: no TLS. `protocol` is what ALPN
+/// offers.
 pub(super) fn settings(
     authentication: &Authentication,
     material: &Material,
     address: &str,
+    protocol: &[u8],
 ) -> Result<Option<TlsSettings>, String> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
@@ -77,7 +79,7 @@ pub(super) fn settings(
             .with_client_auth_cert(chain, key)
             .map_err(|error| format!("clientCertificate and privateKey: {error}"))?,
     };
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = vec![protocol.to_vec()];
     let config = Arc::new(config);
     Ok(Some(TlsSettings { config, name }))
 }

@@ -8,7 +8,11 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value as Json, json};
 use tokio::net::TcpListener;
 
-use crate::support::{Mesh, text, told};
+use crate::{
+    collector,
+    remote::security::{Authority, accept, counted, put, show},
+    support::{Mesh, text, told},
+};
 
 fn rules(params: &str) -> String {
     format!(
@@ -143,4 +147,137 @@ async fn many_evaluations_at_a_time_do_not_mix() {
         }
     });
     futures::future::join_all(calls).await;
+}
+
+/// A server behind TLS that knows two tokens, and the requests that reach it.
+async fn secured(
+    authority: &Authority,
+) -> (
+    String,
+    tokio::sync::mpsc::UnboundedReceiver<collector::Received>,
+) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let tls = accept(authority.server("localhost", None));
+    let received = collector::serve(listener, tls, |call| {
+        match call.headers.get("authorization").map(|v| v.as_bytes()) {
+            Some(b"Bearer first" | b"Bearer second") => (200, br#"{"result": true}"#.to_vec()),
+            _ => (401, b"{}".to_vec()),
+        }
+    });
+    (format!("https://localhost:{port}"), received)
+}
+
+fn one(url: &str, authentication: &str) -> String {
+    let params = format!(
+        "{{ serverUrl: \"{url}\", checkMethod: data.mesh.allow, authentication: {{ {authentication} }} }}"
+    );
+    rules(&params)
+        .replace(
+            "kind: opa\nmetadata: { name: opa,",
+            "kind: opa\nmetadata: { name: one,",
+        )
+        .replace("handler: opa.opa", "handler: one.opa")
+}
+
+#[tokio::test]
+async fn a_server_is_asked_over_tls_with_a_token_from_a_file() {
+    let authority = Authority::new();
+    let (url, mut received) = secured(&authority).await;
+    let (ca, token) = (authority.path("ca.pem"), authority.path("token"));
+    put(&token, "first\n");
+    let tls = |ca: &std::path::Path| {
+        let (ca, token) = (show(ca), show(&token));
+        format!("tls: {{ caCertificates: {ca}, tokenPath: {token} }}")
+    };
+    let mut mesh = Mesh::start(&[("rules.yaml", &one(&url, &tls(&ca)))]).await;
+    assert_eq!(mesh.refused(), [""; 0]);
+    assert_eq!(told(&mesh.check(&[]).await), "OK:");
+    let call = received.recv().await.unwrap();
+    assert_eq!(call.headers["authorization"], "Bearer first");
+    assert_eq!(call.path, "/v1/data/mesh/allow");
+
+    // Another token is in force without a change of configuration, one that cannot be used is not.
+    put(&token, "second");
+    counted(&mesh, "credentials_reloaded", 1).await;
+    assert_eq!(told(&mesh.check(&[]).await), "OK:");
+    let call = received.recv().await.unwrap();
+    assert_eq!(call.headers["authorization"], "Bearer second");
+    put(&token, "");
+    counted(&mesh, "credentials_refused", 1).await;
+    assert_eq!(told(&mesh.check(&[]).await), "OK:");
+    let call = received.recv().await.unwrap();
+    assert_eq!(call.headers["authorization"], "Bearer second");
+
+    // A token that the server does not take allows nothing.
+    put(&token, "wrong");
+    counted(&mesh, "credentials_reloaded", 2).await;
+    let verdict = told(&mesh.check(&[]).await);
+    assert!(verdict.starts_with("UNAVAILABLE:"), "{verdict}");
+    assert!(verdict.contains("it answers 401"), "{verdict}");
+    received.recv().await.unwrap();
+
+    // The authority of somebody else: nothing is sent, and then it is replaced by the right one.
+    put(&token, "first");
+    let roots = authority.path("roots.pem");
+    let stranger = Authority::new();
+    put(
+        &roots,
+        &std::fs::read_to_string(stranger.path("ca.pem")).unwrap(),
+    );
+    let mut mesh = Mesh::start(&[("rules.yaml", &one(&url, &tls(&roots)))]).await;
+    let verdict = told(&mesh.check(&[]).await);
+    assert!(verdict.starts_with("UNAVAILABLE:"), "{verdict}");
+    assert!(verdict.contains("invalid peer certificate"), "{verdict}");
+    assert!(received.try_recv().is_err(), "nothing was sent");
+    put(&roots, &std::fs::read_to_string(&ca).unwrap());
+    counted(&mesh, "credentials_reloaded", 1).await;
+    assert_eq!(told(&mesh.check(&[]).await), "OK:");
+}
+
+#[tokio::test]
+async fn a_server_that_asks_for_a_certificate_gets_it() {
+    let authority = Authority::new();
+    authority.write_client("mixer.example");
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let tls = accept(authority.server("localhost", Some(&authority)));
+    let _received = collector::serve(listener, tls, |_| (200, br#"{"result": true}"#.to_vec()));
+    let [key, cert, ca] = ["key.pem", "cert.pem", "ca.pem"].map(|name| authority.path(name));
+    let mutual = format!(
+        "mutual: {{ privateKey: {}, clientCertificate: {}, caCertificates: {} }}",
+        show(&key),
+        show(&cert),
+        show(&ca)
+    );
+    let url = format!("https://localhost:{port}");
+    let mut mesh = Mesh::start(&[("rules.yaml", &one(&url, &mutual))]).await;
+    assert_eq!(mesh.refused(), [""; 0]);
+    assert_eq!(told(&mesh.check(&[]).await), "OK:");
+    // Without one nobody comes in.
+    let tls = format!("tls: {{ caCertificates: {} }}", show(&ca));
+    let mut mesh = Mesh::start(&[("rules.yaml", &one(&url, &tls))]).await;
+    assert_eq!(mesh.refused(), [""; 0]);
+    let verdict = told(&mesh.check(&[]).await);
+    assert!(verdict.starts_with("UNAVAILABLE:"), "{verdict}");
+}
+
+#[tokio::test]
+async fn credentials_that_cannot_be_used_are_refused_with_file_and_line() {
+    for (authentication, reason) in [
+        (
+            "tls: { caCertificates: /nowhere/ca.pem }",
+            "authentication: caCertificates /nowhere/ca.pem: No such file",
+        ),
+        (
+            "tls: { tokenPath: /dev/null }",
+            "authentication: tokenPath: the file has no token",
+        ),
+    ] {
+        let rules = one("https://localhost:1", authentication);
+        let mesh = Mesh::start(&[("rules.yaml", &rules)]).await;
+        let refused = mesh.refused().join("\n");
+        assert!(refused.contains(reason), "{refused}");
+        assert!(refused.contains("rules.yaml:"), "{refused}");
+    }
 }

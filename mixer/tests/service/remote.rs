@@ -2,7 +2,7 @@
 
 mod protos;
 mod python;
-mod security;
+pub(crate) mod security;
 mod sessions;
 
 use std::time::Duration;
@@ -270,12 +270,12 @@ spec: {{ actions: [ {{ handler: one, instances: [ simple ] }} ] }}
     )
 }
 
-async fn events(mesh: &Mesh, event: &str) -> u64 {
+pub(crate) async fn events(mesh: &Mesh, event: &str) -> u64 {
     let page = crate::support::get(mesh.running.admin_address, "/metrics").await;
     let line = page.lines().find(|line| {
         line.starts_with("mixer_adapter_events_total")
             && line.contains(&format!("event=\"{event}\""))
-            && line.contains("handler=\"one.handler.istio-system\"")
+            && line.contains("handler=\"one.")
     });
     line.and_then(|line| line.rsplit_once(' ')?.1.parse().ok())
         .unwrap_or(0)

@@ -1,31 +1,38 @@
 //! An OPA server, asked over its REST API.
 
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::TokioExecutor,
-};
+use lateen_adapter::Env;
 use serde_json::Value as Json;
 use tokio::time::Instant;
 
+use crate::{
+    config::remote::handler::{AuthHeader, Authentication},
+    remote::http1::{Server, Target},
+};
+
 /// Longest answer that is read.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
-/// Connections that are kept for the next request.
-const MAX_IDLE: usize = 32;
 
-/// Where to ask.
-pub(super) struct Remote {
+/// What to ask, and whom.
+pub(super) struct Question {
     uri: http::Uri,
-    client: Client<HttpConnector, Full<bytes::Bytes>>,
+    target: Target,
 }
 
-impl Remote {
-    /// Asks for rule `path` (`PACKAGE.RULE`) at `url`.
-    pub(super) fn new(url: &str, path: &str) -> Result<Self, String> {
-        let wrong = || format!("serverUrl: {url:?} is not of the form http://HOST:PORT");
+impl Question {
+    /// Rule `path` (`PACKAGE.RULE`) at `url`, with `authentication` as written.
+    pub(super) fn new(url: &str, path: &str, authentication: &Json) -> Result<Self, String> {
+        let wrong = || format!("serverUrl: {url:?} is not of the form https://HOST:PORT");
         let base: http::Uri = url.parse().map_err(|_| wrong())?;
-        if base.scheme_str() != Some("http") || base.host().is_none() || base.query().is_some() {
+        if base.query().is_some() {
             return Err(wrong());
+        }
+        let mut authentication = Authentication::read(authentication)
+            .map_err(|fault| format!("authentication{}: {}", fault.field, fault.reason))?;
+        if let Authentication::Tls(tls) = &mut authentication
+            && tls.custom_header.is_empty()
+        {
+            tls.auth_header = AuthHeader::Bearer; // OPA knows no other way
         }
         let text = format!(
             "{}/v1/data/{}",
@@ -34,9 +41,26 @@ impl Remote {
         );
         Ok(Self {
             uri: text.parse().map_err(|_| wrong())?,
-            client: Client::builder(TokioExecutor::new())
-                .pool_max_idle_per_host(MAX_IDLE)
-                .build_http(),
+            target: Target::new(&base, authentication)
+                .map_err(|problem| format!("serverUrl: {problem}"))?,
+        })
+    }
+}
+
+/// Where to ask.
+pub(super) struct Remote {
+    uri: http::Uri,
+    server: Server,
+}
+
+impl Remote {
+    /// Reads the credentials.
+    pub(super) fn build(question: Question, env: &Env) -> Result<Self, String> {
+        let server = Server::build(&question.target, env)
+            .map_err(|problem| format!("authentication: {problem}"))?;
+        Ok(Self {
+            uri: question.uri,
+            server,
         })
     }
 
@@ -46,24 +70,19 @@ impl Remote {
         input: &Json,
         deadline: Instant,
     ) -> Result<Option<Json>, String> {
-        let asked = tokio::time::timeout_at(deadline, self.call(input)).await;
+        let asked = tokio::time::timeout_at(deadline, self.call(input, deadline)).await;
         asked
             .unwrap_or_else(|_| Err("does not answer".to_owned()))
             .map_err(|problem| format!("OPA at {}: {problem}", self.uri))
     }
 
-    async fn call(&self, input: &Json) -> Result<Option<Json>, String> {
+    async fn call(&self, input: &Json, deadline: Instant) -> Result<Option<Json>, String> {
         let body = serde_json::json!({ "input": input }).to_string();
         let request = http::Request::post(self.uri.clone())
             .header(http::header::CONTENT_TYPE, "application/json")
             .body(Full::from(body))
             .map_err(|e| e.to_string())?;
-        let response = self.client.request(request).await.map_err(|e| {
-            match std::error::Error::source(&e) {
-                Some(cause) => format!("{e}: {cause}"),
-                None => e.to_string(),
-            }
-        })?;
+        let response = self.server.send(request, deadline).await?;
         let status = response.status();
         let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES);
         let bytes = body.collect().await.map_err(|e| e.to_string())?.to_bytes();

@@ -123,7 +123,7 @@ pub struct Mutual {
 struct RawConnection {
     address: String,
     timeout: Option<String>,
-    authentication: Option<RawAuthentication>,
+    authentication: RawAuthentication,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -131,6 +131,63 @@ struct RawConnection {
 struct RawAuthentication {
     tls: Option<Tls>,
     mutual: Option<Mutual>,
+}
+
+impl Authentication {
+    /// Reads `authentication`, of a handler's connection or of a compiled adapter's parameters; null: none.
+    ///
+    /// # Errors
+    /// What is wrong with it, and at which field: empty, or `.tls.oauth`.
+    pub fn read(json: &Json) -> Result<Self, Fault> {
+        let raw = match json {
+            Json::Null => RawAuthentication::default(),
+            json => RawAuthentication::deserialize(json).map_err(|error| Fault::new("", error))?,
+        };
+        Self::of(raw)
+    }
+
+    fn of(raw: RawAuthentication) -> Result<Self, Fault> {
+        let fail = |field: &str, reason: &str| Err(Fault::new(field, reason));
+        match raw {
+            RawAuthentication {
+                tls: None,
+                mutual: None,
+            } => Ok(Self::Plain),
+            RawAuthentication {
+                tls: Some(_),
+                mutual: Some(_),
+            } => fail("", "it is either tls or mutual"),
+            RawAuthentication { tls: Some(tls), .. } => {
+                let has_file = !tls.token_path.as_os_str().is_empty();
+                if has_file && tls.oauth.is_some() {
+                    return fail(
+                        ".tls",
+                        "the token comes either from tokenPath or from oauth",
+                    );
+                }
+                if let Some(oauth) = &tls.oauth
+                    && (oauth.client_id.is_empty()
+                        || oauth.client_secret.as_os_str().is_empty()
+                        || url::Url::parse(&oauth.token_url).is_err())
+                {
+                    let reason = "it needs clientId, clientSecret (a file) and tokenUrl (a URL)";
+                    return fail(".tls.oauth", reason);
+                }
+                Ok(Self::Tls(tls))
+            }
+            RawAuthentication {
+                mutual: Some(mutual),
+                ..
+            } => {
+                let is_there = |path: &PathBuf| !path.as_os_str().is_empty();
+                if !is_there(&mutual.private_key) || !is_there(&mutual.client_certificate) {
+                    let reason = "it needs privateKey and clientCertificate, which are files";
+                    return fail(".mutual", reason);
+                }
+                Ok(Self::Mutual(mutual))
+            }
+        }
+    }
 }
 
 impl Connection {
@@ -170,46 +227,10 @@ impl Connection {
                 }
             },
         };
-        let authentication = match raw.authentication {
-            None => Authentication::Plain,
-            Some(RawAuthentication {
-                tls: None,
-                mutual: None,
-            }) => Authentication::Plain,
-            Some(RawAuthentication {
-                tls: Some(_),
-                mutual: Some(_),
-            }) => {
-                return fail(".authentication", "it is either tls or mutual".to_owned());
-            }
-            Some(RawAuthentication { tls: Some(tls), .. }) => {
-                let has_file = !tls.token_path.as_os_str().is_empty();
-                if has_file && tls.oauth.is_some() {
-                    let reason = "the token comes either from tokenPath or from oauth";
-                    return fail(".authentication.tls", reason.to_owned());
-                }
-                if let Some(oauth) = &tls.oauth
-                    && (oauth.client_id.is_empty()
-                        || oauth.client_secret.as_os_str().is_empty()
-                        || url::Url::parse(&oauth.token_url).is_err())
-                {
-                    let reason = "it needs clientId, clientSecret (a file) and tokenUrl (a URL)";
-                    return fail(".authentication.tls.oauth", reason.to_owned());
-                }
-                Authentication::Tls(tls)
-            }
-            Some(RawAuthentication {
-                mutual: Some(mutual),
-                ..
-            }) => {
-                let is_there = |path: &PathBuf| !path.as_os_str().is_empty();
-                if !is_there(&mutual.private_key) || !is_there(&mutual.client_certificate) {
-                    let reason = "it needs privateKey and clientCertificate, which are files";
-                    return fail(".authentication.mutual", reason.to_owned());
-                }
-                Authentication::Mutual(mutual)
-            }
-        };
+        let authentication =
+            Authentication::of(raw.authentication).map_err(|Fault { field, reason }| {
+                Fault::new(format!("connection.authentication{field}"), reason)
+            })?;
         Ok(Self {
             address: raw.address,
             timeout,

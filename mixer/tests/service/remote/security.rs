@@ -35,13 +35,13 @@ use crate::{
 const MIXER: &str = "spiffe://cluster.local/ns/istio-system/sa/mixer";
 
 /// Whoever signs, and a folder with what it has signed.
-struct Authority {
+pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     folder: tempfile::TempDir,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
@@ -50,7 +50,7 @@ impl Authority {
         Self { issuer, folder }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -70,14 +70,14 @@ impl Authority {
     }
 
     /// Writes Mixer's certificate and key.
-    fn write_client(&self, name: &str) {
+    pub(crate) fn write_client(&self, name: &str) {
         let (chain, key) = self.sign(name);
         put(&self.path("cert.pem"), &chain);
         put(&self.path("key.pem"), &key);
     }
 
     /// A server's configuration; with `client`, only who is signed by it comes in.
-    fn server(&self, name: &str, client: Option<&Self>) -> Arc<ServerConfig> {
+    pub(crate) fn server(&self, name: &str, client: Option<&Self>) -> Arc<ServerConfig> {
         let (chain, key) = self.sign(name);
         let chain = vec![CertificateDer::from_pem_slice(chain.as_bytes()).unwrap()];
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
@@ -96,13 +96,13 @@ impl Authority {
             }
         };
         let mut config = builder.with_single_cert(chain, key).unwrap();
-        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Arc::new(config)
     }
 }
 
 /// TLS on a connection, for whom it takes in.
-fn accept(
+pub(crate) fn accept(
     tls: Arc<ServerConfig>,
 ) -> impl Fn(TcpStream) -> BoxFuture<'static, Option<TlsStream<TcpStream>>> {
     let acceptor = TlsAcceptor::from(tls);
@@ -123,18 +123,18 @@ async fn mesh(address: &str, authentication: &str) -> Mesh {
 }
 
 /// Replaces a file at once, as those do who renew credentials.
-fn put(path: &Path, text: &str) {
+pub(crate) fn put(path: &Path, text: &str) {
     let new = path.with_extension("new");
     std::fs::write(&new, text).unwrap();
     std::fs::rename(new, path).unwrap();
 }
 
-fn show(path: &Path) -> std::path::Display<'_> {
+pub(crate) fn show(path: &Path) -> std::path::Display<'_> {
     path.display()
 }
 
 /// Until a counter has reached `count`.
-async fn counted(mesh: &Mesh, event: &str, count: u64) {
+pub(crate) async fn counted(mesh: &Mesh, event: &str, count: u64) {
     let reached = async {
         while events(mesh, event).await < count {
             tokio::time::sleep(Duration::from_millis(50)).await;
