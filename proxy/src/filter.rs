@@ -17,12 +17,14 @@ use crate::{
 };
 
 pub mod bandwidth_limit;
+pub mod admission_control;
 pub(crate) mod bucket;
 pub mod buffer;
 mod compile;
 pub mod compressor;
 pub mod cors;
 pub mod csrf;
+pub mod decompressor;
 pub mod ext_authz;
 pub mod fault;
 mod gather;
@@ -90,6 +92,10 @@ pub enum HttpFilter {
     RateLimit(Box<ratelimit::RateLimit>),
     /// Compresses responses.
     Compressor(Box<compressor::Compressor>),
+    /// Refuses some requests while too few succeed.
+    AdmissionControl(Box<admission_control::AdmissionControl>),
+    /// Decompresses requests and responses.
+    Decompressor(Box<decompressor::Decompressor>),
     /// Runs scripts.
     Lua(Box<lua::Lua>),
     /// Verifies tokens.
@@ -197,6 +203,7 @@ pub struct ResponseContext<'a> {
 #[derive(Debug, Default)]
 pub struct FilterState {
     bandwidth: Option<bandwidth_limit::SharedSpent>,
+    admission_control: Option<admission_control::Awaited>,
     compressor: Option<compressor::Choice>,
     cors: Option<cors::Allowed>,
     fault: Option<fault::Active>,
@@ -256,6 +263,8 @@ impl HttpFilters {
                 HttpFilter::GrpcStats(stats) => stats.on_request(cx, head, body)?,
                 HttpFilter::HeaderMutation(mutation) => mutation.on_request(cx, head)?,
                 HttpFilter::Compressor(compressor) => compressor.on_request(cx, head),
+                HttpFilter::AdmissionControl(control) => control.on_request(cx)?,
+                HttpFilter::Decompressor(decompressor) => decompressor.on_request(head, body),
                 HttpFilter::Lua(lua) => {
                     boxed(|| lua.on_request(cx, &entry.name, head, body)).await?;
                 }
@@ -440,6 +449,12 @@ impl Entry {
                     compressor.on_response(state, head, body);
                 }
             }
+            HttpFilter::AdmissionControl(control) => control.on_response(state, head),
+            HttpFilter::Decompressor(decompressor) => {
+                if self.runs(cx).is_some() {
+                    decompressor.on_response(head, body);
+                }
+            }
             HttpFilter::Lua(lua) => {
                 if let Some(own) = self
                     .runs(cx)
@@ -495,6 +510,9 @@ impl HttpFilter {
                     mixer.on_complete(kept, &completed.facts);
                 }
             }
+            HttpFilter::AdmissionControl(control) => {
+                control.on_complete(completed.state, &completed.facts);
+            }
             // They keep what they count in the state, which ends with the stream, or count at once.
             HttpFilter::Fault(_)
             | HttpFilter::Cors(_)
@@ -503,6 +521,7 @@ impl HttpFilter {
             | HttpFilter::BandwidthLimit(_)
             | HttpFilter::HeaderMutation(_)
             | HttpFilter::Compressor(_)
+            | HttpFilter::Decompressor(_)
             | HttpFilter::Lua(_)
             | HttpFilter::JwtAuthn(_)
             | HttpFilter::Csrf(_)

@@ -54,6 +54,8 @@ enum Meaning {
     Fraction,
     /// A whole number.
     Number,
+    /// A number, as its bits.
+    Decimal,
     /// `true` (1) or `false` (0).
     Truth,
 }
@@ -129,6 +131,14 @@ impl RuntimeLayers {
     pub fn number_at(&self, key: &str) -> Number {
         Number {
             watched: self.watch(key, Meaning::Number),
+        }
+    }
+
+    /// A number that follows `key`; without a value there, or without a key, it is `default`.
+    pub fn decimal(&self, key: &str, default: f64) -> Decimal {
+        Decimal {
+            watched: (!key.is_empty()).then(|| self.watch(key, Meaning::Decimal)),
+            default,
         }
     }
 
@@ -247,6 +257,10 @@ impl State {
         match meaning {
             Meaning::Fraction => value.parts.map_or(UNSET, u64::from),
             Meaning::Number => text.parse().unwrap_or(UNSET),
+            Meaning::Decimal => match text.parse::<f64>() {
+                Ok(number) if number.is_finite() => number.to_bits(),
+                _ => UNSET,
+            },
             Meaning::Truth => text.parse().map_or(UNSET, |truth: bool| u64::from(truth)),
         }
     }
@@ -380,6 +394,23 @@ impl Number {
     }
 }
 
+/// A number that a runtime key may override.
+#[derive(Clone, Debug)]
+pub struct Decimal {
+    watched: Option<Arc<AtomicU64>>,
+    default: f64,
+}
+
+impl Decimal {
+    /// The number at this moment.
+    pub fn value(&self) -> f64 {
+        match self.watched.as_ref().map(|cell| cell.load(Relaxed)) {
+            None | Some(UNSET) => self.default,
+            Some(bits) => f64::from_bits(bits),
+        }
+    }
+}
+
 /// A switch that a runtime key may override.
 #[derive(Clone, Debug)]
 pub struct Flag {
@@ -459,6 +490,12 @@ mod tests {
         assert_eq!((number.get(), flag.is_on()), (None, true));
         assert_eq!(fraction.or(Chance(3)).chance(), Chance(3));
         assert!(layers.flag(None, true).is_on());
+        let (decimal, none) = (layers.decimal("d", 2.5), layers.decimal("", 2.5));
+        assert_eq!((decimal.value(), none.value()), (2.5, 2.5));
+        layers
+            .modify(&[("d".to_owned(), "0.5".to_owned())])
+            .unwrap();
+        assert_eq!(decimal.value(), 0.5);
     }
 
     #[test]

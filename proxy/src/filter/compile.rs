@@ -7,11 +7,13 @@ use lateen_protocols::envoy::{
         config::route::v3 as route_proto,
         extensions::filters::{
             http::{
+                admission_control::v3::AdmissionControl as AdmissionProto,
                 bandwidth_limit::v3::BandwidthLimit as BandwidthProto,
                 buffer::v3::{Buffer as BufferProto, BufferPerRoute},
                 compressor::v3::{Compressor as CompressorProto, CompressorPerRoute},
                 cors::v3::{Cors as CorsProto, CorsPolicy},
                 csrf::v3::CsrfPolicy,
+                decompressor::v3::Decompressor as DecompressorProto,
                 ext_authz::v3::{ExtAuthz as ExtAuthzProto, ExtAuthzPerRoute},
                 fault::v3::HttpFault,
                 grpc_http1_bridge::v3::Config as BridgeProto,
@@ -39,10 +41,10 @@ use lateen_protocols::envoy::{
 use lateen_protocols::istio::mixer::v1::config::client::{HttpClientConfig, ServiceConfig};
 
 use super::{
-    Entry, HttpFilter, HttpFilters, RouteFilterConfig, RouterOptions, bandwidth_limit, buffer,
-    compressor, cors, csrf, ext_authz, fault, grpc_http1_bridge, grpc_stats, grpc_web,
-    header_mutation, header_to_metadata, health_check, jwt_authn, local_ratelimit, lua, ratelimit,
-    rbac, set_metadata, stateful_session,
+    Entry, HttpFilter, HttpFilters, RouteFilterConfig, RouterOptions, admission_control,
+    bandwidth_limit, buffer, compressor, cors, csrf, decompressor, ext_authz, fault,
+    grpc_http1_bridge, grpc_stats, grpc_web, header_mutation, header_to_metadata, health_check,
+    jwt_authn, local_ratelimit, lua, ratelimit, rbac, set_metadata, stateful_session,
 };
 use crate::{
     config_error::ConfigError,
@@ -190,6 +192,16 @@ impl HttpFilter {
         if let Some(compressor) = unpack::<CompressorProto>(any)? {
             let compressor = compressor::Compressor::compile(&compressor, scope)?;
             return Ok(Some(HttpFilter::Compressor(Box::new(compressor))));
+        }
+        if let Some(control) = unpack::<AdmissionProto>(any)? {
+            let control =
+                admission_control::AdmissionControl::compile(&control, scope, &shared.layers)?;
+            return Ok(Some(HttpFilter::AdmissionControl(Box::new(control))));
+        }
+        if let Some(decompressor) = unpack::<DecompressorProto>(any)? {
+            let decompressor =
+                decompressor::Decompressor::compile(&decompressor, scope, &shared.layers)?;
+            return Ok(Some(HttpFilter::Decompressor(Box::new(decompressor))));
         }
         if let Some(script) = unpack::<LuaProto>(any)? {
             let script = lua::Lua::compile(&script, scope)?;

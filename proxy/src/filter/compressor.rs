@@ -392,7 +392,7 @@ fn choose(accepted: &[u8]) -> Choice {
     }
 }
 
-fn has_token(headers: &Headers, name: &str, token: &[u8]) -> bool {
+pub(super) fn has_token(headers: &Headers, name: &str, token: &[u8]) -> bool {
     joined(headers, &Name::new(name)).is_some_and(|value| {
         let mut parts = value.split(|b| *b == b',');
         parts.any(|part| part.trim_ascii().eq_ignore_ascii_case(token))

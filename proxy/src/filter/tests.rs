@@ -356,3 +356,68 @@ async fn headers_and_fixed_values_become_metadata() {
     assert!(answer.contains("\"ver\":\"none\""), "{answer}");
     assert_eq!(proxy.counter("http.t.set_metadata.overwrite_denied"), 2);
 }
+
+#[tokio::test]
+async fn a_response_is_decompressed_unless_its_route_says_otherwise() {
+    let proxy = Proxy::start();
+    let library = "decompressor_library: {name: z, typed_config: {\"@type\": \
+                   type.googleapis.com/envoy.extensions.compression.gzip.decompressor.v3.Gzip}}";
+    let decompressor = filter("decompressor", "decompressor.v3.Decompressor", library);
+    let packed = |path: &str, own: &str| {
+        // "hello world"
+        format!(
+            "{{match: {{prefix: {path}}}, direct_response: {{status: 200, body: {{inline_bytes: \
+             H4sIAAAAAAAAA8tIzcnJVyjPL8pJAQCFEUoNCwAAAA==}}}}, response_headers_to_add: [{{header: \
+             {{key: content-encoding, value: gzip}}}}]{own}}}"
+        )
+    };
+    let off = ", typed_per_filter_config: {decompressor: {\"@type\": \
+               type.googleapis.com/envoy.config.route.v3.FilterConfig, disabled: true}}";
+    let routes = [packed("/off", off), packed("/", "")].join(", ");
+    let address = listen(&proxy, &decompressor, &routes).unwrap();
+    let get = |path: &str| {
+        format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").into_bytes()
+    };
+    let answer = exchange(address, &get("/")).await;
+    assert!(answer.contains("hello world"), "{answer}");
+    assert!(!answer.contains("content-encoding"), "{answer}");
+    let answer = exchange(address, &get("/off")).await;
+    assert!(answer.contains("content-encoding: gzip"), "{answer}");
+    let count = "http.t.decompressor.z.gzip.response.";
+    proxy.wait_for(&format!("{count}decompressed"), 1).await;
+    proxy
+        .wait_for(&format!("{count}total_uncompressed_bytes"), 11)
+        .await;
+}
+
+#[tokio::test]
+async fn requests_are_refused_while_too_few_succeed() {
+    let proxy = Proxy::start();
+    let control = filter(
+        "control",
+        "admission_control.v3.AdmissionControl",
+        "success_criteria: {}, aggression: {default_value: 1e9, runtime_key: x}, \
+         max_rejection_probability: {default_value: {value: 100}}",
+    );
+    let bad = "{match: {prefix: /}, direct_response: {status: 500, body: {inline_string: no}}}";
+    let off = bad.replace("/", "/off").replace(
+        "direct_response",
+        "typed_per_filter_config: {control: {\"@type\": \
+         type.googleapis.com/envoy.config.route.v3.FilterConfig, disabled: true}}, direct_response",
+    );
+    let address = listen(&proxy, &control, &format!("{off}, {bad}")).unwrap();
+    for (path, want) in [
+        ("/", "500 Internal Server Error"),
+        ("/", "503 Service Unavailable"),
+        ("/off", "500 Internal Server Error"),
+    ] {
+        let got = status(address, &format!("GET {path} HTTP/1.1\r\n\r\n")).await;
+        assert_eq!(got, format!("HTTP/1.1 {want}"), "{path}");
+    }
+    proxy
+        .wait_for("http.t.admission_control.rq_failure", 1)
+        .await;
+    proxy
+        .wait_for("http.t.admission_control.rq_rejected", 1)
+        .await;
+}
