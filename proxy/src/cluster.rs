@@ -8,6 +8,7 @@
 mod balancing;
 mod config;
 mod dns;
+mod forward;
 pub(crate) mod health;
 mod host;
 mod stats;
@@ -27,8 +28,9 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use lateen_protocols::envoy::envoy::config::{
-    cluster::v3::Cluster as Proto, endpoint::v3::ClusterLoadAssignment,
+use lateen_protocols::envoy::envoy::{
+    config::{cluster::v3::Cluster as Proto, endpoint::v3::ClusterLoadAssignment},
+    extensions::common::dynamic_forward_proxy::v3::DnsCacheConfig,
 };
 use prost::Message;
 use tokio::{
@@ -38,7 +40,6 @@ use tokio::{
     time::Instant,
 };
 
-pub(crate) use self::stats::Caller;
 pub use self::{
     config::{Config, Discovery, Dns, Fallback, Http2, HttpVersion, KeepAlive, Subsets},
     host::{ActiveHealth, Address, Health, Host, HostSet, HostState, Locality, Numbers},
@@ -46,8 +47,13 @@ pub use self::{
     transport::{Transport, Transports},
 };
 use self::{
+    forward::DnsCaches,
     health::Checker,
     host::{Assignment, MAX_CHECKS, SpecTarget},
+};
+pub(crate) use self::{
+    forward::{DnsCache, Unresolved, with_port},
+    stats::Caller,
 };
 use crate::{
     circuit::Circuits,
@@ -78,6 +84,8 @@ pub struct Cluster {
     pub outlier: Option<Detector>,
     /// What it counts.
     pub stats: ClusterStats,
+    /// Where the hosts that requests name are, for dynamic forward proxies.
+    forward: Option<Arc<DnsCache>>,
     hosts: ArcSwap<HostSet>,
     /// Serialises changes of `hosts`.
     update: Mutex<Update>,
@@ -158,6 +166,10 @@ impl Cluster {
             .map(|check| Checker::compile(check, &scope))
             .collect::<Result<_, _>>()
             .map_err(|error| error.within("health_checks"))?;
+        let forward = match &config.discovery {
+            Discovery::Forward(cache) => Some(shared.clusters.dns_cache(cache, shared)?),
+            _ => None,
+        };
         let cluster = Arc::new(Cluster {
             name: proto.name.as_str().into(),
             id: NEXT_ID.fetch_add(1, Relaxed),
@@ -172,7 +184,8 @@ impl Cluster {
                 source: proto.encode_to_vec().into(),
                 resolver: None,
             }),
-            initialised: AtomicBool::new(matches!(config.discovery, Discovery::OriginalDst { .. })),
+            initialised: AtomicBool::new(config.discovery.is_by_request()),
+            forward,
             first_hosts: Notify::new(),
             checks: checkers.len(),
             changed,
@@ -180,6 +193,9 @@ impl Cluster {
             config,
         });
         cluster.set_inline(proto.load_assignment.as_ref())?;
+        if let Some(cache) = &cluster.forward {
+            cache.serve(&cluster);
+        }
         if let Some(detector) = &cluster.outlier {
             let interval = detector.interval();
             let weak = Arc::downgrade(&cluster);
@@ -195,6 +211,16 @@ impl Cluster {
     /// The hosts at this moment.
     pub fn hosts(&self) -> arc_swap::Guard<Arc<HostSet>> {
         self.hosts.load()
+    }
+
+    /// The cache of a dynamic forward proxy's hosts.
+    pub(crate) fn dns_cache(&self) -> Option<&Arc<DnsCache>> {
+        self.forward.as_ref()
+    }
+
+    /// Whether connections are protected by TLS unless the endpoint says otherwise.
+    pub(crate) fn is_secure(&self) -> bool {
+        matches!(self.transports.get(Transports::DEFAULT), Transport::Tls(_))
     }
 
     /// Whether it has had its first endpoints and its secrets are there.
@@ -344,7 +370,7 @@ impl Cluster {
             Discovery::Static => (None, false),
             Discovery::StrictDns(dns) => (Some(dns), false),
             Discovery::LogicalDns(dns) => (Some(dns), true),
-            Discovery::Eds(_) | Discovery::OriginalDst { .. } => {
+            Discovery::Eds(_) | Discovery::OriginalDst { .. } | Discovery::Forward(_) => {
                 return match inline {
                     Some(inline) if !inline.endpoints.is_empty() => Err(invalid(
                         "load_assignment",
@@ -424,6 +450,7 @@ struct Inner {
     id: u64,
     active: RwLock<HashMap<Arc<str>, Arc<Cluster>>>,
     state: Mutex<State>,
+    dns_caches: DnsCaches,
     changed: Arc<Changes>,
 }
 
@@ -483,6 +510,7 @@ impl Default for ClusterManager {
             id: NEXT_ID.fetch_add(1, Relaxed),
             active: RwLock::default(),
             state: Mutex::default(),
+            dns_caches: DnsCaches::default(),
             changed: Arc::default(),
         }))
     }
@@ -607,6 +635,18 @@ impl ClusterManager {
     /// The cluster of this name, if it is warm.
     pub fn get(&self, name: &str) -> Option<Arc<Cluster>> {
         self.read().get(name).cloned()
+    }
+
+    /// The cache of this name for dynamic forward proxies, made if there is none.
+    ///
+    /// # Errors
+    /// Its settings are not valid, or not those of the present cache.
+    pub(crate) fn dns_cache(
+        &self,
+        config: &DnsCacheConfig,
+        shared: &Shared,
+    ) -> Result<Arc<DnsCache>, ConfigError> {
+        self.0.dns_caches.get(config, shared)
     }
 
     /// Clusters that need endpoints from the control plane, and the names these go by there.

@@ -25,6 +25,7 @@ pub mod compressor;
 pub mod cors;
 pub mod csrf;
 pub mod decompressor;
+pub mod dynamic_forward_proxy;
 pub mod ext_authz;
 pub mod fault;
 mod gather;
@@ -40,6 +41,7 @@ pub mod local_ratelimit;
 pub mod lua;
 mod pace;
 mod per_cluster;
+pub mod original_src;
 pub mod ratelimit;
 pub mod rbac;
 pub mod set_metadata;
@@ -94,6 +96,10 @@ pub enum HttpFilter {
     Compressor(Box<compressor::Compressor>),
     /// Refuses some requests while too few succeed.
     AdmissionControl(Box<admission_control::AdmissionControl>),
+    /// Resolves the hosts that requests name.
+    DynamicForwardProxy(dynamic_forward_proxy::DynamicForwardProxy),
+    /// Makes connections to upstreams come from the downstream's address.
+    OriginalSrc(original_src::OriginalSrc),
     /// Decompresses requests and responses.
     Decompressor(Box<decompressor::Decompressor>),
     /// Runs scripts.
@@ -146,6 +152,8 @@ pub enum RouteFilterConfig {
     Buffer(Arc<buffer::Buffer>),
     /// Of the header mutation filter, of each level, the least specific first.
     HeaderMutation(Vec<Arc<header_mutation::Mutations>>),
+    /// Of the dynamic forward proxy filter.
+    DynamicForwardProxy(Arc<dynamic_forward_proxy::HostFrom>),
     /// Of the Lua filter.
     Lua(Arc<lua::LuaRoute>),
     /// Of the JWT filter: the name of a requirement.
@@ -264,6 +272,10 @@ impl HttpFilters {
                 HttpFilter::HeaderMutation(mutation) => mutation.on_request(cx, head)?,
                 HttpFilter::Compressor(compressor) => compressor.on_request(cx, head),
                 HttpFilter::AdmissionControl(control) => control.on_request(cx)?,
+                HttpFilter::OriginalSrc(source) => source.on_request(cx),
+                HttpFilter::DynamicForwardProxy(forward) => {
+                    boxed(|| forward.on_request(cx, head)).await?;
+                }
                 HttpFilter::Decompressor(decompressor) => decompressor.on_request(head, body),
                 HttpFilter::Lua(lua) => {
                     boxed(|| lua.on_request(cx, &entry.name, head, body)).await?;
@@ -485,6 +497,8 @@ impl Entry {
             }
             HttpFilter::Rbac(_)
             | HttpFilter::Buffer(_)
+            | HttpFilter::DynamicForwardProxy(_)
+            | HttpFilter::OriginalSrc(_)
             | HttpFilter::JwtAuthn(_)
             | HttpFilter::Csrf(_)
             | HttpFilter::SetMetadata(_)
@@ -522,6 +536,8 @@ impl HttpFilter {
             | HttpFilter::HeaderMutation(_)
             | HttpFilter::Compressor(_)
             | HttpFilter::Decompressor(_)
+            | HttpFilter::DynamicForwardProxy(_)
+            | HttpFilter::OriginalSrc(_)
             | HttpFilter::Lua(_)
             | HttpFilter::JwtAuthn(_)
             | HttpFilter::Csrf(_)

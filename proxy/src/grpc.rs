@@ -160,6 +160,7 @@ impl Upstream {
             tls: None,
             requested_server_name: None,
             filter_chain: None,
+            original_src: None,
             started: tokio::time::Instant::now(),
         };
         let info = StreamInfo::new(Rc::new(connection), Some(Protocol::Http2));

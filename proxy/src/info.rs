@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     fmt,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -35,8 +35,19 @@ pub struct ConnectionInfo {
     pub requested_server_name: Option<Arc<str>>,
     /// Name of the filter chain that serves it; none when it has no name, or none was found.
     pub filter_chain: Option<Arc<str>>,
+    /// What upstream connections made for it are bound to.
+    pub original_src: Option<OriginalSrc>,
     /// Accept time.
     pub started: Instant,
+}
+
+/// The address of a downstream, to be the source of connections to upstreams. Envoy: filters `original_src`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OriginalSrc {
+    /// Where the downstream is.
+    pub ip: IpAddr,
+    /// `SO_MARK`, by which answers are routed back to us; 0 is none.
+    pub mark: u32,
 }
 
 /// Facts of a TLS session as one side sees them.
@@ -194,6 +205,7 @@ flags! {
     UPSTREAM_PROTOCOL_ERROR = 21, "UPE", "The upstream broke the protocol.";
     DOWNSTREAM_REMOTE_RESET = 22, "DR", "The downstream reset the stream.";
     RATE_LIMIT_SERVICE_ERROR = 23, "RLSE", "The rate limit service could not be asked.";
+    DNS_RESOLUTION_FAILED = 24, "DF", "The host that the request names has no address.";
 }
 
 impl ResponseFlags {
@@ -320,6 +332,8 @@ pub struct StreamInfo {
     pub suppress_envoy_headers: bool,
     /// The host that a filter wants instead of what the balancer would pick.
     pub override_host: Option<Box<OverrideHost>>,
+    /// What connections to upstreams are bound to, if a filter says so.
+    pub original_src: Option<OriginalSrc>,
     /// What filters say of the stream, by the filter's name. Envoy: dynamic metadata.
     pub metadata: Option<Box<HashMap<String, pb::Struct>>>,
     /// What Mixer said, for the report: status code and message, and whether the cache answered.
@@ -355,7 +369,6 @@ impl StreamInfo {
     pub fn new(connection: Rc<ConnectionInfo>, protocol: Option<Protocol>) -> StreamInfo {
         StreamInfo {
             downstream_remote: connection.remote,
-            connection,
             start_time: clock::wall(),
             start: clock::now(),
             protocol,
@@ -383,8 +396,10 @@ impl StreamInfo {
             health_check: false,
             suppress_envoy_headers: false,
             override_host: None,
+            original_src: connection.original_src,
             metadata: None,
             mixer: None,
+            connection,
         }
     }
 

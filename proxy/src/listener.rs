@@ -23,7 +23,8 @@ use lateen_protocols::envoy::envoy::{
     },
     extensions::filters::listener::{
         http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst,
-        proxy_protocol::v3::ProxyProtocol, tls_inspector::v3::TlsInspector,
+        original_src::v3::OriginalSrc as OriginalSrcProto, proxy_protocol::v3::ProxyProtocol,
+        tls_inspector::v3::TlsInspector,
     },
 };
 use tokio::{
@@ -40,7 +41,7 @@ use crate::{
     drain::Drain,
     filter_chain::{Candidate, FilterChain, FilterChains, Place, Terminal},
     format::Facts,
-    info::{ConnectionInfo, ResponseFlags, StreamInfo},
+    info::{ConnectionInfo, OriginalSrc, ResponseFlags, StreamInfo},
     inspector::{self, InspectError, Inspectors, Sniffed},
     net::Transport,
     proto::{invalid, timeout as optional_timeout, unpack},
@@ -80,6 +81,9 @@ pub struct Listener {
     inspectors: Inspectors,
     /// What becomes of the address a connection was meant for.
     original_dst: OriginalDestination,
+    /// Connections to upstreams come from the address of the downstream, with this mark. Envoy:
+    /// `envoy.filters.listener.original_src`.
+    original_src: Option<u32>,
     /// Takes connections to any address. Envoy: `transparent`, for TPROXY.
     pub(crate) transparent: bool,
     inspect_limit: Option<Duration>,
@@ -374,6 +378,10 @@ impl Listener {
             tls: None,
             requested_server_name: sniffed.server_name,
             filter_chain: None,
+            original_src: self.original_src.map(|mark| OriginalSrc {
+                ip: remote.ip(),
+                mark,
+            }),
             started: accepted,
         };
         let Some(chain) = chain else {
@@ -618,7 +626,7 @@ fn compile(config: &proto::Listener, shared: &Arc<Shared>) -> Result<Listener, C
         .iter()
         .map(|additional| socket_address(additional.address.as_ref()))
         .collect::<Result<_, _>>()?;
-    let (inspectors, mut original_dst) = listener_filters(config)?;
+    let (inspectors, mut original_dst, original_src) = listener_filters(config)?;
     if config.use_original_dst.as_ref().is_some_and(|on| on.value) {
         if inspectors.proxy_protocol.is_some() {
             return Err(invalid(
@@ -662,6 +670,7 @@ fn compile(config: &proto::Listener, shared: &Arc<Shared>) -> Result<Listener, C
         chains,
         inspectors,
         original_dst,
+        original_src,
         transparent: config.transparent.as_ref().is_some_and(|on| on.value),
         inspect_limit: optional_timeout(
             "listener_filters_timeout",
@@ -676,9 +685,10 @@ fn compile(config: &proto::Listener, shared: &Arc<Shared>) -> Result<Listener, C
 
 fn listener_filters(
     config: &proto::Listener,
-) -> Result<(Inspectors, OriginalDestination), ConfigError> {
+) -> Result<(Inspectors, OriginalDestination, Option<u32>), ConfigError> {
     let mut inspectors = Inspectors::default();
     let mut original_dst = OriginalDestination::Ignored;
+    let mut original_src = None;
     for filter in &config.listener_filters {
         let within =
             |error: ConfigError| error.within(format_args!("listener filter {}", filter.name));
@@ -696,6 +706,8 @@ fn listener_filters(
             inspectors.http = true;
         } else if unpack::<OriginalDst>(any).map_err(within)?.is_some() {
             original_dst = OriginalDestination::Restored;
+        } else if let Some(source) = unpack::<OriginalSrcProto>(any).map_err(within)? {
+            original_src = Some(source.mark);
         } else if let Some(proxy) = unpack::<ProxyProtocol>(any).map_err(within)? {
             if !proxy.rules.is_empty() {
                 return Err(within(invalid("rules", "not supported")));
@@ -713,7 +725,7 @@ fn listener_filters(
             )));
         }
     }
-    Ok((inspectors, original_dst))
+    Ok((inspectors, original_dst, original_src))
 }
 
 fn socket_address(address: Option<&Address>) -> Result<SocketAddr, ConfigError> {

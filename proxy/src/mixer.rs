@@ -565,6 +565,7 @@ mod tests {
             }),
             requested_server_name: None,
             filter_chain: None,
+            original_src: None,
             started: Instant::now(),
         }
     }

@@ -475,7 +475,8 @@ impl Request<'_> {
         head: &RequestHead,
         per_try: Option<Duration>,
     ) -> Ended {
-        let pool = local.pool(host, head, self.policy.high_priority);
+        let source = self.info.borrow().original_src;
+        let pool = local.pool(host, head, self.policy.high_priority, source);
         let mut resent = false;
         loop {
             let acquired = match pool.try_acquire() {
@@ -575,6 +576,7 @@ impl Request<'_> {
             hash: self.hash,
             original: original_destination(&info.connection),
             headers: Some(&head.headers),
+            authority: &head.authority,
             tried: &attempts.tried,
             other_hosts: retry.map_or(0, |retry| {
                 if retry.avoid_previous_hosts {

@@ -272,7 +272,8 @@ impl TcpProxy {
                     .unwrap_or(u32::MAX)
                     .saturating_add(1);
             }
-            match connect(&local.cluster, &host, None, None).await {
+            let source = info.borrow().original_src;
+            match connect(&local.cluster, &host, None, None, source).await {
                 Ok(connected) => {
                     local.cluster.report(&host, Outcome::Connected);
                     local.cluster.stats.upstream_rq_total.inc();

@@ -32,9 +32,10 @@ use crate::{
     balance::Balancer,
     cluster::{
         Address, Cluster, ClusterManager, Discovery, Fallback, Host, HostSet, HttpVersion, Subsets,
+        with_port,
     },
     head::{Headers, Known as Header, Name, Protocol, RequestHead},
-    info::OverrideHost,
+    info::{OriginalSrc, OverrideHost},
     route::policy::SubsetMatch,
 };
 
@@ -243,6 +244,8 @@ pub(crate) struct Pick<'a> {
     pub(crate) original: Option<SocketAddr>,
     /// The request's headers, for ORIGINAL_DST.
     pub(crate) headers: Option<&'a Headers>,
+    /// The host that the request names, for dynamic forward proxies.
+    pub(crate) authority: &'a [u8],
     /// Hosts that were tried already; others are preferred if `other_hosts` allows so many looks.
     pub(crate) tried: &'a [Arc<Host>],
     /// How often another host is looked for.
@@ -258,6 +261,7 @@ struct Key {
     address: Address,
     transport: usize,
     sni: Option<Arc<str>>,
+    source: Option<OriginalSrc>,
     wanted: Wanted,
     high: bool,
 }
@@ -316,6 +320,10 @@ impl LocalCluster {
             let address = original::address(pick, header.as_ref(), *port, invalid)?;
             return Some(balancers.original_host(address));
         }
+        if let Some(cache) = self.cluster.dns_cache() {
+            let host = with_port(pick.authority, self.cluster.is_secure())?;
+            return Some(balancers.original_host(cache.address(&host)?));
+        }
         let set = self.cluster.hosts();
         if balancers.version != set.version || balancers.all.is_none() {
             *balancers = Balancers {
@@ -370,8 +378,14 @@ impl LocalCluster {
         set.hosts.iter().any(|host| host.address == address)
     }
 
-    /// The pool for requests like this one to `host`.
-    pub(crate) fn pool(&self, host: &Arc<Host>, head: &RequestHead, high: bool) -> Rc<Pool> {
+    /// The pool for requests like this one to `host`, with connections from `source` if one is given.
+    pub(crate) fn pool(
+        &self,
+        host: &Arc<Host>,
+        head: &RequestHead,
+        high: bool,
+        source: Option<OriginalSrc>,
+    ) -> Rc<Pool> {
         let config = &self.cluster.config;
         let wanted = match (config.version, head.protocol) {
             (HttpVersion::Http1, _) => Wanted::Http1,
@@ -379,8 +393,8 @@ impl LocalCluster {
             (HttpVersion::Downstream, Protocol::Http10 | Protocol::Http11) => Wanted::Http1,
             (HttpVersion::Auto, _) => Wanted::Negotiate,
         };
-        if config.auto_sni {
-            return self.find_pool(host, head, wanted, high);
+        if config.auto_sni || source.is_some() {
+            return self.find_pool(host, head, wanted, high, source);
         }
         let place = (Arc::as_ptr(host).addr() >> 6) % RECENT;
         if let Some(Some(recent)) = self.recent.borrow().get(place)
@@ -390,7 +404,7 @@ impl LocalCluster {
         {
             return recent.pool.clone();
         }
-        let pool = self.find_pool(host, head, wanted, high);
+        let pool = self.find_pool(host, head, wanted, high, None);
         let mut recent = self.recent.borrow_mut();
         if recent.is_empty() {
             recent.resize_with(RECENT, || None);
@@ -412,6 +426,7 @@ impl LocalCluster {
         head: &RequestHead,
         wanted: Wanted,
         high: bool,
+        source: Option<OriginalSrc>,
     ) -> Rc<Pool> {
         let config = &self.cluster.config;
         let key = Key {
@@ -421,6 +436,7 @@ impl LocalCluster {
                 .auto_sni
                 .then(|| server_name(config.auto_sni_header.as_ref(), head))
                 .flatten(),
+            source,
             wanted,
             high,
         };
@@ -432,6 +448,7 @@ impl LocalCluster {
             self.cluster.clone(),
             host.clone(),
             key.sni.clone(),
+            source,
             wanted,
             high,
         );
@@ -448,7 +465,7 @@ impl LocalCluster {
     fn prune(&self) {
         let set = self.cluster.hosts();
         if self.pruned.replace(set.version) == set.version
-            || matches!(self.cluster.config.discovery, Discovery::OriginalDst { .. })
+            || self.cluster.config.discovery.is_by_request()
         {
             return;
         }

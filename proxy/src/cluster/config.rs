@@ -15,10 +15,16 @@ use lateen_protocols::envoy::{
             },
             core::v3::{self as core, socket_address::PortSpecifier},
         },
-        extensions::upstreams::http::v3::{
-            HttpProtocolOptions,
-            http_protocol_options::{
-                UpstreamProtocolOptions, explicit_http_config::ProtocolConfig,
+        extensions::{
+            clusters::dynamic_forward_proxy::v3::{
+                ClusterConfig as ForwardProto, cluster_config::ClusterImplementationSpecifier,
+            },
+            common::dynamic_forward_proxy::v3::DnsCacheConfig,
+            upstreams::http::v3::{
+                HttpProtocolOptions,
+                http_protocol_options::{
+                    UpstreamProtocolOptions, explicit_http_config::ProtocolConfig,
+                },
             },
         },
     },
@@ -58,6 +64,15 @@ pub enum Discovery {
         /// The port to use instead.
         port: Option<u16>,
     },
+    /// Wherever the request says, by the DNS cache with these settings.
+    Forward(Box<DnsCacheConfig>),
+}
+
+impl Discovery {
+    /// Whether there are no hosts but those that requests and connections are for.
+    pub fn is_by_request(&self) -> bool {
+        matches!(self, Discovery::OriginalDst { .. } | Discovery::Forward(_))
+    }
 }
 
 /// How names are resolved.
@@ -205,10 +220,8 @@ impl Config {
             .common_http_protocol_options
             .as_ref()
             .or(proto.common_http_protocol_options.as_ref());
-        let upstream = options
-            .upstream_http_protocol_options
-            .as_ref()
-            .or(proto.upstream_http_protocol_options.as_ref());
+        let upstream = upstream_options(proto)?;
+        let upstream = upstream.as_ref();
         let wrapped = |value: Option<&pb::UInt32Value>| value.map(|v| v.value).filter(|v| *v > 0);
         Ok(Config {
             discovery: discovery(proto)?,
@@ -257,15 +270,7 @@ impl Config {
 
     /// Whether the server's certificate must be for the server name that is taken from the request.
     pub(super) fn validates_sni(proto: &Proto) -> Result<bool, ConfigError> {
-        let options = match proto.typed_extension_protocol_options.get(OPTIONS) {
-            None => None,
-            Some(any) => unpack::<HttpProtocolOptions>(any)?,
-        };
-        let upstream = options
-            .as_ref()
-            .and_then(|options| options.upstream_http_protocol_options.as_ref())
-            .or(proto.upstream_http_protocol_options.as_ref());
-        Ok(upstream.is_some_and(|upstream| upstream.auto_san_validation))
+        Ok(upstream_options(proto)?.is_some_and(|upstream| upstream.auto_san_validation))
     }
 }
 
@@ -326,10 +331,14 @@ fn discovery(proto: &Proto) -> Result<Discovery, ConfigError> {
             DiscoveryType::try_from(*kind).map_err(|_| invalid("type", "is not known"))?
         }
         Some(ClusterDiscoveryType::ClusterType(custom)) => {
-            return Err(invalid(
-                "cluster_type",
-                format!("{} is not supported", custom.name),
-            ));
+            let forward = custom.typed_config.as_ref().map(unpack::<ForwardProto>);
+            return match forward.transpose()?.flatten() {
+                Some(forward) => self::forward(proto, forward),
+                None => Err(invalid(
+                    "cluster_type",
+                    format!("{} is not supported", custom.name),
+                )),
+            };
         }
     };
     let dns = || -> Result<Dns, ConfigError> {
@@ -384,6 +393,60 @@ fn discovery(proto: &Proto) -> Result<Discovery, ConfigError> {
             },
         },
     })
+}
+
+/// A cluster of hosts that requests name. Envoy: `envoy.clusters.dynamic_forward_proxy`.
+fn forward(proto: &Proto, config: ForwardProto) -> Result<Discovery, ConfigError> {
+    use ClusterImplementationSpecifier::{DnsCacheConfig, SubClustersConfig};
+    if config.allow_coalesced_connections {
+        return Err(invalid("allow_coalesced_connections", "not supported"));
+    }
+    if proto.lb_policy() != LbPolicy::ClusterProvided {
+        return Err(invalid("lb_policy", "is not CLUSTER_PROVIDED"));
+    }
+    if let Some(upstream) = upstream_options(proto)?
+        && !config.allow_insecure_cluster_options
+        && !(upstream.auto_sni && upstream.auto_san_validation)
+    {
+        return Err(invalid(
+            "cluster_type",
+            "auto_sni and auto_san_validation must be true unless allow_insecure_cluster_options is",
+        ));
+    }
+    match config.cluster_implementation_specifier {
+        Some(DnsCacheConfig(cache)) => Ok(Discovery::Forward(Box::new(cache))),
+        Some(SubClustersConfig(_)) => Err(invalid("sub_clusters_config", "not supported")),
+        None => Err(invalid("dns_cache_config", "is required")),
+    }
+}
+
+/// What is said of server names and certificates. For hosts that requests name, both follow the request unless
+/// something else is said.
+fn upstream_options(
+    proto: &Proto,
+) -> Result<Option<core::UpstreamHttpProtocolOptions>, ConfigError> {
+    let options = match proto.typed_extension_protocol_options.get(OPTIONS) {
+        None => None,
+        Some(any) => unpack::<HttpProtocolOptions>(any)?,
+    };
+    let typed = options.is_some();
+    let said = options
+        .and_then(|options| options.upstream_http_protocol_options)
+        .or(proto.upstream_http_protocol_options.clone());
+    let by_request = match proto.cluster_discovery_type.as_ref() {
+        Some(ClusterDiscoveryType::ClusterType(custom)) => {
+            let config = custom.typed_config.as_ref().map(unpack::<ForwardProto>);
+            config.transpose()?.flatten().is_some()
+        }
+        _ => false,
+    };
+    Ok(said.or_else(|| {
+        (by_request && !typed).then(|| core::UpstreamHttpProtocolOptions {
+            auto_sni: true,
+            auto_san_validation: true,
+            ..Default::default()
+        })
+    }))
 }
 
 fn policy(proto: &Proto) -> Result<Policy, ConfigError> {

@@ -76,7 +76,7 @@ pub(super) async fn resolve(
 }
 
 /// The addresses to use, in a stable order without duplicates.
-fn choose(mut addresses: Vec<SocketAddr>, family: DnsLookupFamily) -> Vec<SocketAddr> {
+pub(super) fn choose(mut addresses: Vec<SocketAddr>, family: DnsLookupFamily) -> Vec<SocketAddr> {
     let mut seen = std::collections::HashSet::new();
     addresses.retain(|address| seen.insert(*address));
     let (v4, v6): (Vec<_>, Vec<_>) = addresses.iter().partition(|address| address.is_ipv4());

@@ -14,6 +14,9 @@ use lateen_protocols::envoy::{
                 cors::v3::{Cors as CorsProto, CorsPolicy},
                 csrf::v3::CsrfPolicy,
                 decompressor::v3::Decompressor as DecompressorProto,
+                dynamic_forward_proxy::v3::{
+                    FilterConfig as ForwardProto, PerRouteConfig as ForwardRoute,
+                },
                 ext_authz::v3::{ExtAuthz as ExtAuthzProto, ExtAuthzPerRoute},
                 fault::v3::HttpFault,
                 grpc_http1_bridge::v3::Config as BridgeProto,
@@ -25,6 +28,7 @@ use lateen_protocols::envoy::{
                 jwt_authn::v3::{JwtAuthentication, PerRouteConfig as JwtRoute},
                 local_ratelimit::v3::LocalRateLimit as LocalRateLimitProto,
                 lua::v3::{Lua as LuaProto, LuaPerRoute},
+                original_src::v3::OriginalSrc as OriginalSrcProto,
                 ratelimit::v3::{RateLimit as RateLimitProto, RateLimitPerRoute},
                 rbac::v3::{Rbac as RbacProto, RbacPerRoute},
                 router::v3::Router as RouterProto,
@@ -42,9 +46,10 @@ use lateen_protocols::istio::mixer::v1::config::client::{HttpClientConfig, Servi
 
 use super::{
     Entry, HttpFilter, HttpFilters, RouteFilterConfig, RouterOptions, admission_control,
-    bandwidth_limit, buffer, compressor, cors, csrf, decompressor, ext_authz, fault,
-    grpc_http1_bridge, grpc_stats, grpc_web, header_mutation, header_to_metadata, health_check,
-    jwt_authn, local_ratelimit, lua, ratelimit, rbac, set_metadata, stateful_session,
+    bandwidth_limit, buffer, compressor, cors, csrf, decompressor, dynamic_forward_proxy,
+    ext_authz, fault, grpc_http1_bridge, grpc_stats, grpc_web, header_mutation, header_to_metadata,
+    health_check, jwt_authn, local_ratelimit, lua, original_src, ratelimit, rbac, set_metadata,
+    stateful_session,
 };
 use crate::{
     config_error::ConfigError,
@@ -198,6 +203,14 @@ impl HttpFilter {
                 admission_control::AdmissionControl::compile(&control, scope, &shared.layers)?;
             return Ok(Some(HttpFilter::AdmissionControl(Box::new(control))));
         }
+        if let Some(forward) = unpack::<ForwardProto>(any)? {
+            let forward = dynamic_forward_proxy::DynamicForwardProxy::compile(&forward, shared)?;
+            return Ok(Some(HttpFilter::DynamicForwardProxy(forward)));
+        }
+        if let Some(source) = unpack::<OriginalSrcProto>(any)? {
+            let source = original_src::OriginalSrc { mark: source.mark };
+            return Ok(Some(HttpFilter::OriginalSrc(source)));
+        }
         if let Some(decompressor) = unpack::<DecompressorProto>(any)? {
             let decompressor =
                 decompressor::Decompressor::compile(&decompressor, scope, &shared.layers)?;
@@ -296,6 +309,9 @@ impl RouteFilterConfig {
         }
         if let Some(compressor) = unpack::<CompressorPerRoute>(any)? {
             return compressor::Compressor::compile_route(&compressor).map(Some);
+        }
+        if let Some(forward) = unpack::<ForwardRoute>(any)? {
+            return dynamic_forward_proxy::DynamicForwardProxy::compile_route(&forward).map(Some);
         }
         if let Some(script) = unpack::<LuaPerRoute>(any)? {
             return lua::LuaRoute::compile(&script).map(Some);

@@ -1,4 +1,9 @@
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+};
 
 use crate::testing::{Proxy, exchange};
 
@@ -420,4 +425,111 @@ async fn requests_are_refused_while_too_few_succeed() {
     proxy
         .wait_for("http.t.admission_control.rq_rejected", 1)
         .await;
+}
+
+/// An upstream that answers each connection's request with who asked.
+async fn upstream() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, peer)) = listener.accept().await {
+            let mut request = [0; 2048];
+            let length = stream.read(&mut request).await.unwrap_or(0);
+            let text = String::from_utf8_lossy(&request[..length]).to_ascii_lowercase();
+            let host = text.lines().find(|line| line.starts_with("host:"));
+            let body = format!("{} {}", peer.ip(), host.unwrap_or_default());
+            let length = body.len();
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close");
+            let answer = format!("{head}\r\n\r\n{body}");
+            if stream.write_all(answer.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    });
+    address
+}
+
+async fn get(address: SocketAddr, path: &str, host: &str, more: &str) -> String {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{more}\r\n");
+    exchange(address, request.as_bytes()).await
+}
+
+const FORWARD_CACHE: &str = "dns_cache_config: {name: d, dns_lookup_family: V4_ONLY}";
+
+fn forward_cluster(rest: &str) -> lateen_protocols::envoy::envoy::config::cluster::v3::Cluster {
+    lateen_protocols::json::from_yaml(&format!(
+        "{{name: forward, connect_timeout: 1s, lb_policy: CLUSTER_PROVIDED, cluster_type: {{name: f, \
+         typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.clusters.dynamic_forward_proxy.v3.\
+         ClusterConfig, {FORWARD_CACHE}}}}}{rest}}}"
+    ))
+    .unwrap()
+}
+
+#[tokio::test]
+async fn requests_go_to_the_hosts_that_they_name() {
+    let proxy = Proxy::start();
+    let up = upstream().await;
+    let clusters = &proxy.shared.clusters;
+    clusters.apply(&forward_cluster(""), &proxy.shared).unwrap();
+    let forward = filter(
+        "forward",
+        "dynamic_forward_proxy.v3.FilterConfig",
+        FORWARD_CACHE,
+    );
+    let own = format!(
+        ", typed_per_filter_config: {{forward: {{\"@type\": {FILTERS}.dynamic_forward_proxy.v3.PerRouteConfig, \
+         host_rewrite_header: x-to}}}}"
+    );
+    let routes = format!(
+        "{{match: {{prefix: /by}}, route: {{cluster: forward}}{own}}}, {{match: {{prefix: /}}, route: {{cluster: forward}}}}"
+    );
+    let address = listen(&proxy, &forward, &routes).unwrap();
+    let host = format!("localhost:{}", up.port());
+    let answer = get(address, "/", &host, "").await;
+    assert!(
+        answer.ends_with(&format!("127.0.0.1 host: {host}")),
+        "{answer}"
+    );
+    let to = format!("x-to: 127.0.0.1:{}\r\n", up.port());
+    let answer = get(address, "/by", "nowhere.invalid", &to).await;
+    assert!(
+        answer.ends_with(&format!("host: 127.0.0.1:{}", up.port())),
+        "{answer}"
+    );
+    let answer = get(address, "/", "nowhere.invalid", "").await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(answer.ends_with("DNS resolution failure"), "{answer}");
+    proxy.wait_for("dns_cache.d.num_hosts", 3).await;
+    proxy.wait_for("cluster.forward.membership_total", 2).await;
+}
+
+#[test]
+fn server_names_of_forwarded_hosts_are_checked_unless_that_is_waived() {
+    let proxy = Proxy::start();
+    let apply = |rest: &str| {
+        let clusters = &proxy.shared.clusters;
+        clusters.apply(&forward_cluster(rest), &proxy.shared)
+    };
+    assert!(apply(", upstream_http_protocol_options: {auto_sni: true}").is_err());
+    let both = ", upstream_http_protocol_options: {auto_sni: true, auto_san_validation: true}";
+    apply(both).unwrap();
+}
+
+#[tokio::test]
+async fn connections_come_from_the_address_of_the_downstream() {
+    let proxy = Proxy::start();
+    proxy.cluster("a", upstream().await, "");
+    let source = filter("source", "original_src.v3.OriginalSrc", "mark: 0");
+    let routes = "{match: {prefix: /}, route: {cluster: a}}";
+    let address = listen(&proxy, &source, routes).unwrap();
+    for (from, want) in [("127.0.0.1", "127.0.0.1 "), ("127.0.0.9", "127.0.0.9 ")] {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
+        let mut stream = socket.connect(address).await.unwrap();
+        let request = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        let answer = crate::testing::read_all(&mut stream).await;
+        let body = answer.rsplit("\r\n\r\n").next().unwrap_or_default();
+        assert!(body.starts_with(want), "{answer}");
+    }
 }

@@ -24,6 +24,7 @@ pub(crate) fn connection() -> Rc<ConnectionInfo> {
         tls: None,
         requested_server_name: None,
         filter_chain: Some("inbound".into()),
+        original_src: None,
         started: Instant::now(),
     })
 }

@@ -621,6 +621,7 @@ fn long_flags(short: &str) -> String {
         "UPE" => "UpstreamProtocolError",
         "DR" => "DownstreamRemoteReset",
         "RLSE" => "RateLimitServiceError",
+        "DF" => "DnsResolutionFailed",
         _ => "",
     };
     short.split(',').map(long).collect::<Vec<_>>().join(",")

@@ -45,6 +45,7 @@ pub(super) async fn end(
         subset: target.subset.as_ref(),
         original: original_destination(&info.borrow().connection),
         headers: Some(&head.headers),
+        authority: &head.authority,
         ..Pick::default()
     });
     let Some(host) = host else {
@@ -65,7 +66,8 @@ pub(super) async fn end(
         info.meet(&host);
         info.upstream_attempts = 1;
     }
-    match connect(&local.cluster, &host, None, None).await {
+    let source = info.borrow().original_src;
+    match connect(&local.cluster, &host, None, None, source).await {
         Ok(connected) => {
             local.cluster.report(&host, Outcome::Connected);
             let mut facts = info.borrow_mut();

@@ -133,7 +133,7 @@ async fn call(
             head.headers.remove(&Name::Known(name));
         }
         let replay = Replay::new(body, Some(local.cluster.config.buffer_limit));
-        let pool = local.pool(&host, &head, false);
+        let pool = local.pool(&host, &head, false, None);
         let mut resent = false;
         loop {
             let lease = match pool.acquire().await {

@@ -131,6 +131,7 @@ fn new_info() -> SharedInfo {
         tls: None,
         requested_server_name: None,
         filter_chain: None,
+        original_src: None,
         started: Instant::now(),
     };
     let mut info = StreamInfo::new(Rc::new(connection), Some(Protocol::Http11));

@@ -62,6 +62,7 @@ fn new_info() -> SharedInfo {
         tls: None,
         requested_server_name: None,
         filter_chain: None,
+        original_src: None,
         started: Instant::now(),
     };
     Rc::new(RefCell::new(StreamInfo::new(Rc::new(connection), None)))

@@ -118,6 +118,7 @@ fn info() -> StreamInfo {
         tls: None,
         requested_server_name: None,
         filter_chain: None,
+        original_src: None,
         started: tokio::time::Instant::now(),
     };
     let mut info = StreamInfo::new(Rc::new(connection), Some(Protocol::Http11));

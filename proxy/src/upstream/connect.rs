@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
@@ -14,7 +14,7 @@ use tokio::{
 
 use crate::{
     cluster::{Address, Cluster, ClusterStats, Config, Host, Transport as Protection},
-    info::TlsInfo,
+    info::{OriginalSrc, TlsInfo},
     net::Transport,
 };
 
@@ -42,16 +42,17 @@ pub(crate) struct Connected {
 }
 
 /// Connects to `host` within the cluster's `connect_timeout`. `sni` and `alpn` replace what the host's
-/// TLS context says.
+/// TLS context says; `source` is where the connection is to come from.
 pub(crate) async fn connect(
     cluster: &Cluster,
     host: &Host,
     sni: Option<&str>,
     alpn: Option<&[Vec<u8>]>,
+    source: Option<OriginalSrc>,
 ) -> Result<Connected, ConnectError> {
     let stats = &cluster.stats;
     let began = Instant::now();
-    let connecting = establish(cluster, host, sni, alpn);
+    let connecting = establish(cluster, host, sni, alpn, source);
     let result = match tokio::time::timeout(cluster.config.connect_timeout, connecting).await {
         Ok(result) => result,
         Err(_) => Err(ConnectError::Timeout),
@@ -78,9 +79,12 @@ async fn establish(
     host: &Host,
     sni: Option<&str>,
     alpn: Option<&[Vec<u8>]>,
+    source: Option<OriginalSrc>,
 ) -> Result<Connected, ConnectError> {
     let socket = match &host.address {
-        Address::Ip(address) => tcp(&cluster.config, *address).await.map(Transport::from),
+        Address::Ip(address) => tcp(&cluster.config, *address, source)
+            .await
+            .map(Transport::from),
         Address::Pipe(path) => UnixStream::connect(&**path).await.map(Transport::Unix),
     };
     let socket = socket.map_err(|error| {
@@ -121,7 +125,11 @@ fn count_tls_failure(stats: &ClusterStats, error: &io::Error) {
     }
 }
 
-async fn tcp(config: &Config, address: SocketAddr) -> io::Result<TcpStream> {
+async fn tcp(
+    config: &Config,
+    address: SocketAddr,
+    source: Option<OriginalSrc>,
+) -> io::Result<TcpStream> {
     let socket = if address.is_ipv4() {
         TcpSocket::new_v4()?
     } else {
@@ -141,12 +149,32 @@ async fn tcp(config: &Config, address: SocketAddr) -> io::Result<TcpStream> {
         socket2::SockRef::from(&socket).set_tcp_keepalive(&settings)?;
     }
     let mut sources = config.bind.iter();
-    if let Some(source) = sources.find(|source| source.is_ipv4() == address.is_ipv4()) {
+    if let Some(source) = source {
+        bind_to(&socket, source)?;
+    } else if let Some(source) = sources.find(|source| source.is_ipv4() == address.is_ipv4()) {
         socket.bind(*source)?;
     }
     let stream = socket.connect(address).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+/// Makes the connection come from the downstream's address.
+fn bind_to(socket: &TcpSocket, source: OriginalSrc) -> io::Result<()> {
+    let options = socket2::SockRef::from(socket);
+    let transparent = match source.ip {
+        IpAddr::V4(_) => options.set_ip_transparent_v4(true),
+        IpAddr::V6(_) => options.set_ip_transparent_v6(true),
+    };
+    match transparent {
+        // Without the capability an address of this machine can still be bound to, and binding to others fails.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+        other => other?,
+    }
+    if source.mark != 0 {
+        options.set_mark(source.mark)?;
+    }
+    socket.bind(SocketAddr::new(source.ip, 0))
 }
 
 /// The system's words without Rust's suffix, as Envoy prints them.

@@ -26,7 +26,7 @@ use crate::{
     clock,
     cluster::{Cluster, Host, Transport},
     head::{Protocol, RequestHead, ResponseHead},
-    info::TlsInfo,
+    info::{OriginalSrc, TlsInfo},
     retry::Reset,
     timer::Deadline,
 };
@@ -86,6 +86,8 @@ pub(crate) struct Pool {
     pub(super) cluster: Arc<Cluster>,
     host: Arc<Host>,
     sni: Option<Arc<str>>,
+    /// Where its connections are to come from.
+    source: Option<OriginalSrc>,
     wanted: Wanted,
     circuit: Arc<Circuit>,
     state: RefCell<State>,
@@ -289,6 +291,7 @@ impl Pool {
         cluster: Arc<Cluster>,
         host: Arc<Host>,
         sni: Option<Arc<str>>,
+        source: Option<OriginalSrc>,
         wanted: Wanted,
         high_priority: bool,
     ) -> Rc<Pool> {
@@ -298,6 +301,7 @@ impl Pool {
             cluster,
             host,
             sni,
+            source,
             // Without TLS there is nothing to negotiate with.
             wanted: if wanted == Wanted::Negotiate && plain {
                 Wanted::Http1
@@ -636,6 +640,7 @@ impl Pool {
             &self.host,
             self.sni.as_deref(),
             alpn.as_deref(),
+            self.source,
         )
         .await;
         self.state.borrow_mut().connecting -= 1;

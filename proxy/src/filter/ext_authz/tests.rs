@@ -66,6 +66,7 @@ fn connection() -> Rc<ConnectionInfo> {
         })),
         requested_server_name: None,
         filter_chain: None,
+        original_src: None,
         started: Instant::now(),
     })
 }

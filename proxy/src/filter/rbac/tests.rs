@@ -31,6 +31,7 @@ fn stream(tls: Option<TlsInfo>) -> StreamInfo {
         tls: tls.map(Box::new),
         requested_server_name: Some("sni.test".into()),
         filter_chain: None,
+        original_src: None,
         started: Instant::now(),
     };
     let mut info = StreamInfo::new(Rc::new(connection), Some(Protocol::Http11));

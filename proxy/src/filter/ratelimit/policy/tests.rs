@@ -35,6 +35,7 @@ fn asked(limits: &str, path: &str, stage: u32) -> Vec<String> {
         tls: None,
         requested_server_name: None,
         filter_chain: None,
+        original_src: None,
         started: Instant::now(),
     };
     let mut info = StreamInfo::new(Rc::new(connection), Some(Protocol::Http11));
