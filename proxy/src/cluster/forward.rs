@@ -27,6 +27,8 @@ use crate::{
 
 /// Envoy: `dns_refresh_rate` "defaults to 60s".
 const REFRESH: Duration = Duration::from_secs(60);
+/// Envoy: `dns_min_refresh_rate` "defaults to 5s".
+const LEAST_REFRESH: Duration = Duration::from_secs(5);
 /// Envoy: `host_ttl` "defaults to 5m".
 const HOST_TTL: Duration = Duration::from_secs(300);
 /// Envoy: `dns_query_timeout` "defaults to 5s".
@@ -192,7 +194,11 @@ impl Settings {
         let pending = pending.and_then(|breaker| breaker.max_pending_requests);
         Ok(Settings {
             dns: Dns {
-                refresh,
+                refresh: refresh.max(time(
+                    "dns_min_refresh_rate",
+                    config.dns_min_refresh_rate.as_ref(),
+                    LEAST_REFRESH,
+                )?),
                 family: config.dns_lookup_family(),
             },
             refresh_after_failure: match after_failure {
@@ -538,7 +544,8 @@ mod tests {
     #[tokio::test]
     async fn names_that_nobody_asks_for_are_forgotten() {
         let proxy = Proxy::start();
-        let yaml = "{name: t, host_ttl: 0.01s, dns_refresh_rate: 0.02s}";
+        let yaml =
+            "{name: t, host_ttl: 0.01s, dns_refresh_rate: 0.02s, dns_min_refresh_rate: 0.02s}";
         let dns = cache(&proxy, yaml).unwrap();
         assert_eq!(dns.load("127.0.0.1:81").await, Ok(()));
         proxy.wait_for("dns_cache.t.host_removed", 1).await;

@@ -503,8 +503,8 @@ async fn requests_go_to_the_hosts_that_they_name() {
     proxy.wait_for("cluster.forward.membership_total", 2).await;
 }
 
-#[test]
-fn server_names_of_forwarded_hosts_are_checked_unless_that_is_waived() {
+#[tokio::test]
+async fn server_names_of_forwarded_hosts_are_checked_unless_that_is_waived() {
     let proxy = Proxy::start();
     let apply = |rest: &str| {
         let clusters = &proxy.shared.clusters;
