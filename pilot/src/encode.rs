@@ -298,6 +298,15 @@ fn shared(names: BTreeSet<String>) -> Vec<Arc<str>> {
 #[derive(Debug, Default)]
 pub struct Encoder {
     shared: Mutex<Shared>,
+    catalogs: Mutex<Catalogs>,
+}
+
+/// Catalogs in use.
+#[derive(Debug, Default)]
+struct Catalogs {
+    by_version: HashMap<String, Weak<Catalog>>,
+    /// As [`Shared::sweep_at`].
+    sweep_at: usize,
 }
 
 #[derive(Debug, Default)]
@@ -333,6 +342,24 @@ impl Encoder {
             message.encode_to_vec(),
             Refers::default,
         )
+    }
+
+    /// One copy of equal catalogs: proxies that see the same share it.
+    pub fn share_catalog(&self, catalog: Catalog) -> Arc<Catalog> {
+        // Versions hash the kind too, so only the empty ones of two kinds are alike.
+        let members = catalog.iter().map(|(name, one)| (&**name, &*one.version));
+        let version = set_version(members);
+        let mut shared = self.catalogs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = shared.by_version.get(&version).and_then(Weak::upgrade) {
+            return known;
+        }
+        let fresh = Arc::new(catalog);
+        if shared.by_version.len() >= shared.sweep_at {
+            shared.by_version.retain(|_, weak| weak.strong_count() > 0);
+            shared.sweep_at = (shared.by_version.len() * 2).max(1024);
+        }
+        shared.by_version.insert(version, Arc::downgrade(&fresh));
+        fresh
     }
 
     fn share(
@@ -382,16 +409,29 @@ fn fingerprint(parts: &[&[u8]]) -> [u8; 16] {
 
 /// One version for a set of resources, whatever their order: the exclusive or of their hashes.
 pub(crate) fn set_version<'a>(members: impl Iterator<Item = (&'a str, &'a str)>) -> String {
-    let all = members.fold([0_u8; 16], |mut all, (name, version)| {
+    let mut all = SetVersion::default();
+    members.for_each(|(name, version)| all.toggle(name, version));
+    all.text()
+}
+
+/// A [`set_version`] that follows its set: whoever adds a member or takes it out says so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SetVersion([u8; 16]);
+
+impl SetVersion {
+    /// Adds a member that is not there, or takes one out that is.
+    pub(crate) fn toggle(&mut self, name: &str, version: &str) {
         let one = fingerprint(&[name.as_bytes(), version.as_bytes()]);
-        all.iter_mut().zip(one).for_each(|(a, b)| *a ^= b);
-        all
-    });
-    all.iter()
-        .fold(String::with_capacity(32), |mut text, byte| {
+        self.0.iter_mut().zip(one).for_each(|(a, b)| *a ^= b);
+    }
+
+    pub(crate) fn text(self) -> String {
+        let text = String::with_capacity(32);
+        self.0.iter().fold(text, |mut text, byte| {
             write!(text, "{byte:02x}").expect("a String takes everything");
             text
         })
+    }
 }
 
 /// Where bytes may come in more than one order: the fields of each message that are maps, are `Any` (whose

@@ -12,6 +12,7 @@ mod authn;
 mod authz;
 mod quota;
 mod reach;
+mod change;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;

@@ -13,8 +13,8 @@ use crate::encode::Encoder;
 use crate::generic;
 use crate::metrics::Metrics;
 use crate::model::Snapshot;
-use crate::serve::Served;
 use crate::serve::ledger::Ledger;
+use crate::serve::{EndpointChanges, Served};
 
 /// Changes are taken together until none has come for this long: an editor's or `kubectl`'s burst is one
 /// generation.
@@ -126,7 +126,7 @@ async fn rules_are_confirmed(ledger: &Ledger, snapshot: Option<&Snapshot>) {
     }
 }
 
-fn build(
+pub(crate) fn build(
     config: &ConfigSet,
     before: Option<&Served>,
     confirmed: bool,
@@ -141,13 +141,16 @@ fn build(
         before.map(|before| (&*before.snapshot, &before.object_generations)),
         &snapshot,
     );
+    let revision = before.map_or(0, |before| before.revision) + 1;
+    let endpoints = EndpointChanges::after(before, &snapshot, revision);
     Served {
         generic: generic::catalogs(&snapshot, encoder),
         object_generations: objects,
         problems: config.problems.clone(),
         snapshot: Arc::new(snapshot),
         changed_at,
-        revision: before.map_or(0, |before| before.revision) + 1,
+        revision,
+        endpoints,
     }
 }
 

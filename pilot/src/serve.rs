@@ -5,6 +5,7 @@
 
 pub mod session;
 pub mod ledger;
+pub mod refresh;
 mod wire;
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use self::ledger::{Connection, Ledger};
+pub use self::refresh::EndpointChanges;
 use self::session::{Session, Target, Verdict};
 use self::wire::Ask;
 use crate::encode::{Catalog, Encoder, Kind};
@@ -67,6 +69,8 @@ pub struct Served {
     pub changed_at: Instant,
     /// Counts what is served: a generation is served once more when Mixers have acknowledged its rules.
     pub revision: u64,
+    /// What is to be computed for those who have an earlier revision.
+    pub endpoints: EndpointChanges,
 }
 
 /// What all streams share.
@@ -205,6 +209,7 @@ impl Discovery {
             generation: served.snapshot.generation,
             catalogs: served.generic.clone(),
             conflicts: Vec::new(),
+            endpoints_only: None,
         };
         let session = Session::new(
             A::MODE,
@@ -240,7 +245,7 @@ impl Discovery {
                         }
                         // The session takes more of the same generation, so it waits for it here.
                         let target = self
-                            .compute(served.clone(), node.clone(), true)
+                            .compute(served.clone(), node.clone())
                             .await
                             .ok_or_else(|| Status::internal("the configuration of this proxy cannot be computed"))?;
                         connection.session().complete(target);
@@ -264,7 +269,9 @@ impl Discovery {
                     let next = newest.borrow().clone();
                     let known = served.revision.max(failed);
                     if let Some(next) = next.filter(|next| next.revision > known) {
-                        let work = Box::pin(self.clone().compute_owned(next.clone(), node.clone(), has_xds));
+                        let had = has_xds.then(|| connection.session().target().clone());
+                        let had = had.map(|had| (served.revision, had));
+                        let work = Box::pin(self.clone().compute_owned(next.clone(), node.clone(), had));
                         computing = Some(Computing { next, work });
                     }
                 }
@@ -397,21 +404,30 @@ impl Discovery {
         self: Arc<Self>,
         served: Arc<Served>,
         node: Arc<Node>,
-        xds: bool,
+        had: Option<(u64, Target)>,
     ) -> Option<Target> {
-        self.compute(served, node, xds).await
+        let Some((revision, had)) = had else {
+            return Some(Target {
+                generation: served.snapshot.generation,
+                catalogs: served.generic.clone(),
+                ..Target::default()
+            });
+        };
+        // Some assignments are quicker made than handed to another thread.
+        match refresh::refresh(&served, &node, revision, &had, &self.encoder) {
+            Some(target) => Some(target),
+            None => self.compute(served, node).await,
+        }
     }
 
     /// What a node should have; `None` if translation failed.
-    async fn compute(&self, served: Arc<Served>, node: Arc<Node>, xds: bool) -> Option<Target> {
+    async fn compute(&self, served: Arc<Served>, node: Arc<Node>) -> Option<Target> {
         let mut target = Target {
             generation: served.snapshot.generation,
             catalogs: served.generic.clone(),
             conflicts: Vec::new(),
+            endpoints_only: None,
         };
-        if !xds {
-            return Some(target);
-        }
         let _permit = self.workers.acquire().await.ok()?;
         let started = Instant::now();
         let encoder = self.encoder.clone();
@@ -480,14 +496,18 @@ pub fn catalogs(
         .iter()
         .map(|(name, message)| (name.as_str().into(), encoder.encode(name, message)))
         .collect();
-    let catalogs = BTreeMap::from([
-        (Kind::Cluster, Arc::new(clusters)),
-        (Kind::Endpoint, Arc::new(endpoints)),
-        (Kind::Listener, Arc::new(listeners)),
-        (Kind::Route, Arc::new(routes)),
-        (Kind::Secret, Arc::new(secrets)),
-        (Kind::Extension, Arc::new(extensions)),
-    ]);
+    let catalogs = [
+        (Kind::Cluster, clusters),
+        (Kind::Endpoint, endpoints),
+        (Kind::Listener, listeners),
+        (Kind::Route, routes),
+        (Kind::Secret, secrets),
+        (Kind::Extension, extensions),
+    ];
+    let catalogs = catalogs
+        .into_iter()
+        .map(|(kind, catalog)| (kind, encoder.share_catalog(catalog)))
+        .collect();
     (catalogs, resources.conflicts)
 }
 

@@ -109,6 +109,12 @@ pub fn endpoints(
     endpoint::of_cluster(&scope, cluster_name)
 }
 
+/// The service whose endpoints a load assignment of that name lists.
+#[must_use]
+pub fn host_of(cluster_name: &str) -> Option<&str> {
+    names::Outbound::parse(cluster_name).map(|parts| parts.host)
+}
+
 /// What translation for one node reads over and over.
 struct Scope<'a> {
     snapshot: &'a Snapshot,

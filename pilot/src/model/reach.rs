@@ -60,7 +60,7 @@ pub enum Phase {
 }
 
 /// The rules that may be in force in some Mixer. By default everything counts.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Reach {
     /// `None`: nothing is known of what Mixers have.
     sets: Option<Vec<Arc<Rules>>>,

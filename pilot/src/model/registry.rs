@@ -1,6 +1,6 @@
 //! Services, workloads and endpoints out of Kubernetes objects, ServiceEntries and WorkloadEntries.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use lateen_config::kubernetes::{self, EndpointSlice, IntOrString, Pod};
@@ -116,6 +116,14 @@ pub(super) fn read(objects: &[Arc<Object>], mesh: &MeshConfig, status: &mut Stat
     let slices = endpoint_slices(objects);
     let machines = machines(objects);
     let mut instances = instances(objects, mesh, &machines, status);
+    // The first of an address counts, as for whoever looks through all of them.
+    let mut by_address: HashMap<(&str, &str), &Instance> = HashMap::new();
+    for instance in &instances {
+        let workload = &instance.workload;
+        by_address
+            .entry((&workload.namespace, &workload.address))
+            .or_insert(instance);
+    }
     let mut endpoints: BTreeMap<Arc<str>, BTreeMap<u16, Vec<Endpoint>>> = BTreeMap::new();
     for service in services.values() {
         let listed = (service.registry == Registry::Kubernetes)
@@ -128,7 +136,7 @@ pub(super) fn read(objects: &[Arc<Object>], mesh: &MeshConfig, status: &mut Stat
             .filter(|port| port.protocol != Protocol::Udp)
         {
             let mut all = match listed {
-                Some(slices) => sliced_endpoints(service, port, slices, &instances, &machines),
+                Some(slices) => sliced_endpoints(service, port, slices, &by_address, &machines),
                 None => selected_endpoints(service, port, &instances),
             };
             if let Some(entry) = entries.get(&(service.hostname.clone(), port.number)) {
@@ -248,7 +256,7 @@ fn sliced_endpoints(
     service: &Service,
     port: &Port,
     slices: &[&EndpointSlice],
-    instances: &[Instance],
+    instances: &HashMap<(&str, &str), &Instance>,
     machines: &BTreeMap<&str, String>,
 ) -> Vec<Endpoint> {
     let mut all = Vec::new();
@@ -268,10 +276,9 @@ fn sliced_endpoints(
         let addresses =
             ready.flat_map(|endpoint| endpoint.addresses.iter().map(move |at| (endpoint, at)));
         for (endpoint, address) in addresses {
-            let known = instances.iter().find(|instance| {
-                instance.workload.address == *address
-                    && instance.workload.namespace == service.namespace
-            });
+            let known = instances
+                .get(&(service.namespace.as_str(), address.as_str()))
+                .copied();
             let workload = known.map(|instance| &instance.workload);
             all.push(Endpoint {
                 address: address.clone(),

@@ -21,7 +21,7 @@ use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
 use tokio::time::Instant;
 
-use crate::encode::{Catalog, Encoded, Encoder, Kind, set_version};
+use crate::encode::{Catalog, Encoded, Encoder, Kind, SetVersion};
 
 /// How long a push waits for a client to ask for the endpoints of a new cluster, or the routes of a new
 /// listener. Envoy asks within the same turn of its loop; a client that never does must not be stuck.
@@ -61,6 +61,19 @@ pub struct Target {
     pub catalogs: BTreeMap<Kind, Arc<Catalog>>,
     /// What had to be left out for this proxy, and why.
     pub conflicts: Vec<String>,
+    /// Where it is the target before but for load assignments: those that may differ. `None`: anything may.
+    pub endpoints_only: Option<Arc<[Arc<str>]>>,
+}
+
+/// How much of the target has to be compared with what the client holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Doubt {
+    /// Everything.
+    All,
+    /// The client had all of the target before, has asked for nothing since, and these assignments may differ.
+    Endpoints(Arc<[Arc<str>]>),
+    /// It has everything.
+    Nothing,
 }
 
 /// How far the present target has got.
@@ -193,6 +206,8 @@ struct Watch {
     wildcard: bool,
     names: BTreeSet<Arc<str>>,
     held: BTreeMap<Arc<str>, Held>,
+    /// Of all that is held; see [`Watch::hold`].
+    version: SetVersion,
     /// What the client accepted last: this is what it serves by, whatever we sent since.
     acked: BTreeMap<Arc<str>, Held>,
     /// Sent (or removed), and not acknowledged in that version.
@@ -221,6 +236,7 @@ pub struct Session {
     watches: BTreeMap<Kind, Watch>,
     target: Target,
     step: Step,
+    doubt: Doubt,
     claim_deadline: Option<Instant>,
     live: u64,
     nonces: u64,
@@ -245,6 +261,7 @@ impl Session {
             watches: BTreeMap::new(),
             target,
             step: Step::Make,
+            doubt: Doubt::All,
             claim_deadline: None,
             live: 0,
             nonces: 0,
@@ -269,6 +286,7 @@ impl Session {
         now: Instant,
     ) -> Result<Verdict, Misuse> {
         check_names(names)?;
+        self.doubt = Doubt::All;
         let names: BTreeSet<Arc<str>> = names.iter().map(|name| name.as_str().into()).collect();
         if names.is_empty() && !kind.is_wildcard() {
             // Unsubscribed. It may also be the answer to the last response, which no longer matters.
@@ -354,6 +372,13 @@ impl Session {
             return Err(Misuse::TooManyNames);
         }
         let star = |names: &[String]| names.iter().any(|name| name == "*");
+        let acknowledges = !nonce.is_empty()
+            && error.is_none()
+            && ask.subscribe.is_empty()
+            && ask.unsubscribe.is_empty();
+        if !acknowledges {
+            self.doubt = Doubt::All;
+        }
 
         let Some(watch) = self.watches.get_mut(kind) else {
             if let Some(message) = error {
@@ -374,9 +399,11 @@ impl Session {
                 wildcard: kind.is_wildcard() && (ask.subscribe.is_empty() || star(&ask.subscribe)),
                 reconnected: !held.is_empty(),
                 acked: held.clone(),
-                held,
                 ..Watch::default()
             };
+            for (name, held) in held {
+                watch.hold(&name, Some(held));
+            }
             watch.subscribe(&ask.subscribe);
             self.open(kind, watch)?;
             self.check_size()?;
@@ -457,6 +484,7 @@ impl Session {
             watch.asked = watch.names.clone();
         }
         self.watches.insert(kind.clone(), watch);
+        self.doubt = Doubt::All;
         self.step = Step::Make;
         Ok(())
     }
@@ -469,6 +497,10 @@ impl Session {
 
     /// Takes a new target and begins to push it.
     pub fn adopt(&mut self, target: Target, now: Instant) {
+        self.doubt = match (&target.endpoints_only, &self.doubt) {
+            (Some(names), Doubt::Nothing) => Doubt::Endpoints(names.clone()),
+            _ => Doubt::All,
+        };
         self.target = target;
         self.step = Step::Make;
         self.claim_deadline = None;
@@ -483,6 +515,7 @@ impl Session {
             target.generation, self.target.generation,
             "the same target, more of it"
         );
+        self.doubt = Doubt::All;
         self.target = target;
     }
 
@@ -498,6 +531,7 @@ impl Session {
             return;
         }
         self.claim_deadline = None;
+        self.doubt = Doubt::All;
         let (from, to) = match self.step {
             Step::Make => (Kind::Cluster, Kind::Endpoint),
             Step::Switch | Step::Break | Step::Settled => (Kind::Listener, Kind::Route),
@@ -524,6 +558,12 @@ impl Session {
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.target.generation
+    }
+
+    /// What the client should have.
+    #[must_use]
+    pub fn target(&self) -> &Target {
+        &self.target
     }
 
     /// What had to be left out of the present target, and why.
@@ -611,6 +651,7 @@ impl Session {
             };
         }
         if self.step == Step::Settled && self.is_clean() {
+            self.doubt = Doubt::Nothing;
             self.live = self.live.max(self.target.generation);
         }
     }
@@ -642,6 +683,9 @@ impl Session {
     /// Names of kind `to` that accepted resources of kind `from` stand on, and that the client has not
     /// asked for yet.
     fn awaited(&self, from: &Kind, to: &Kind) -> Vec<Arc<str>> {
+        if self.doubt != Doubt::All {
+            return Vec::new(); // nothing was, and neither clusters nor listeners have changed
+        }
         let Some(watch) = self.watches.get(from) else {
             return Vec::new();
         };
@@ -708,7 +752,9 @@ impl Session {
             .map_or(&EMPTY, |catalog| catalog);
 
         let in_use = match kind {
-            Kind::Cluster if self.step >= Step::Break => self.clusters_in_use(),
+            Kind::Cluster if self.step >= Step::Break && self.doubt == Doubt::All => {
+                self.clusters_in_use()
+            }
             _ => InUse::default(),
         };
         let consider = |changes: &mut Changes, name: &Arc<str>, wanted: Option<&Arc<Encoded>>| {
@@ -738,13 +784,22 @@ impl Session {
             }
         };
 
-        match scope {
-            Scope::Asked => {
+        match (scope, &self.doubt) {
+            (Scope::Everything, Doubt::Nothing) if Kind::XDS.contains(kind) => {}
+            (Scope::Everything, Doubt::Endpoints(names)) if Kind::XDS.contains(kind) => {
+                let names = names.iter().filter(|name| {
+                    *kind == Kind::Endpoint && (watch.wildcard || watch.names.contains(*name))
+                });
+                for name in names {
+                    consider(&mut changes, name, wanted.get(name));
+                }
+            }
+            (Scope::Asked, _) => {
                 for name in &watch.asked {
                     consider(&mut changes, name, wanted.get(name));
                 }
             }
-            Scope::Everything => {
+            (Scope::Everything, _) => {
                 if watch.wildcard {
                     for (name, encoded) in wanted {
                         consider(&mut changes, name, Some(encoded));
@@ -846,9 +901,7 @@ impl Session {
         let mut log = Vec::with_capacity(changes.set.len() + changes.removed.len());
         let mut stands_on: Vec<Arc<str>> = Vec::new();
         for encoded in &changes.set {
-            let before = watch
-                .held
-                .insert(encoded.name.clone(), Held::Sent(encoded.clone()));
+            let before = watch.hold(&encoded.name, Some(Held::Sent(encoded.clone())));
             if before.is_none_or(|held| *held.version() != *encoded.version) {
                 stands_on.extend(encoded.refers.next.iter().cloned());
             }
@@ -856,20 +909,12 @@ impl Session {
             log.push((encoded.name.clone(), Some(encoded.clone())));
         }
         for name in &changes.removed {
-            if watch.names.contains(name) {
-                watch.held.insert(name.clone(), Held::Absent);
-            } else {
-                watch.held.remove(name);
-            }
+            let absent = watch.names.contains(name).then_some(Held::Absent);
+            watch.hold(name, absent);
             watch.unacked.insert(name.clone());
             log.push((name.clone(), None));
         }
-        let version = set_version(
-            watch
-                .held
-                .iter()
-                .map(|(name, held)| (&**name, held.version())),
-        );
+        let version = watch.version.text();
         let set = if whole_state {
             watch
                 .held
@@ -965,6 +1010,21 @@ fn check_names(names: &[String]) -> Result<(), Misuse> {
 }
 
 impl Watch {
+    /// Notes what the client holds of a name from now on; what it held before.
+    fn hold(&mut self, name: &Arc<str>, held: Option<Held>) -> Option<Held> {
+        if let Some(held) = &held {
+            self.version.toggle(name, held.version());
+        }
+        let before = match held {
+            Some(held) => self.held.insert(name.clone(), held),
+            None => self.held.remove(name),
+        };
+        if let Some(before) = &before {
+            self.version.toggle(name, before.version());
+        }
+        before
+    }
+
     /// The response of that nonce, and all before it, are accepted (state of the world).
     fn accept(&mut self, nonce: &str) -> Verdict {
         if !self.in_flight.iter().any(|sent| sent.nonce == nonce) {
@@ -1093,7 +1153,9 @@ impl Watch {
     }
 
     fn forget(&mut self, name: &str) {
-        self.held.remove(name);
+        if let Some(before) = self.held.remove(name) {
+            self.version.toggle(name, before.version());
+        }
         self.acked.remove(name);
         self.unacked.remove(name);
         self.asked.remove(name);

@@ -111,6 +111,7 @@ impl Mesh {
                 (Kind::Route, set(vec![encoder.encode("80", &route)])),
             ]),
             conflicts: Vec::new(),
+            endpoints_only: None,
         }
     }
 
@@ -671,6 +672,7 @@ fn configuration_objects_come_whole_or_by_name() {
                 generation: 1,
                 catalogs: rules(&["ns/a", "ns/b"]),
                 conflicts: Vec::new(),
+                endpoints_only: None,
             },
         );
         client.ask(kind.clone(), &[], "", None);
@@ -683,6 +685,7 @@ fn configuration_objects_come_whole_or_by_name() {
                 generation: 2,
                 catalogs: rules(&["ns/b", "ns/c"]),
                 conflicts: Vec::new(),
+                endpoints_only: None,
             },
             Instant::now(),
         );
@@ -746,6 +749,87 @@ fn a_cluster_stays_while_refused_routes_leave_traffic_on_it() {
             Mode::Delta => assert_eq!(*cds.removed, ["a".into()]),
         }
         client.answer(&cds, None);
+        assert_eq!(client.session.live(), 3);
+    }
+}
+
+/// The target before with other endpoints of one cluster.
+fn with_endpoints(mesh: &Mesh, before: &Target, name: &str, policy: u32) -> Target {
+    use envoy_types::pb::envoy::config::endpoint::v3::cluster_load_assignment::Policy;
+    let message = ClusterLoadAssignment {
+        cluster_name: name.into(),
+        policy: Some(Policy {
+            overprovisioning_factor: Some(envoy_types::pb::google::protobuf::UInt32Value {
+                value: policy,
+            }),
+            ..Policy::default()
+        }),
+        ..ClusterLoadAssignment::default()
+    };
+    let one = mesh.encoder.encode(name, &message);
+    let mut target = before.clone();
+    let mut endpoints = Catalog::clone(&target.catalogs[&Kind::Endpoint]);
+    endpoints.insert(one.name.clone(), one.clone());
+    target.catalogs.insert(Kind::Endpoint, Arc::new(endpoints));
+    target.generation += 1;
+    target.endpoints_only = Some([one.name.clone()].into());
+    target
+}
+
+#[test]
+fn where_only_endpoints_changed_only_these_are_sent_and_waited_for() {
+    for mode in BOTH {
+        let mesh = Mesh::new();
+        let first = mesh.target(1, &[("a", 0), ("b", 0)], "a");
+        let mut client = mesh.client(mode, first.clone());
+        client.start(&["a", "b"]);
+        let second = with_endpoints(&mesh, &first, "b", 100);
+        client.session.adopt(second.clone(), Instant::now());
+        let eds = client.one(&Kind::Endpoint);
+        assert_eq!(names_of(&eds), ["b"]);
+        let all = second.catalogs[&Kind::Endpoint].iter();
+        let version = crate::encode::set_version(all.map(|(name, one)| (&**name, &*one.version)));
+        assert_eq!(eds.version, version, "of all that the client holds");
+        assert!(!client.session.is_settled());
+        client.answer(&eds, None);
+        client.nothing();
+        assert!(client.session.is_settled());
+        assert_eq!(client.session.live(), 2);
+
+        // Nobody watches that one: nothing is to be said, and it is live at once.
+        let third = with_endpoints(&mesh, &second, "unknown", 1);
+        client.session.adopt(third, Instant::now());
+        client.nothing();
+        assert_eq!(client.session.live(), 3);
+    }
+}
+
+#[test]
+fn a_client_that_refused_endpoints_is_compared_with_everything() {
+    for mode in BOTH {
+        let mesh = Mesh::new();
+        let first = mesh.target(1, &[("a", 0), ("b", 0)], "a");
+        let mut client = mesh.client(mode, first.clone());
+        client.start(&["a", "b"]);
+        let second = with_endpoints(&mesh, &first, "b", 100);
+        client.session.adopt(second.clone(), Instant::now());
+        let eds = client.one(&Kind::Endpoint);
+        client.answer(&eds, Some("no"));
+        assert_eq!(client.session.live(), 1);
+        // Made from the second as if nothing had happened: what it says is not all that is due.
+        let mut third = with_endpoints(&mesh, &second, "b", 200);
+        third.catalogs.insert(
+            Kind::Cluster,
+            mesh.target(3, &[("a", 1), ("b", 0)], "a").catalogs[&Kind::Cluster].clone(),
+        );
+        client.session.adopt(third, Instant::now());
+        let sent = client.take();
+        let kinds: Vec<_> = sent.iter().map(|response| response.kind.clone()).collect();
+        assert_eq!(kinds, [Kind::Cluster, Kind::Endpoint]);
+        sent.iter().for_each(|response| {
+            client.answer(response, None);
+        });
+        client.nothing();
         assert_eq!(client.session.live(), 3);
     }
 }
