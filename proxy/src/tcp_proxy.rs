@@ -1,9 +1,12 @@
 //! The network filter `tcp_proxy`: carries a connection to a host of a cluster, bytes as they are.
 
 mod copy;
+mod tunnel;
 
 use std::{
     io,
+    net::SocketAddr,
+    rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -19,6 +22,7 @@ use lateen_protocols::envoy::{
 };
 use tokio::time::Instant;
 
+use self::tunnel::{Downstream, Tunnel, Tunneling};
 use crate::{
     balance::xxh64,
     circuit::{Permit, Resource},
@@ -47,6 +51,8 @@ pub struct TcpProxy {
     max_duration: Option<Duration>,
     max_connect_attempts: u32,
     hash_source_ip: bool,
+    /// The bytes go through a tunnel of HTTP.
+    tunneling: Option<Tunneling>,
     stats: Stats,
 }
 
@@ -92,7 +98,6 @@ impl TcpProxy {
     fn read(config: &proto::TcpProxy, shared: &Shared) -> Result<TcpProxy, ConfigError> {
         let unsupported = [
             ("on_demand", config.on_demand.is_some()),
-            ("tunneling_config", config.tunneling_config.is_some()),
             ("backoff_options", config.backoff_options.is_some()),
             (
                 "proxy_protocol_tlvs",
@@ -154,6 +159,12 @@ impl TcpProxy {
                 .as_ref()
                 .map_or(1, |n| n.value.max(1)),
             hash_source_ip,
+            tunneling: config
+                .tunneling_config
+                .as_ref()
+                .map(Tunneling::compile)
+                .transpose()
+                .map_err(|error| error.within("tunneling_config"))?,
             stats: Stats::new(&scope),
         })
     }
@@ -177,11 +188,14 @@ impl TcpProxy {
         info: &SharedInfo,
     ) {
         self.stats.downstream_cx_total.inc();
-        if let Some((upstream, counted)) = self.connect(shared, info).await {
-            let limits = copy::Limits {
-                idle: self.idle_timeout,
-                deadline: self.max_duration.map(|limit| info.borrow().start + limit),
-            };
+        let limits = copy::Limits {
+            idle: self.idle_timeout,
+            deadline: self.max_duration.map(|limit| info.borrow().start + limit),
+        };
+        let ended = if let Some(tunneling) = &self.tunneling {
+            self.carry(tunneling, shared, downstream, read, info, &limits)
+                .await
+        } else if let Some((upstream, counted)) = self.connect(shared, info).await {
             let cluster = &counted.local.cluster.stats;
             // Bytes of the connection are counted when read from the downstream, and when written to it.
             let tell = |place, n: u64| match place {
@@ -196,18 +210,81 @@ impl TcpProxy {
                     info.borrow_mut().bytes_sent += n;
                 }
             };
-            match copy::both(downstream, read, upstream, &limits, tell).await {
-                copy::Ended::Finished => {}
-                copy::Ended::Idle => self.stats.idle_timeout.inc(),
-                copy::Ended::TooLong => {
-                    self.stats.max_downstream_connection_duration.inc();
-                    info.borrow_mut().flags.set(ResponseFlags::DURATION_TIMEOUT);
-                }
-                copy::Ended::Failed(side, error) => note_failure(info, side, &error),
+            Some(copy::both(downstream, read, upstream, &limits, tell).await)
+        } else {
+            None
+        };
+        match ended {
+            None | Some(copy::Ended::Finished) => {}
+            Some(copy::Ended::Idle) => self.stats.idle_timeout.inc(),
+            Some(copy::Ended::TooLong) => {
+                self.stats.max_downstream_connection_duration.inc();
+                info.borrow_mut().flags.set(ResponseFlags::DURATION_TIMEOUT);
             }
+            Some(copy::Ended::Failed(side, error)) => note_failure(info, side, &error),
         }
         let mut info = info.borrow_mut();
         info.response_end = Some(info.start.elapsed());
+    }
+
+    /// Carries the connection through a tunnel; `None` if there is none to be had.
+    async fn carry(
+        &self,
+        tunneling: &Tunneling,
+        shared: &Arc<Shared>,
+        downstream: Transport,
+        read: Bytes,
+        info: &SharedInfo,
+        limits: &copy::Limits,
+    ) -> Option<copy::Ended> {
+        let (received, sent) = (
+            self.stats.downstream_cx_rx_bytes_total.clone(),
+            self.stats.downstream_cx_tx_bytes_total.clone(),
+        );
+        let facts = info.clone();
+        // What passes upstream is counted by the connection that the tunnel is part of.
+        let tell: tunnel::Tell = Rc::new(move |place, n| match place {
+            copy::Passed::FromDownstream => {
+                received.add(n);
+                facts.borrow_mut().bytes_received += n;
+            }
+            copy::Passed::ToDownstream => {
+                sent.add(n);
+                facts.borrow_mut().bytes_sent += n;
+            }
+            copy::Passed::ToUpstream | copy::Passed::FromUpstream => {}
+        });
+        let before = read.len() as u64;
+        let downstream = Downstream::new(downstream, read, tell.clone());
+        let tunnel = self.tunnel(tunneling, shared, &downstream, info).await?;
+        tell(copy::Passed::FromDownstream, before);
+        Some(tunnel.carry(limits).await)
+    }
+
+    /// A tunnel, in as many attempts as allowed; what went wrong is in `info`.
+    async fn tunnel(
+        &self,
+        tunneling: &Tunneling,
+        shared: &Arc<Shared>,
+        downstream: &Downstream,
+        info: &SharedInfo,
+    ) -> Option<Tunnel> {
+        let mut choice = self.choose(shared, info)?;
+        loop {
+            let (local, host) = self.next_host(&choice, info)?;
+            match downstream.ask(tunneling, &local, &host, info).await {
+                Ok(tunnel) => {
+                    info.borrow_mut().upstream_transport_failure = None;
+                    return Some(tunnel);
+                }
+                Err(reason) => {
+                    info.borrow_mut().upstream_transport_failure = reason;
+                    if !self.may_try_again(&mut choice, &local, host, info) {
+                        return None;
+                    }
+                }
+            }
+        }
     }
 
     /// A connection to a host, in as many attempts as allowed; what went wrong is in `info`.
@@ -216,42 +293,9 @@ impl TcpProxy {
         shared: &Arc<Shared>,
         info: &SharedInfo,
     ) -> Option<(Transport, Counted)> {
-        let chosen = self.draw(rand::random_range(0..self.total))?;
-        let worker = WorkerClusters::of(&shared.clusters);
-        // A filter before this one may have named the cluster.
-        let name = info
-            .borrow_mut()
-            .upstream_cluster
-            .get_or_insert_with(|| chosen.name.clone())
-            .clone();
-        let hash = self.hash_source_ip.then(|| {
-            xxh64(
-                info.borrow().connection.remote.ip().to_string().as_bytes(),
-                0,
-            )
-        });
-        let original = original_destination(&info.borrow().connection);
-        let mut tried: Vec<Arc<Host>> = Vec::new();
-        while tried.len() < self.max_connect_attempts as usize {
-            let Some(local) = worker.get(&name) else {
-                self.stats.downstream_cx_no_route.inc();
-                info.borrow_mut().flags.set(ResponseFlags::NO_CLUSTER_FOUND);
-                return None;
-            };
-            let host = local.pick(&Pick {
-                subset: chosen.subset.as_ref(),
-                hash,
-                original,
-                tried: &tried,
-                ..Pick::default()
-            });
-            let Some(host) = host else {
-                local.cluster.stats.upstream_cx_none_healthy.inc();
-                info.borrow_mut()
-                    .flags
-                    .set(ResponseFlags::NO_HEALTHY_UPSTREAM);
-                return None;
-            };
+        let mut choice = self.choose(shared, info)?;
+        loop {
+            let (local, host) = self.next_host(&choice, info)?;
             let permit = local
                 .cluster
                 .circuits
@@ -265,13 +309,6 @@ impl TcpProxy {
                 return None;
             };
             let counted = Counted::new(&local, host.clone(), permit);
-            {
-                let mut info = info.borrow_mut();
-                info.meet(&host);
-                info.upstream_attempts = u32::try_from(tried.len())
-                    .unwrap_or(u32::MAX)
-                    .saturating_add(1);
-            }
             let source = info.borrow().original_src;
             match connect(&local.cluster, &host, None, None, source).await {
                 Ok(connected) => {
@@ -292,21 +329,87 @@ impl TcpProxy {
                     };
                     local.cluster.report(&host, outcome);
                     info.borrow_mut().upstream_transport_failure = Some(error.to_string());
-                    tried.push(host);
-                    if tried.len() >= self.max_connect_attempts as usize {
-                        local
-                            .cluster
-                            .stats
-                            .upstream_cx_connect_attempts_exceeded
-                            .inc();
-                        let mut info = info.borrow_mut();
-                        info.flags.set(ResponseFlags::UPSTREAM_CONNECTION_FAILURE);
-                        info.flags.set(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
+                    if !self.may_try_again(&mut choice, &local, host, info) {
+                        return None;
                     }
                 }
             }
         }
-        None
+    }
+
+    /// Chooses the cluster; a connection stays with it.
+    fn choose(&self, shared: &Arc<Shared>, info: &SharedInfo) -> Option<Choice<'_>> {
+        let chosen = self.draw(rand::random_range(0..self.total))?;
+        let mut info = info.borrow_mut();
+        // A filter before this one may have named the cluster.
+        let name = info
+            .upstream_cluster
+            .get_or_insert_with(|| chosen.name.clone())
+            .clone();
+        let remote = info.connection.remote.ip();
+        Some(Choice {
+            worker: WorkerClusters::of(&shared.clusters),
+            name,
+            subset: chosen.subset.as_ref(),
+            hash: self
+                .hash_source_ip
+                .then(|| xxh64(remote.to_string().as_bytes(), 0)),
+            original: original_destination(&info.connection),
+            tried: Vec::new(),
+        })
+    }
+
+    /// The host for the next attempt; why there is none is in `info`.
+    fn next_host(
+        &self,
+        choice: &Choice<'_>,
+        info: &SharedInfo,
+    ) -> Option<(Rc<LocalCluster>, Arc<Host>)> {
+        let Some(local) = choice.worker.get(&choice.name) else {
+            self.stats.downstream_cx_no_route.inc();
+            info.borrow_mut().flags.set(ResponseFlags::NO_CLUSTER_FOUND);
+            return None;
+        };
+        let host = local.pick(&Pick {
+            subset: choice.subset,
+            hash: choice.hash,
+            original: choice.original,
+            tried: &choice.tried,
+            ..Pick::default()
+        });
+        let Some(host) = host else {
+            local.cluster.stats.upstream_cx_none_healthy.inc();
+            info.borrow_mut()
+                .flags
+                .set(ResponseFlags::NO_HEALTHY_UPSTREAM);
+            return None;
+        };
+        let mut info = info.borrow_mut();
+        info.meet(&host);
+        info.upstream_attempts = u32::try_from(choice.tried.len())
+            .unwrap_or(u32::MAX)
+            .saturating_add(1);
+        Some((local, host))
+    }
+
+    /// Whether another attempt is allowed after one with `host` failed.
+    fn may_try_again(
+        &self,
+        choice: &mut Choice<'_>,
+        local: &LocalCluster,
+        host: Arc<Host>,
+        info: &SharedInfo,
+    ) -> bool {
+        choice.tried.push(host);
+        if choice.tried.len() < self.max_connect_attempts as usize {
+            return true;
+        }
+        let stats = &local.cluster.stats;
+        stats.upstream_cx_connect_attempts_exceeded.inc();
+        let mut info = info.borrow_mut();
+        info.flags.set(ResponseFlags::UPSTREAM_CONNECTION_FAILURE);
+        info.flags.set(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
+        false
     }
 
     /// The cluster for a value below the sum of the weights. Drawn once: a connection stays where it is.
@@ -319,16 +422,26 @@ impl TcpProxy {
     }
 }
 
+/// Where a connection goes, and what was tried.
+struct Choice<'a> {
+    worker: Rc<WorkerClusters>,
+    name: Arc<str>,
+    subset: Option<&'a SubsetMatch>,
+    hash: Option<u64>,
+    original: Option<SocketAddr>,
+    tried: Vec<Arc<Host>>,
+}
+
 /// Counts one upstream connection while it stands.
 struct Counted {
-    local: std::rc::Rc<LocalCluster>,
+    local: Rc<LocalCluster>,
     host: Arc<Host>,
     began: Instant,
     _permit: Permit,
 }
 
 impl Counted {
-    fn new(local: &std::rc::Rc<LocalCluster>, host: Arc<Host>, permit: Permit) -> Counted {
+    fn new(local: &Rc<LocalCluster>, host: Arc<Host>, permit: Permit) -> Counted {
         local.cluster.stats.upstream_cx_total.inc();
         local.cluster.stats.upstream_cx_active.inc();
         // As Envoy, to which a connection is a request to the pool of connections.

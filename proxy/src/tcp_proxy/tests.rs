@@ -11,7 +11,7 @@ use super::*;
 use crate::{
     info::{ConnectionInfo, StreamInfo},
     testing::{LIMIT, shared},
-    upstream::testing::dead_address,
+    upstream::testing::{Reply, Server, dead_address},
 };
 
 fn run(test: impl AsyncFnOnce(Arc<Shared>)) {
@@ -213,5 +213,140 @@ fn weights_decide_once_for_each_connection() {
         assert_eq!(counts, HashMap::from([("a", 80), ("b", 20)]));
         assert!(filter.draw(filter.total).is_none());
         assert_eq!(filter.clusters(), ["a".into(), "b".into()]);
+    });
+}
+
+/// An HTTP/2 server that agrees to every request and sends back what comes in it; the requests' heads are kept.
+async fn tunnel_echo() -> (SocketAddr, Rc<RefCell<Vec<http::request::Parts>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let heads = Rc::new(RefCell::new(Vec::new()));
+    let kept = heads.clone();
+    tokio::task::spawn_local(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let kept = kept.clone();
+            tokio::task::spawn_local(async move {
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    let (head, mut body) = request.into_parts();
+                    kept.borrow_mut().push(head);
+                    let mut answer = respond
+                        .send_response(http::Response::new(()), false)
+                        .unwrap();
+                    tokio::task::spawn_local(async move {
+                        while let Some(Ok(data)) = body.data().await {
+                            body.flow_control().release_capacity(data.len()).unwrap();
+                            answer.send_data(data, false).unwrap();
+                        }
+                        answer.send_data(Bytes::new(), true).unwrap();
+                    });
+                }
+            });
+        }
+    });
+    (address, heads)
+}
+
+const HTTP2: &str = "typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: \
+                     {'@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, \
+                     explicit_http_config: {http2_protocol_options: {}}}}";
+
+#[test]
+fn a_tunnel_of_http2_carries_both_ways() {
+    run(async |shared| {
+        let (server, heads) = tunnel_echo().await;
+        cluster(&shared, "a", &[server], HTTP2);
+        let connect = filter(
+            &shared,
+            "cluster: a, tunneling_config: {hostname: 'host.test:80', headers_to_add: [{header: {key: x-a, value: b}}]}",
+        );
+        let post = filter(
+            &shared,
+            "cluster: a, tunneling_config: {hostname: host.test, use_post: true, post_path: /tunnel}",
+        );
+        for filter in [&connect, &post] {
+            let (got, info) = talk(&shared, filter, "question").await;
+            assert_eq!(got, "question");
+            let info = info.borrow();
+            assert_eq!((info.bytes_received, info.bytes_sent), (8, 8));
+            assert_eq!(info.flags.short(), "-");
+        }
+        let heads = heads.borrow();
+        let head = &heads[0];
+        assert_eq!(
+            (&head.method, head.uri.to_string()),
+            (&http::Method::CONNECT, "host.test:80".into())
+        );
+        assert_eq!(head.headers["x-a"], "b");
+        let head = &heads[1];
+        assert_eq!(
+            (&head.method, head.uri.path()),
+            (&http::Method::POST, "/tunnel")
+        );
+        assert_eq!(shared.stats.value("cluster.a.upstream_cx_total"), Some(1));
+    });
+}
+
+#[test]
+fn a_tunnel_of_http1_is_its_connection() {
+    run(async |shared| {
+        let server = Server::start(|_, _| Reply::Echo("HTTP/1.1 200 OK\r\n\r\n")).await;
+        cluster(&shared, "a", &[server.address()], "");
+        let filter = filter(
+            &shared,
+            "cluster: a, tunneling_config: {hostname: 'host.test:80'}",
+        );
+        let (got, info) = talk(&shared, &filter, "question").await;
+        assert_eq!(
+            (got.as_str(), info.borrow().flags.short().as_str()),
+            ("question", "-")
+        );
+        let head = &server.seen()[0].head;
+        assert!(
+            head.starts_with("CONNECT host.test:80 HTTP/1.1\r\n"),
+            "{head}"
+        );
+    });
+}
+
+#[test]
+fn a_tunnel_that_is_refused_is_told_and_tried_again() {
+    run(async |shared| {
+        let server = Server::start(|_, _| Reply::Status(403)).await;
+        cluster(&shared, "a", &[server.address()], "");
+        let filter = filter(
+            &shared,
+            "cluster: a, max_connect_attempts: 2, tunneling_config: {hostname: x}",
+        );
+        let (got, info) = talk(&shared, &filter, "question").await;
+        let info = info.borrow();
+        assert_eq!((got.as_str(), info.flags.short().as_str()), ("", "UF,URX"));
+        assert_eq!(
+            (
+                info.upstream_transport_failure.as_deref(),
+                info.upstream_attempts
+            ),
+            (Some("tunnel_response:403"), 2)
+        );
+        assert_eq!(server.seen().len(), 2);
+    });
+}
+
+#[test]
+fn what_a_tunnel_cannot_be_is_refused() {
+    run(async |shared| {
+        for (yaml, field) in [
+            ("{}", "hostname"),
+            ("{hostname: x, post_path: /a}", "post_path"),
+            ("{hostname: '%NO_SUCH%'}", "hostname"),
+        ] {
+            let yaml = format!("{{stat_prefix: t, cluster: a, tunneling_config: {yaml}}}");
+            let proto: proto::TcpProxy = json::from_yaml(&yaml).unwrap();
+            let error = TcpProxy::compile(&proto, &shared).unwrap_err().to_string();
+            assert!(
+                error.contains("tunneling_config") && error.contains(field),
+                "{error}"
+            );
+        }
     });
 }
