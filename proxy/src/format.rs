@@ -32,7 +32,7 @@ pub struct Facts<'a> {
     pub trailers: Option<&'a Headers>,
     /// The route.
     pub route: Option<&'a Selected>,
-    /// Text of a local reply (`%LOCAL_REPLY_BODY%`).
+    /// Text of a local reply (`%LOCAL_REPLY_BODY%`) while it is made; empty in access logs, as in Envoy.
     pub local_reply: &'a str,
 }
 

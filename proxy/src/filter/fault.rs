@@ -405,7 +405,8 @@ impl Runtime {
         let own = self.grpc_status.get();
         let own = own.and_then(|code| i32::try_from(code).ok());
         let code = own.or(grpc).unwrap_or_default();
-        (http_status_of(code), Some(code))
+        // To who does not speak gRPC it is a success. Envoy: "HTTP will be set to 200".
+        (200, Some(code))
     }
 }
 
@@ -421,22 +422,4 @@ fn http_status(status: u64) -> Option<u16> {
     u16::try_from(status)
         .ok()
         .filter(|status| (200..600).contains(status))
-}
-
-/// Envoy: `Grpc::Utility::grpcToHttpStatus`.
-fn http_status_of(grpc: i32) -> u16 {
-    match grpc {
-        0 => 200,
-        1 => 499,
-        3 | 9 | 11 => 400,
-        4 => 504,
-        5 => 404,
-        6 | 10 => 409,
-        7 => 403,
-        8 => 429,
-        12 => 501,
-        14 => 503,
-        16 => 401,
-        _ => 500,
-    }
 }

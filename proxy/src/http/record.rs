@@ -1,6 +1,6 @@
 //! What is written down of one stream when it ends: statistics, access log, Mixer report, trace.
 
-use std::{borrow::Cow, cell::RefCell, rc::Rc, time::Duration};
+use std::{cell::RefCell, rc::Rc, time::Duration};
 
 use super::{ConnectionContext, limits::StreamLimits};
 use crate::{
@@ -32,8 +32,6 @@ pub(super) struct Record {
     pub(super) route: Option<Selected>,
     pub(super) state: FilterState,
     pub(super) trace: Option<Trace>,
-    /// Text of a local reply.
-    pub(super) local_reply: Cow<'static, str>,
     /// Whether the request is gRPC.
     pub(super) grpc: bool,
     /// Redirects that were followed to come here.
@@ -70,7 +68,6 @@ impl Record {
                 route: None,
                 state: FilterState::default(),
                 trace: None,
-                local_reply: Cow::Borrowed(""),
                 grpc: false,
                 redirects: Taken::default(),
                 left: "downstream_remote_disconnect",
@@ -224,7 +221,7 @@ impl Record {
             response: self.response.as_ref(),
             trailers: self.trailers.as_ref(),
             route: self.route.as_ref(),
-            local_reply: &self.local_reply,
+            local_reply: "",
         };
         for log in &manager.access_log {
             log.write(&facts);

@@ -500,7 +500,6 @@ fn finish(mut record: Box<Record>, outcome: Result<(ResponseHead, Body), Reject>
                     record.route.as_ref(),
                 );
             }
-            record.local_reply.clone_from(&reject.body);
             reject.into_response(record.grpc)
         }
     };
