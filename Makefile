@@ -49,6 +49,11 @@ bench-mixer: ## Mixer beside a bare gRPC server; writes its part of docs/benchma
 	$(CARGO) build --release -p mixer -p lateen-bench --bins
 	target/release/bench mixer $(if $(ARGS),$(ARGS),--document docs/benchmarks.md)
 
+.PHONY: bench-pilot
+bench-pilot: ## Pilot with simulated sidecars: what a change takes and costs; writes its part of docs/benchmarks.md
+	$(CARGO) build --release -p pilot -p lateen-bench --bins
+	target/release/bench pilot $(if $(ARGS),$(ARGS),--document docs/benchmarks.md)
+
 # ACCEPT=1 records what was counted instead of comparing.
 .PHONY: bench-gate
 bench-gate: ## Instructions of the hot paths against the recorded ones; over 5 % more fails

@@ -3,7 +3,8 @@
 //! The proxies have one processor, load and upstream the other. What counts is the proxies' CPU time,
 //! which the kernel tells in nanoseconds, as a ratio to Envoy's and to the relay's in the same minutes.
 //! `scenario` (what) → `bootstrap`, `certificates` → `process` (who) → `compare` (turns) → `load`, `upstream`,
-//! `relay` → `report`, `plot`. Beside it `gate` (instruction counts) and `soak`.
+//! `relay` → `report`, `plot`. Beside it `mixer`, `pilot`, `gate` (instruction
+//! counts) and `soak`.
 
 mod ads;
 mod bootstrap;
@@ -13,6 +14,7 @@ mod frame;
 mod gate;
 mod load;
 mod mixer;
+mod pilot;
 mod plot;
 mod process;
 mod relay;
@@ -37,6 +39,7 @@ usage: bench [--scenario NAME]... [--rounds N] [--seconds S] [--quick]
        bench gate [--accept] [--proxy PATH] [--mixer PATH]
        bench mixer [--scenario NAME]... [--rounds N] [--seconds S] [--distinct N] [--mixer PATH]
              [--json FILE] [--document FILE]
+       bench pilot [--sizes N,N...] [--endpoints N] [--changes N] [--seconds S] [--pilot PATH] [--document FILE]
        bench soak [--seconds N] [--proxy PATH]";
 /// Where `make` puts it.
 const PROXY: &str = "target/release/proxy";
@@ -121,6 +124,10 @@ fn main() -> anyhow::Result<()> {
             words.next();
             mixer_bench(words)
         }
+        Some("pilot") => {
+            words.next();
+            pilot_bench(words)
+        }
         Some("gate") => {
             let mut settings = gate::Settings {
                 proxy: PROXY.into(),
@@ -179,6 +186,30 @@ fn mixer_bench(mut words: impl Iterator<Item = String>) -> anyhow::Result<()> {
     }
     process::raise_file_limit()?;
     mixer::run(&settings, json.as_deref(), document.as_deref())
+}
+
+fn pilot_bench(mut words: impl Iterator<Item = String>) -> anyhow::Result<()> {
+    let mut settings = pilot::Settings::default();
+    let mut document = None;
+    while let Some(flag) = words.next() {
+        let value = words.next().context(USAGE)?;
+        match flag.as_str() {
+            "--sizes" => {
+                let sizes: Result<_, _> = value.split(',').map(str::parse).collect();
+                settings.sizes = sizes.context(USAGE)?;
+            }
+            "--endpoints" => settings.endpoints = value.parse().context(USAGE)?,
+            "--changes" => settings.changes = value.parse().context(USAGE)?,
+            "--seconds" => {
+                settings.patience = Duration::try_from_secs_f64(value.parse().context(USAGE)?)?;
+            }
+            "--pilot" => settings.pilot = value.into(),
+            "--document" => document = Some(PathBuf::from(value)),
+            _ => anyhow::bail!(USAGE),
+        }
+    }
+    process::raise_file_limit()?;
+    pilot::run(&settings, document.as_deref())
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {

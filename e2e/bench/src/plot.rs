@@ -130,3 +130,67 @@ pub(crate) fn latency(rows: &[Row]) -> String {
         &body,
     )
 }
+
+/// What an endpoint change takes (p99) and costs Pilot (CPU), ms, by number of services and sidecars.
+pub(crate) fn growth(points: &[(usize, f64, f64)]) -> String {
+    const HEIGHT: f64 = 220.0;
+    let widest = points.iter().map(|point| point.0).max().unwrap_or(1) as f64;
+    let most = points
+        .iter()
+        .flat_map(|point| [point.1, point.2])
+        .fold(1.0, f64::max);
+    let x = |size: usize| LEFT as f64 + pixels(size as f64 / widest);
+    let y = |value: f64| {
+        let part = (value / most).clamp(0.0, 1.0);
+        TOP as f64 + ((1.0 - part) * HEIGHT * 10.0).round() / 10.0
+    };
+    let mut body = String::new();
+    for step in 0..=4 {
+        let value = most * f64::from(step) / 4.0;
+        body.push_str(&format!(
+            "<line class=\"grid\" x1=\"{LEFT}\" y1=\"{0}\" x2=\"{1}\" y2=\"{0}\"/>\
+             <text class=\"small\" x=\"{2}\" y=\"{0}\" text-anchor=\"end\">{value:.0}</text>\n",
+            y(value),
+            LEFT + WIDTH,
+            LEFT - 8
+        ));
+    }
+    for (size, _, _) in points {
+        body.push_str(&format!(
+            "<text class=\"small\" x=\"{}\" y=\"{}\" text-anchor=\"middle\">{size}</text>\n",
+            x(*size),
+            y(0.0) + 16.0
+        ));
+    }
+    type Series = fn(&(usize, f64, f64)) -> f64;
+    let all: [(&str, &str, Series); 2] = [
+        ("until all have it, p99", "relay", |point| point.1),
+        ("Pilot's CPU", "met", |point| point.2),
+    ];
+    for (index, (name, class, value)) in all.into_iter().enumerate() {
+        let mut last: Option<(f64, f64)> = None;
+        for point in points {
+            let (px, py) = (x(point.0), y(value(point)));
+            if let Some((fx, fy)) = last {
+                body.push_str(&format!(
+                    "<line class=\"grid\" x1=\"{fx}\" y1=\"{fy}\" x2=\"{px}\" y2=\"{py}\"/>"
+                ));
+            }
+            body.push_str(&format!(
+                "<circle class=\"{class}\" cx=\"{px}\" cy=\"{py}\" r=\"4\"/>\n"
+            ));
+            last = Some((px, py));
+        }
+        let row = TOP + index * ROW;
+        body.push_str(&format!(
+            "<circle class=\"{class}\" cx=\"12\" cy=\"{}\" r=\"4\"/><text x=\"22\" y=\"{}\">{name}</text>\n",
+            row + 8,
+            row + 12
+        ));
+    }
+    svg(
+        TOP + HEIGHT as usize + 30,
+        "An endpoint change, ms, by services and sidecars",
+        &body,
+    )
+}
