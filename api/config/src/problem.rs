@@ -41,6 +41,35 @@ impl Problem {
     pub fn is_error(&self) -> bool {
         self.severity == Severity::Error
     }
+
+    /// Field, reason and hint, without the object: for who has named it already.
+    #[must_use]
+    pub fn what(&self) -> What<'_> {
+        What(self)
+    }
+}
+
+/// See [`Problem::what`].
+#[derive(Debug)]
+pub struct What<'a>(&'a Problem);
+
+impl fmt::Display for What<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Problem {
+            field,
+            reason,
+            hint,
+            ..
+        } = self.0;
+        if !field.is_empty() {
+            write!(f, "{field}: ")?;
+        }
+        f.write_str(reason)?;
+        if !hint.is_empty() {
+            write!(f, " ({hint})")?;
+        }
+        Ok(())
+    }
 }
 
 impl fmt::Display for Problem {
@@ -53,13 +82,6 @@ impl fmt::Display for Problem {
         if let Some(key) = &self.key {
             write!(f, "{} {}/{}: ", key.kind, key.namespace, key.name)?;
         }
-        if !self.field.is_empty() {
-            write!(f, "{}: ", self.field)?;
-        }
-        f.write_str(&self.reason)?;
-        if !self.hint.is_empty() {
-            write!(f, " ({})", self.hint)?;
-        }
-        Ok(())
+        self.what().fmt(f)
     }
 }

@@ -135,7 +135,10 @@ fn verdict(errors: &[&Problem], is_in_force: bool) -> Value {
             "type": "Accepted", "status": "True", "reason": "Accepted", "message": "",
         }),
         errors => {
-            let texts: Vec<String> = errors.iter().map(|problem| text(problem)).collect();
+            let texts: Vec<String> = errors
+                .iter()
+                .map(|problem| problem.what().to_string())
+                .collect();
             let mut message = texts.join("; ");
             message += match is_in_force {
                 true => ". Its last good version stays in force",
@@ -148,17 +151,6 @@ fn verdict(errors: &[&Problem], is_in_force: bool) -> Value {
         }
     };
     json!({"conditions": [condition], "observedGeneration": 0})
-}
-
-fn text(problem: &Problem) -> String {
-    let mut text = match problem.field.as_str() {
-        "" => problem.reason.clone(),
-        field => format!("{field}: {}", problem.reason),
-    };
-    if !problem.hint.is_empty() {
-        text += &format!(" ({})", problem.hint);
-    }
-    text
 }
 
 #[cfg(test)]

@@ -35,14 +35,7 @@ pub(super) fn answer(review: &Review, metrics: &Metrics) -> Answer {
 
 /// Without the object, which who asked has named.
 fn text(problem: &Problem) -> String {
-    let mut text = match problem.field.as_str() {
-        "" => problem.reason.clone(),
-        field => format!("{field}: {}", problem.reason),
-    };
-    if !problem.hint.is_empty() {
-        text += &format!(" ({})", problem.hint);
-    }
-    text
+    problem.what().to_string()
 }
 
 #[cfg(test)]
