@@ -92,9 +92,23 @@ impl Condition {
     /// Compiles an expression that was parsed already.
     ///
     /// # Errors
-    /// When it has a part that text could not have, or a macro's expansion.
+    /// When it has a part that text could not have, or a macro's expansion; or speaks of something that no stream has,
+    /// by which a rule to deny would never deny.
     pub(crate) fn of_tree(tree: &Expr) -> Result<Condition, ConfigError> {
-        Condition::parse(&text::of(tree)?)
+        let condition = Condition::parse(&text::of(tree)?)?;
+        let references = condition.program.references();
+        // Without macros every variable is an attribute's.
+        let unknown = references
+            .variables()
+            .into_iter()
+            .find(|name| ROOTS.iter().all(|(root, _)| root != name));
+        if let Some(name) = unknown {
+            let roots = ROOTS.map(|(root, _)| root).join(", ");
+            let reason = format!("{name} is not known; attributes begin with {roots}");
+            return Err(invalid("expr", reason));
+        }
+        drop(references);
+        Ok(condition)
     }
 
     /// Whether it holds for a stream.
@@ -396,6 +410,21 @@ mod tests {
         assert!(!holds("upstream.port == 1"));
         assert!(!holds("unknown.name == 1"));
         assert!(!holds("'text'"));
+    }
+
+    #[test]
+    fn a_tree_that_speaks_of_nothing_known_is_refused() {
+        let tree = |name: &str| {
+            let yaml =
+                format!("select_expr: {{operand: {{ident_expr: {{name: {name}}}}}, field: x}}");
+            Condition::of_tree(&lateen_protocols::json::from_yaml(&yaml).unwrap())
+        };
+        assert!(tree("request").is_ok());
+        let error = tree("filter_state").unwrap_err().to_string();
+        assert!(
+            error.contains("filter_state") && error.contains("request"),
+            "{error}"
+        );
     }
 
     #[test]

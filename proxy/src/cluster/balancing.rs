@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use lateen_protocols::envoy::{
     envoy::{
         config::cluster::v3::{
-            Cluster as Proto,
+            Cluster as Proto, LoadBalancingPolicy,
             cluster::{
                 CommonLbConfig, LbConfig, LbPolicy, LeastRequestLbConfig, MaglevLbConfig,
                 RingHashLbConfig, RoundRobinLbConfig, SlowStartConfig,
@@ -66,7 +66,7 @@ pub(super) fn plain(proto: &Proto) -> Result<Cow<'_, Proto>, ConfigError> {
 
 /// Applies the first policy that is known, as Envoy does.
 fn apply_first(
-    list: &lateen_protocols::envoy::envoy::config::cluster::v3::LoadBalancingPolicy,
+    list: &LoadBalancingPolicy,
     to: &mut Proto,
     seen: &mut Vec<String>,
     depth: usize,
